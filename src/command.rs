@@ -1,0 +1,466 @@
+//! What to run, and what its descriptors are connected to.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The search path that a command gets by default.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program with its arguments, environment, working directory and streams.
+///
+/// The nouns are those of [`std::process::Command`], with three differences: it's
+/// consumed when it runs, so that no pipe end lingers in the host; its environment
+/// starts from a small default and never from the host's; and arguments, names
+/// and paths may be any bytes but NUL.
+///
+/// The default environment is `PATH`, `HOME` and `LANG=C.UTF-8`. The default
+/// streams are an empty standard input, and captured output and error.
+///
+/// ```
+/// use cofferdam::{Command, Sandbox};
+///
+/// let out = Sandbox::new().run(Command::new("sh").args(["-c", "read x; echo $x $Y"]).stdin("hello\n").env("Y", "there"))?;
+/// assert_eq!(out.text(), "hello there\n");
+/// # Ok::<(), cofferdam::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Command {
+    arguments: Vec<OsString>,
+    program: OsString,
+    environment: Vec<(OsString, Option<OsString>)>,
+    clear: bool,
+    directory: PathBuf,
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
+    pub(crate) fds: Vec<(u32, OwnedFd, FdKind)>,
+}
+
+/// What a passed descriptor may refer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FdKind {
+    Plain,
+    Socket,
+    Directory,
+}
+
+impl Command {
+    /// A command without arguments. A name without a slash is looked up in the
+    /// sandbox along its `PATH`.
+    pub fn new(program: impl AsRef<OsStr>) -> Command {
+        let program = program.as_ref().to_os_string();
+        Command {
+            arguments: vec![program.clone()],
+            program,
+            environment: Vec::new(),
+            clear: false,
+            directory: PathBuf::from("/"),
+            stdin: Stdio::null(),
+            stdout: Stdio::captured(),
+            stderr: Stdio::captured(),
+            fds: Vec::new(),
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Command {
+        self.arguments.push(argument.as_ref().to_os_string());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<I>(mut self, arguments: I) -> Command
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        self.arguments.extend(arguments.into_iter().map(|a| a.as_ref().to_os_string()));
+        self
+    }
+
+    /// What the program sees as its own name; by default as it was given.
+    pub fn arg0(mut self, name: impl AsRef<OsStr>) -> Command {
+        self.arguments[0] = name.as_ref().to_os_string();
+        self
+    }
+
+    /// Sets a variable.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Command {
+        self.environment.push((name.as_ref().to_os_string(), Some(value.as_ref().to_os_string())));
+        self
+    }
+
+    /// Sets variables.
+    pub fn envs<I, K, V>(mut self, variables: I) -> Command
+    where
+        I: IntoIterator<Item = (K, V)>,
+        K: AsRef<OsStr>,
+        V: AsRef<OsStr>,
+    {
+        for (name, value) in variables {
+            self = self.env(name, value);
+        }
+        self
+    }
+
+    /// Removes a variable, also one of the default environment.
+    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Command {
+        self.environment.push((name.as_ref().to_os_string(), None));
+        self
+    }
+
+    /// Starts from an empty environment, without the defaults and without what was
+    /// set before.
+    pub fn env_clear(mut self) -> Command {
+        self.environment.clear();
+        self.clear = true;
+        self
+    }
+
+    /// The working directory, inside. By default `/`. One that's missing is
+    /// [`ErrorKind::BadWorkingDirectory`](crate::ErrorKind::BadWorkingDirectory).
+    pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Command {
+        self.directory = directory.as_ref().to_path_buf();
+        self
+    }
+
+    /// Standard input: bytes, a file, a pipe. By default it's empty.
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Command {
+        self.stdin = stdin.into();
+        self
+    }
+
+    /// Standard output. By default it's captured.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Command {
+        self.stdout = stdout.into();
+        self
+    }
+
+    /// Standard error. By default it's captured.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Command {
+        self.stderr = stderr.into();
+        self
+    }
+
+    /// Passes a further descriptor under this number: a regular file, a pipe or a
+    /// character device. Anything else is refused when the command starts,
+    /// because it can be a way out: see [`socket`](Self::socket) and
+    /// [`directory`](Self::directory). About 55 are possible.
+    pub fn fd(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
+        self.fds.push((number, fd.into(), FdKind::Plain));
+        self
+    }
+
+    /// Passes a socket. Its peer can send the workload further descriptors, and
+    /// whatever listens there is in the workload's reach: use it with a peer
+    /// that expects hostile input.
+    pub fn socket(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
+        self.fds.push((number, fd.into(), FdKind::Socket));
+        self
+    }
+
+    /// Passes a directory of the host's. The workload can open everything below it
+    /// and, with `..`, above it, as far as permissions go: this gives up the
+    /// isolation of files.
+    pub fn directory_fd(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
+        self.fds.push((number, fd.into(), FdKind::Directory));
+        self
+    }
+
+    pub(crate) fn program(&self) -> &OsStr {
+        &self.program
+    }
+
+    pub(crate) fn arguments(&self) -> &[OsString] {
+        &self.arguments
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The environment that the program will have.
+    pub(crate) fn environment(&self, home: &str) -> Vec<(OsString, OsString)> {
+        let mut all: Vec<(OsString, OsString)> = Vec::new();
+        if !self.clear {
+            all.push(("PATH".into(), DEFAULT_PATH.into()));
+            all.push(("HOME".into(), home.into()));
+            all.push(("LANG".into(), "C.UTF-8".into()));
+        }
+        for (name, value) in &self.environment {
+            let place = all.iter().position(|(n, _)| n == name);
+            match (value, place) {
+                (Some(value), Some(i)) => all[i].1.clone_from(value),
+                (Some(value), None) => all.push((name.clone(), value.clone())),
+                (None, Some(i)) => {
+                    all.remove(i);
+                }
+                (None, None) => {}
+            }
+        }
+        all
+    }
+
+    /// The paths to try, in order, as execvp(3) does.
+    pub(crate) fn candidates(&self, environment: &[(OsString, OsString)]) -> Vec<Vec<u8>> {
+        let program = self.program.as_bytes();
+        if program.contains(&b'/') {
+            return vec![program.to_vec()];
+        }
+        let path = environment.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH.as_bytes(), |(_, value)| value.as_bytes());
+        path.split(|b| *b == b':')
+            .map(|directory| {
+                let directory = if directory.is_empty() { b"." } else { directory };
+                [directory, b"/", program].concat()
+            })
+            .collect()
+    }
+
+    /// Refuses what no kernel call could carry.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.program.is_empty() {
+            return Err(Error::invalid("the command's program is the empty string"));
+        }
+        let has_nul = |text: &OsStr| text.as_bytes().contains(&0);
+        if has_nul(&self.program) || self.arguments.iter().any(|a| has_nul(a)) {
+            return Err(Error::invalid("an argument of the command holds a NUL byte"));
+        }
+        if has_nul(self.directory.as_os_str()) || self.directory.as_os_str().is_empty() {
+            return Err(Error::invalid("the working directory is empty or holds a NUL byte"));
+        }
+        for (name, value) in &self.environment {
+            let wrong = name.is_empty() || has_nul(name) || name.as_bytes().contains(&b'=');
+            if wrong || value.as_deref().is_some_and(has_nul) {
+                return Err(Error::invalid(format!(
+                    "{name:?} can't be an environment variable: its name is empty or holds `=`, or there's a NUL byte in it"
+                )));
+            }
+        }
+        for (i, (number, ..)) in self.fds.iter().enumerate() {
+            if *number <= 2 {
+                return Err(Error::invalid("descriptors 0, 1 and 2 are set with stdin, stdout and stderr"));
+            }
+            if *number >= 1 << 16 || self.fds[..i].iter().any(|(n, ..)| n == number) {
+                return Err(Error::invalid(format!("descriptor number {number} is given twice, or is above 65,535")));
+            }
+        }
+        if self.fds.len() + 3 > crate::plan::wire::MAX_FDS - 4 {
+            return Err(Error::invalid(format!("{} further descriptors are too many (57 are possible)", self.fds.len())));
+        }
+        Ok(())
+    }
+}
+
+impl From<&str> for Command {
+    /// A program without arguments: the string isn't split, and no shell reads it.
+    fn from(program: &str) -> Command {
+        Command::new(program)
+    }
+}
+
+impl From<String> for Command {
+    fn from(program: String) -> Command {
+        Command::new(program)
+    }
+}
+
+impl From<&Path> for Command {
+    fn from(program: &Path) -> Command {
+        Command::new(program)
+    }
+}
+
+impl<S: AsRef<OsStr>, const N: usize> From<[S; N]> for Command {
+    fn from(words: [S; N]) -> Command {
+        from_words(words.iter())
+    }
+}
+
+impl<S: AsRef<OsStr>> From<&[S]> for Command {
+    fn from(words: &[S]) -> Command {
+        from_words(words.iter())
+    }
+}
+
+impl<S: AsRef<OsStr>> From<Vec<S>> for Command {
+    fn from(words: Vec<S>) -> Command {
+        from_words(words.iter())
+    }
+}
+
+/// No words make an empty program, which is refused when it runs.
+fn from_words<S: AsRef<OsStr>>(mut words: impl Iterator<Item = S>) -> Command {
+    match words.next() {
+        Some(program) => Command::new(program).args(words),
+        None => Command::new(""),
+    }
+}
+
+impl From<&std::process::Command> for Command {
+    /// Takes over program, arguments, variables that were set, and the working
+    /// directory. Streams aren't readable on the other type and keep our defaults.
+    fn from(other: &std::process::Command) -> Command {
+        let mut command = Command::new(other.get_program()).args(other.get_args());
+        for (name, value) in other.get_envs() {
+            command = match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        match other.get_current_dir() {
+            Some(directory) => command.current_dir(directory),
+            None => command,
+        }
+    }
+}
+
+/// What a standard stream of a command is connected to.
+#[derive(Debug)]
+pub struct Stdio(pub(crate) Stream);
+
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Null,
+    Captured,
+    Piped,
+    Inherit,
+    Bytes(Vec<u8>),
+    Fd(OwnedFd),
+    Relay(OwnedFd),
+}
+
+impl Stdio {
+    /// Reads as empty, swallows what is written.
+    pub fn null() -> Stdio {
+        Stdio(Stream::Null)
+    }
+
+    /// Output is kept for [`Output`](crate::Output), up to the recipe's limit. Of
+    /// an input there's nothing to capture: it's empty.
+    pub fn captured() -> Stdio {
+        Stdio(Stream::Captured)
+    }
+
+    /// A pipe whose other end is in [`Child`](crate::Child). With
+    /// [`run`](crate::Sandbox::run) nobody could hold that end, and it's refused.
+    pub fn piped() -> Stdio {
+        Stdio(Stream::Piped)
+    }
+
+    /// The host program's own stream, directly: what the workload does to it
+    /// (offset, O_NONBLOCK, terminal modes) the host sees. Limits on output don't
+    /// reach it.
+    pub fn inherit() -> Stdio {
+        Stdio(Stream::Inherit)
+    }
+
+    /// Output is passed on to this descriptor as it comes, by the host while it
+    /// waits: unlike [`inherit`](Self::inherit) it's counted and limited, and the
+    /// workload never holds the descriptor.
+    pub fn relay(to: impl Into<OwnedFd>) -> Stdio {
+        Stdio(Stream::Relay(to.into()))
+    }
+
+    /// An input of these bytes: an unlinked file, so it ends where they end and
+    /// nobody has to feed it.
+    pub fn bytes(bytes: impl Into<Vec<u8>>) -> Stdio {
+        Stdio(Stream::Bytes(bytes.into()))
+    }
+}
+
+impl From<OwnedFd> for Stdio {
+    fn from(fd: OwnedFd) -> Stdio {
+        Stdio(Stream::Fd(fd))
+    }
+}
+
+impl From<File> for Stdio {
+    fn from(file: File) -> Stdio {
+        Stdio(Stream::Fd(file.into()))
+    }
+}
+
+impl From<PipeReader> for Stdio {
+    fn from(pipe: PipeReader) -> Stdio {
+        Stdio(Stream::Fd(pipe.into()))
+    }
+}
+
+impl From<PipeWriter> for Stdio {
+    fn from(pipe: PipeWriter) -> Stdio {
+        Stdio(Stream::Fd(pipe.into()))
+    }
+}
+
+impl From<Vec<u8>> for Stdio {
+    fn from(bytes: Vec<u8>) -> Stdio {
+        Stdio::bytes(bytes)
+    }
+}
+
+impl From<&[u8]> for Stdio {
+    fn from(bytes: &[u8]) -> Stdio {
+        Stdio::bytes(bytes)
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Stdio {
+    fn from(bytes: &[u8; N]) -> Stdio {
+        Stdio::bytes(bytes.as_slice())
+    }
+}
+
+impl From<&str> for Stdio {
+    fn from(text: &str) -> Stdio {
+        Stdio::bytes(text)
+    }
+}
+
+impl From<String> for Stdio {
+    fn from(text: String) -> Stdio {
+        Stdio::bytes(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environment_starts_small_and_is_changed_in_order() {
+        let command = Command::new("x").env("A", "1").env("HOME", "/w").env("A", "2").env_remove("LANG");
+        let environment = command.environment("/root");
+        let pairs: Vec<(&str, &str)> = environment.iter().map(|(k, v)| (k.to_str().unwrap(), v.to_str().unwrap())).collect();
+        assert_eq!(pairs, [("PATH", DEFAULT_PATH), ("HOME", "/w"), ("A", "2")]);
+        assert!(Command::new("x").env("A", "1").env_clear().environment("/root").is_empty());
+    }
+
+    #[test]
+    fn programs_are_looked_up_along_the_commands_own_path() {
+        let command = Command::new("tool").env("PATH", "/a::/b");
+        assert_eq!(command.candidates(&command.environment("/")), [b"/a/tool".to_vec(), b"./tool".to_vec(), b"/b/tool".to_vec()]);
+        let command = Command::new("./tool");
+        assert_eq!(command.candidates(&command.environment("/")), [b"./tool".to_vec()]);
+    }
+
+    #[test]
+    fn what_no_kernel_call_carries_is_refused() {
+        for command in [
+            Command::new(""),
+            Command::new("a\0b"),
+            Command::new("a").arg("\0"),
+            Command::new("a").env("A=B", "1"),
+            Command::new("a").env("", "1"),
+            Command::new("a").current_dir(""),
+            Command::from(Vec::<&str>::new()),
+        ] {
+            assert_eq!(command.validate().unwrap_err().kind(), crate::ErrorKind::Invalid, "{command:?}");
+        }
+    }
+}

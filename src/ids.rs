@@ -1,0 +1,119 @@
+//! Ranges of host ids for sandboxes that root starts.
+//!
+//! Each live sandbox has 65,536 ids of its own, so that two of them share neither
+//! files nor per-user limits of the kernel. A range is claimed by a lock on one
+//! byte of `/run/cofferdam/ids` (an open file description lock: byte n stands for
+//! the ids from 65,536 n on), which the kernel drops when the last holder is gone,
+//! whatever way. init holds the same file open, so a claim outlives a killed host
+//! for as long as its sandboxes do. Within a process a bit set tells claims apart,
+//! which share the open file.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::sync::{Arc, Mutex};
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::namespaces::RANGE;
+
+const DIRECTORY: &str = "/run/cofferdam";
+/// Ranges tried from a recipe's base on.
+const RANGES: u32 = 4096;
+
+/// The claims of one process.
+#[derive(Debug)]
+pub(crate) struct Ranges {
+    file: File,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    taken: Vec<u32>,
+    /// Where to look first: round robin, so that a range rests after its use.
+    next: u32,
+}
+
+/// A range, until it's dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    ranges: Arc<Ranges>,
+    unit: u32,
+}
+
+impl Claim {
+    pub(crate) fn first(&self) -> u32 {
+        self.unit * RANGE
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut state = self.ranges.state.lock().unwrap_or_else(|e| e.into_inner());
+        state.taken.retain(|unit| *unit != self.unit);
+        // Unlocking can't fail for a reason that matters: the lock ends with us.
+        let _ = self.ranges.lock(self.unit, libc::F_UNLCK as i16);
+    }
+}
+
+impl Ranges {
+    pub(crate) fn open() -> Result<Ranges> {
+        let failed = |error: io::Error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            let hint = "root needs it to give each sandbox ids of its own; make /run writable";
+            Error::failed(ErrorKind::Setup, "open", "/run/cofferdam/ids", errno, Some(hint))
+        };
+        match DirBuilder::new().mode(0o700).create(DIRECTORY) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(format!("{DIRECTORY}/ids"))
+            .map_err(failed)?;
+        // Two processes that start at once begin in different places.
+        let next = std::process::id();
+        Ok(Ranges { file, state: Mutex::new(State { taken: Vec::new(), next }) })
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A free range at or above `base`.
+    pub(crate) fn claim(self: &Arc<Ranges>, base: u32) -> Result<Claim> {
+        let first = base / RANGE;
+        // The last id of all, 2^32 - 1, means "none" to the kernel.
+        let count = RANGES.min(u32::MAX / RANGE - first);
+        let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
+        for _ in 0..count {
+            let unit = first + state.next % count;
+            state.next = state.next.wrapping_add(1);
+            if state.taken.contains(&unit) {
+                continue;
+            }
+            match self.lock(unit, libc::F_WRLCK as i16) {
+                Ok(()) => {
+                    state.taken.push(unit);
+                    return Ok(Claim { ranges: self.clone(), unit });
+                }
+                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {}
+                Err(errno) => return Err(Error::io("lock", "/run/cofferdam/ids", errno.into())),
+            }
+        }
+        Err(Error::new(ErrorKind::Exhausted, format!("cannot find free ids: all {count} ranges from {base} on belong to live sandboxes")))
+    }
+
+    fn lock(&self, unit: u32, kind: i16) -> nix::Result<()> {
+        let lock = libc::flock { l_type: kind, l_whence: libc::SEEK_SET as i16, l_start: i64::from(unit), l_len: 1, l_pid: 0 };
+        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+    }
+}

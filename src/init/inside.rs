@@ -1,0 +1,370 @@
+//! PID 1 of a sandbox.
+//!
+//! The workload is never PID 1 itself: as PID 1 it would ignore signals that it
+//! has no handler for, so that `abort()` shows up as SIGSEGV and `raise(SIGFPE)`
+//! returns. PID 1 starts commands, reaps everything, keeps the wall clock and
+//! reports by message; its own exit status says nothing.
+
+use crate::arch::{clone_onto, nr};
+use crate::interpret::{Context, Failure, Ran};
+use crate::sys::*;
+use crate::wire::{self, NO_SLOT, Report, Request, Stage, slot};
+
+const COMMANDS: usize = 64;
+
+#[derive(Clone, Copy)]
+struct Command {
+    /// 0 when free.
+    pid: i32,
+    name: u32,
+    flags: u64,
+    /// CLOCK_MONOTONIC nanoseconds; 0 for none.
+    wall_deadline: u64,
+    stop_deadline: u64,
+    cause: u32,
+    began: u64,
+    /// CPU time that our own code used before exec.
+    setup: u64,
+    missing: u64,
+}
+
+const FREE: Command =
+    Command { pid: 0, name: 0, flags: 0, wall_deadline: 0, stop_deadline: 0, cause: 0, began: 0, setup: 0, missing: 0 };
+
+/// What the command's process leaves behind for PID 1. It shares our memory
+/// until exec (CLONE_VM), and we're suspended meanwhile (CLONE_VFORK).
+struct Shared {
+    context: *mut Context,
+    failure: Failure,
+    failed: bool,
+    setup: u64,
+}
+
+const STACK: usize = 64 * 1024;
+#[repr(align(16))]
+struct Stack(#[allow(dead_code, reason = "only its address is used")] [u8; STACK]);
+static mut COMMAND_STACK: Stack = Stack([0; STACK]);
+
+struct Inside {
+    reply: i32,
+    children: i32,
+    commands: [Command; COMMANDS],
+}
+
+/// Never returns: ends when the last command has, or with its host.
+pub fn main(mut context: Context) -> ! {
+    let reply = context.slots[slot::REPLY as usize];
+    let children = match signalfd() {
+        Ok(fd) => fd,
+        Err(errno) => fail(reply, 0, Failure::outside(errno)),
+    };
+    if let Err(failure) = context.run(Stage::Inner) {
+        fail(reply, 0, failure);
+    }
+    let mut inside = Inside { reply, children, commands: [FREE; COMMANDS] };
+    if context.plan.flags() & wire::NO_COMMAND != 0 {
+        report(reply, &Report { kind: Report::READY, missing: context.missing, ..Report::default() }, &[]);
+    } else if !inside.start(&mut context) {
+        exit(1);
+    }
+    context.drop_plan();
+    // Pipe ends and sources belong to the command; only these two are ours.
+    let (low, high) = (reply.min(children) as u32, reply.max(children) as u32);
+    if low > 0 {
+        close_range(0, low - 1);
+    }
+    if high - low > 1 {
+        close_range(low + 1, high - 1);
+    }
+    close_range(high + 1, u32::MAX);
+    inside.serve()
+}
+
+fn report_failure(reply: i32, command: u32, failure: Failure) {
+    let failed = Report {
+        kind: Report::FAILED,
+        command,
+        status: failure.step,
+        errno: failure.errno as u32,
+        detail: failure.detail,
+        ..Report::default()
+    };
+    report(reply, &failed, &[]);
+}
+
+fn fail(reply: i32, command: u32, failure: Failure) -> ! {
+    report_failure(reply, command, failure);
+    exit(1)
+}
+
+/// The command's process: from here to exec.
+extern "C" fn command_main(shared: usize) -> ! {
+    // SAFETY: the address of a live local of `start`, whose frame is suspended
+    // until we exec or exit; nothing else touches it meanwhile.
+    let shared = unsafe { &mut *(shared as *mut Shared) };
+    // SAFETY: as above.
+    let context = unsafe { &mut *shared.context };
+    const CPU_TIME: usize = 2;
+    shared.setup = clock(CPU_TIME);
+    match context.run(Stage::Command) {
+        Err(failure) => shared.failure = failure,
+        // A plan whose command stage doesn't end in exec.
+        Ok(_) => shared.failure = Failure::outside(EPROTO),
+    }
+    shared.failed = true;
+    exit(127)
+}
+
+impl Inside {
+    /// Runs the command stage of a plan; false if it didn't come to exec.
+    fn start(&mut self, context: &mut Context) -> bool {
+        const CLONE_VM: u64 = 0x100;
+        const CLONE_VFORK: u64 = 0x4000;
+        const CLONE_PIDFD: u64 = 0x1000;
+        let name = context.plan.command();
+        let Some(place) = self.commands.iter().position(|c| c.pid == 0) else {
+            report_failure(self.reply, name, Failure::outside(EMFILE));
+            return false;
+        };
+        let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false, setup: 0 };
+        let mut pidfd = -1i32;
+        let flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
+        let stack = &raw mut COMMAND_STACK as u64;
+        let args = [flags, &raw mut pidfd as u64, 0, 0, SIGCHLD, stack, STACK as u64, 0];
+        // SAFETY: `args` is a clone_args with its own stack, used by one command
+        // at a time because CLONE_VFORK suspends us; `command_main` never returns.
+        let result = unsafe { clone_onto(args.as_ptr(), size_of_val(&args), command_main, &raw mut shared as usize) };
+        let began = clock(1);
+        // SAFETY: `shared` is alive; read after the child has let go of our memory.
+        let (failed, failure, setup) =
+            unsafe { ((&raw const shared.failed).read_volatile(), (&raw const shared.failure).read_volatile(), (&raw const shared.setup).read_volatile()) };
+        if result < 0 {
+            report_failure(self.reply, name, Failure::outside(-result as i32));
+            return false;
+        }
+        if failed {
+            close(pidfd);
+            let mut usage = Rusage::default();
+            let _ = call(nr::WAIT4, [result as usize, 0, 0x4000_0000, &raw mut usage as usize, 0, 0]);
+            report_failure(self.reply, name, failure);
+            return false;
+        }
+        let flags = context.plan.flags();
+        if flags & wire::NOTIFY_START != 0 {
+            let started = Report { kind: Report::STARTED, command: name, began, missing: context.missing, ..Report::default() };
+            report(self.reply, &started, &[pidfd]);
+        }
+        close(pidfd);
+        let limit = context.plan.wall_limit();
+        self.commands[place] = Command {
+            pid: result as i32,
+            name,
+            flags,
+            wall_deadline: if limit == 0 { 0 } else { began.saturating_add(limit) },
+            began,
+            setup,
+            missing: context.missing,
+            ..FREE
+        };
+        true
+    }
+
+    fn serve(&mut self) -> ! {
+        const POLLIN: u64 = 1;
+        const POLLRDHUP: u64 = 0x2000;
+        loop {
+            let mut poll = [
+                (self.reply as u32 as u64) | (POLLIN | POLLRDHUP) << 32,
+                (self.children as u32 as u64) | POLLIN << 32,
+            ];
+            let timeout = self.timeout();
+            let time = timeout.map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
+            let time_at = time.as_ref().map_or(0, |t| t.as_ptr() as usize);
+            let ready = call(nr::PPOLL, [poll.as_mut_ptr() as usize, 2, time_at, 0, 0, 0]);
+            if ready.is_err() {
+                continue;
+            }
+            // The order matters: what has ended has ended, whatever was asked or
+            // ran out in the same moment.
+            if poll[1] >> 48 != 0 {
+                drain(self.children);
+                self.reap();
+            }
+            self.deadlines();
+            if poll[0] >> 48 != 0 {
+                self.request();
+            }
+        }
+    }
+
+    /// Nanoseconds until the next deadline.
+    fn timeout(&self) -> Option<u64> {
+        let live = self.commands.iter().filter(|c| c.pid != 0);
+        let next = live.flat_map(|c| [c.wall_deadline, c.stop_deadline]).filter(|d| *d != 0).min()?;
+        Some(next.saturating_sub(clock(1)))
+    }
+
+    fn deadlines(&mut self) {
+        if self.commands.iter().all(|c| c.wall_deadline == 0 && c.stop_deadline == 0) {
+            return;
+        }
+        let now = clock(1);
+        for i in 0..COMMANDS {
+            let command = &mut self.commands[i];
+            if command.pid == 0 {
+                continue;
+            }
+            // The cause is latched before the kill: a SIGKILL has no author.
+            if command.wall_deadline != 0 && now >= command.wall_deadline {
+                command.wall_deadline = 0;
+                command.cause |= Report::WALL;
+                self.kill(i);
+            } else if command.stop_deadline != 0 && now >= command.stop_deadline {
+                command.stop_deadline = 0;
+                command.cause |= Report::KILLED;
+                self.kill(i);
+            }
+        }
+    }
+
+    fn kill(&self, i: usize) {
+        let command = &self.commands[i];
+        if command.flags & wire::LAST_COMMAND != 0 {
+            // Everything but us; atomic against fork, because a process with a
+            // fatal signal pending can't fork.
+            let _ = kill(-1, SIGKILL);
+        } else {
+            let _ = kill(command.pid, SIGKILL);
+            let _ = kill(-command.pid, SIGKILL);
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut usage = Rusage::default();
+        while let Ok(Some(dead)) = reap(true, &mut usage) {
+            if let Some(i) = self.commands.iter().position(|c| c.pid == dead.pid) {
+                self.ended(i, dead.status, usage);
+            }
+        }
+    }
+
+    fn ended(&mut self, i: usize, status: u32, own: Rusage) {
+        let ended = clock(1);
+        let command = self.commands[i];
+        self.commands[i] = FREE;
+        let last = command.flags & wire::LAST_COMMAND != 0;
+        let mut usage = own;
+        if last {
+            // Daemons and orphans end with the command; when wait4 says ECHILD
+            // there's nobody left but us, and their time has been counted.
+            let _ = kill(-1, SIGKILL);
+            let mut each = Rusage::default();
+            while reap(false, &mut each).is_ok() {}
+            usage = Rusage::of_children();
+        }
+        let report_ended = Report {
+            kind: Report::ENDED,
+            command: command.name,
+            status,
+            errno: 0,
+            detail: 0,
+            cause: command.cause,
+            missing: command.missing,
+            began: command.began,
+            ended,
+            user: usage.user_ns(),
+            system: usage.system_ns().saturating_sub(command.setup),
+            peak: usage.peak_bytes(),
+        };
+        report(self.reply, &report_ended, &[]);
+        if last {
+            exit(0);
+        }
+    }
+
+    fn request(&mut self) {
+        let (request, received) = match receive_request(self.reply, false) {
+            Ok(Some(message)) => message,
+            // The host let go; PID 1's end is the end of all.
+            Ok(None) => exit(0),
+            Err(_) => return,
+        };
+        match request.kind {
+            Request::RUN => self.run(request.command, &received),
+            Request::DO => self.perform(request.command, &received),
+            Request::SIGNAL | Request::KILL | Request::STOP => self.signal(&request),
+            _ => {}
+        }
+        received.close();
+    }
+
+    fn signal(&mut self, request: &Request) {
+        let Some(i) = self.commands.iter().position(|c| c.pid != 0 && c.name == request.command) else { return };
+        match request.kind {
+            Request::KILL => {
+                self.commands[i].cause |= Report::KILLED;
+                self.kill(i);
+            }
+            Request::STOP => {
+                self.commands[i].stop_deadline = clock(1).saturating_add(request.time).max(1);
+                let _ = kill(self.commands[i].pid, request.value as usize);
+            }
+            _ => {
+                let _ = kill(self.commands[i].pid, request.value as usize);
+            }
+        }
+    }
+
+    /// The plan of a verb, with its descriptors in their slots.
+    fn plan(&self, command: u32, received: &Received) -> Option<Context> {
+        let mapped = match received.fds().first() {
+            Some(_) if received.truncated => Err(EMFILE),
+            Some(plan) => Context::map(*plan),
+            None => Err(EINVAL),
+        };
+        match mapped {
+            Ok(mut context) => {
+                for (i, fd) in received.fds()[1..].iter().enumerate() {
+                    context.slots[slot::PASSED as usize + i] = *fd;
+                }
+                Some(context)
+            }
+            Err(errno) => {
+                report_failure(self.reply, command, Failure::outside(errno));
+                None
+            }
+        }
+    }
+
+    fn run(&mut self, command: u32, received: &Received) {
+        if let Some(mut context) = self.plan(command, received) {
+            self.start(&mut context);
+            context.drop_plan();
+        }
+    }
+
+    /// Does the inner stage of a plan and returns the descriptors it made.
+    fn perform(&mut self, command: u32, received: &Received) {
+        let Some(mut context) = self.plan(command, received) else { return };
+        match context.run(Stage::Inner) {
+            Ok(Ran::Done) => {
+                let (mut fds, mut count) = ([0i32; wire::MAX_FDS], 0);
+                let made = (0..context.plan.len()).filter_map(|i| context.plan.step(i)).filter(|s| s.slot != NO_SLOT);
+                for step in made.take(wire::MAX_FDS) {
+                    let fd = context.slots[step.slot as usize];
+                    if fd >= 0 {
+                        fds[count] = fd;
+                        count += 1;
+                    }
+                }
+                report(self.reply, &Report { kind: Report::DONE, command, ..Report::default() }, &fds[..count]);
+                for fd in &fds[..count] {
+                    close(*fd);
+                }
+            }
+            Ok(Ran::Cloned) => exit(1),
+            Err(failure) => report_failure(self.reply, command, failure),
+        }
+        context.drop_plan();
+    }
+}

@@ -1,0 +1,59 @@
+//! init: the first process of every sandbox, and the server that starts them.
+//!
+//! This is a program of its own: no std, no libc, no allocation, a few
+//! kilobytes. The crate embeds it, starts it once per host process from a
+//! sealed memfd with its control socket as standard input, and asks it for
+//! sandboxes. It's the only code of ours that lives inside a sandbox.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `server.rs` | the spawn server: polls, clones and reaps, nothing else |
+//! | `interpret.rs` | performs the steps of a plan |
+//! | `inside.rs` | PID 1 of a sandbox: starts commands, reaps, keeps time, reports |
+//! | `sys.rs`, `arch/` | system calls |
+//! | `memory.rs` | what the compiler takes from a C library elsewhere |
+//! | `../plan/wire.rs` | the format of plans and messages, shared with the crate |
+//!
+//! It never allocates: what it needs is static, on the stack, or in the mapping
+//! of a plan. It never touches a path of a caller's itself: a dead NFS server or
+//! a hung FUSE file system would stall every sandbox of the host. A child per
+//! sandbox does that.
+
+#![no_std]
+#![no_main]
+
+#[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
+mod arch;
+mod inside;
+mod interpret;
+mod memory;
+mod server;
+mod sys;
+#[path = "../plan/wire.rs"]
+#[allow(dead_code, reason = "the encoding half is the host's")]
+mod wire;
+
+/// The host must come from the same build: see `wire.rs`.
+const BUILD: u64 = parse(env!("COFFERDAM_BUILD"));
+
+const fn parse(digits: &str) -> u64 {
+    let bytes = digits.as_bytes();
+    let (mut value, mut i) = (0u64, 0);
+    while i < bytes.len() {
+        value = value * 10 + (bytes[i] - b'0') as u64;
+        i += 1;
+    }
+    value
+}
+
+extern "C" fn main() -> ! {
+    server::main()
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Everything below dies with us (PDEATHSIG, PID namespace), and the host
+    // sees the end of its sockets.
+    sys::exit(101)
+}

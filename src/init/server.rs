@@ -1,0 +1,417 @@
+//! The spawn server: one per host process.
+//!
+//! It polls its control socket, the host's pidfd, SIGCHLD and, for their end
+//! only, the reply sockets of live sandboxes; it clones a child per request and
+//! reaps. Nothing here may block on anything that a caller or a workload
+//! controls, so it opens no path after its start and never uses CLONE_VFORK.
+//!
+//! A sandbox is two children at most: the *outer* child, which opens what is
+//! the host's and clones PID 1 as its sibling (CLONE_PARENT), and PID 1. The
+//! sandbox is gone when both have been reaped: reaping PID 1 of a PID namespace
+//! means that every process in it is dead.
+
+use crate::arch::nr;
+use crate::interpret::{Context, Failure, Ran};
+use crate::sys::*;
+use crate::wire::{MAX_FDS, Report, Request, Stage, slot};
+
+const CONTROL: i32 = 0;
+const SANDBOXES: usize = 8192;
+/// Asks for an answer once nothing lives.
+const WAITERS: usize = 16;
+
+/// One sandbox. The table is memory that children share, because the outer
+/// child's clone is what writes `pid1`.
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Free when 0, then outer's pid until it has been reaped (-1 afterwards).
+    outer: i32,
+    /// 0 until cloned, -1 once reaped.
+    pid1: i32,
+    reply: i32,
+    /// The host let go of it.
+    dying: bool,
+    /// Raw wait status of PID 1.
+    status: u32,
+}
+
+struct Server {
+    table: *mut Entry,
+    /// No entry at or above this index is in use.
+    used: usize,
+    epoll: i32,
+    children: i32,
+    pid: i32,
+    /// Slots that the start plan filled.
+    slots: [i32; slot::KEPT as usize],
+    waiters: [i32; WAITERS],
+    live: usize,
+}
+
+const TAG_CONTROL: u64 = u64::MAX;
+const TAG_CHILDREN: u64 = u64::MAX - 1;
+const TAG_HOST: u64 = u64::MAX - 2;
+const EPOLLIN: u32 = 1;
+const EPOLLRDHUP: u32 = 0x2000;
+
+/// Where the clone of PID 1 is to leave its pid; set in the outer child.
+static mut PID1_PLACE: *mut i32 = core::ptr::null_mut();
+
+pub fn pid1_place() -> *mut i32 {
+    // SAFETY: written once, before the child that reads it does anything else;
+    // this program has no threads.
+    unsafe { PID1_PLACE }
+}
+
+pub fn main() -> ! {
+    // Nothing that the host leaked or ignored survives: descriptors, signal
+    // dispositions (an ignored SIGCHLD would take our children's statuses),
+    // the mask, the session (its terminal's Ctrl-C).
+    close_range(1, u32::MAX);
+    reset_signals();
+    let _ = call(nr::SETSID, [0; 6]);
+    let _ = call(nr::UMASK, [0; 6]);
+    const PR_SET_NAME: usize = 15;
+    let _ = prctl(PR_SET_NAME, c"cofferdam-init".as_ptr() as usize);
+    let Some(mut server) = Server::start() else { exit(1) };
+    server.serve()
+}
+
+fn reset_signals() {
+    let default = [0usize; 4];
+    for signal in 1..=64 {
+        let _ = call(nr::RT_SIGACTION, [signal, default.as_ptr() as usize, 0, 8, 0, 0]);
+    }
+    const SIG_SETMASK: usize = 2;
+    let all = u64::MAX;
+    let _ = call(nr::RT_SIGPROCMASK, [SIG_SETMASK, &raw const all as usize, 0, 8, 0, 0]);
+}
+
+/// See [`crate::wire::op::AWAIT_MAPS`].
+pub fn await_maps() -> Result<usize> {
+    report(CONTROL, &Report { kind: Report::MAPS, ..Report::default() }, &[]);
+    match receive_request(CONTROL, true)? {
+        Some((request, _)) if request.kind == Request::MAPPED => Ok(0),
+        Some(_) => Err(EPROTO),
+        None => exit(0),
+    }
+}
+
+impl Server {
+    /// Greets the host and performs the start plan.
+    fn start() -> Option<Server> {
+        let (request, received) = receive_request(CONTROL, true).ok()??;
+        if request.kind != Request::HELLO || request.value != crate::BUILD || received.count < 2 {
+            report(CONTROL, &Report { kind: Report::HELLO, status: Failure::NO_STEP, errno: EPROTO as u32, ..Report::default() }, &[]);
+            return None;
+        }
+        // Descriptors beyond the second are kept open for as long as we live.
+        let [plan, host] = [received.fds[0], received.fds[1]];
+        let mut context = match Context::map(plan) {
+            Ok(context) => context,
+            Err(errno) => return refuse(Failure::outside(errno)),
+        };
+        if let Err(failure) = context.run(Stage::Start) {
+            return refuse(failure);
+        }
+        let size = SANDBOXES * size_of::<Entry>();
+        let table = map_shared(size).ok()?.cast();
+        let epoll = call(nr::EPOLL_CREATE1, [O_CLOEXEC, 0, 0, 0, 0, 0]).ok()? as i32;
+        let slots = core::array::from_fn(|i| context.slots[i]);
+        context.drop_plan();
+        close(plan);
+        let server = Server {
+            table,
+            used: 0,
+            epoll,
+            children: signalfd().ok()?,
+            pid: call(nr::GETPID, [0; 6]).ok()? as i32,
+            slots,
+            waiters: [-1; WAITERS],
+            live: 0,
+        };
+        server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
+        server.watch(server.children, EPOLLIN, TAG_CHILDREN).ok()?;
+        server.watch(host, EPOLLIN, TAG_HOST).ok()?;
+        report(CONTROL, &Report { kind: Report::HELLO, missing: context.missing, ..Report::default() }, &[]);
+        Some(server)
+    }
+
+    fn watch(&self, fd: i32, events: u32, tag: u64) -> Result<usize> {
+        self.epoll_ctl(1, fd, events, tag)
+    }
+
+    fn unwatch(&self, fd: i32) {
+        let _ = self.epoll_ctl(2, fd, 0, 0);
+    }
+
+    fn epoll_ctl(&self, operation: usize, fd: i32, events: u32, tag: u64) -> Result<usize> {
+        let event = EpollEvent { events, tag };
+        call(nr::EPOLL_CTL, [self.epoll as usize, operation, fd as usize, &raw const event as usize, 0, 0])
+    }
+
+    fn serve(&mut self) -> ! {
+        loop {
+            let mut events = [EpollEvent { events: 0, tag: 0 }; 64];
+            let wait = [self.epoll as usize, events.as_mut_ptr() as usize, events.len(), usize::MAX, 0, 0];
+            let Ok(count) = call(nr::EPOLL_PWAIT, wait) else { continue };
+            for event in &events[..count] {
+                match event.tag {
+                    TAG_CONTROL => self.request(),
+                    TAG_CHILDREN => {
+                        drain(self.children);
+                        self.reap();
+                    }
+                    TAG_HOST => self.end(),
+                    index => self.let_go(index as usize),
+                }
+            }
+        }
+    }
+
+    fn entry(&mut self, index: usize) -> &mut Entry {
+        // SAFETY: indices come from `start_sandbox` or our own epoll tags, below
+        // SANDBOXES; the mapping lives as long as we do. Children write only
+        // `pid1`, before they are reaped.
+        unsafe { &mut *self.table.add(index) }
+    }
+
+    fn request(&mut self) {
+        let (request, received) = match receive_request(CONTROL, false) {
+            Ok(Some(message)) => message,
+            Ok(None) => self.end(),
+            Err(_) => return,
+        };
+        match request.kind {
+            Request::START if received.count >= 2 => self.start_sandbox(&received),
+            Request::QUIESCE if received.count == 1 => self.quiesce(received.fds[0]),
+            _ => received.close(),
+        }
+    }
+
+    fn start_sandbox(&mut self, received: &Received) {
+        let reply = received.fds[0];
+        let result = if received.truncated { Err(EMFILE) } else { self.launch(received) };
+        match result {
+            Ok(()) => {
+                for fd in &received.fds()[1..] {
+                    close(*fd);
+                }
+            }
+            Err(errno) => {
+                let failed = Report { kind: Report::FAILED, status: Failure::NO_STEP, errno: errno as u32, ..Report::default() };
+                report(reply, &failed, &[]);
+                report(reply, &Report { kind: Report::GONE, ..Report::default() }, &[]);
+                received.close();
+            }
+        }
+    }
+
+    fn launch(&mut self, received: &Received) -> Result<()> {
+        let index = (0..SANDBOXES).find(|i| self.entry(*i).outer == 0).ok_or(ENOSPC)?;
+        let reply = received.fds[0];
+        self.watch(reply, EPOLLRDHUP, index as u64)?;
+        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, status: 0 };
+        let place = &raw mut self.entry(index).pid1;
+        let mut tid = 0;
+        match fork(0, SIGCHLD, &raw mut tid) {
+            Ok(0) => {
+                // SAFETY: see `pid1_place`.
+                unsafe { PID1_PLACE = place };
+                outer(self, received)
+            }
+            Ok(pid) => {
+                self.entry(index).outer = pid;
+                self.used = self.used.max(index + 1);
+                self.live += 1;
+                Ok(())
+            }
+            Err(errno) => {
+                self.unwatch(reply);
+                self.entry(index).outer = 0;
+                Err(errno)
+            }
+        }
+    }
+
+    /// The host closed its end, or shut it down: kill what is left.
+    fn let_go(&mut self, index: usize) {
+        let reply = self.entry(index).reply;
+        self.unwatch(reply);
+        self.entry(index).dying = true;
+        self.kill_sandbox(index);
+    }
+
+    fn kill_sandbox(&mut self, index: usize) {
+        // Neither pid has been reaped while it's positive, so it can't be
+        // another process's.
+        let (outer, pid1) = (self.entry(index).outer, self.entry(index).pid1);
+        for pid in [outer, pid1] {
+            if pid > 0 {
+                let _ = kill(pid, SIGKILL);
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut usage = Rusage::default();
+        while let Ok(Some(dead)) = reap(true, &mut usage) {
+            let Some(index) = (0..self.used).find(|i| {
+                let entry = self.entry(*i);
+                entry.outer != 0 && (entry.outer == dead.pid || entry.pid1 == dead.pid)
+            }) else {
+                continue;
+            };
+            let entry = self.entry(index);
+            if entry.outer == dead.pid {
+                entry.outer = -1;
+                if entry.dying && entry.pid1 > 0 {
+                    // It may have been cloned after we killed what we knew.
+                    let _ = kill(entry.pid1, SIGKILL);
+                }
+            } else {
+                entry.pid1 = -1;
+                entry.status = dead.status;
+            }
+            if entry.outer == -1 && entry.pid1 <= 0 {
+                self.gone(index);
+            }
+        }
+    }
+
+    fn gone(&mut self, index: usize) {
+        let (reply, status, dying) = (self.entry(index).reply, self.entry(index).status, self.entry(index).dying);
+        if !dying {
+            self.unwatch(reply);
+        }
+        report(reply, &Report { kind: Report::GONE, status, ..Report::default() }, &[]);
+        close(reply);
+        self.entry(index).outer = 0;
+        self.live -= 1;
+        while self.used > 0 && self.entry(self.used - 1).outer == 0 {
+            self.used -= 1;
+        }
+        if self.live == 0 {
+            for i in 0..WAITERS {
+                if self.waiters[i] >= 0 {
+                    self.answer(self.waiters[i]);
+                    self.waiters[i] = -1;
+                }
+            }
+        }
+    }
+
+    fn quiesce(&mut self, socket: i32) {
+        // Dead children whose SIGCHLD we haven't read yet count as gone.
+        self.reap();
+        match self.waiters.iter().position(|w| *w < 0) {
+            Some(place) if self.live > 0 => self.waiters[place] = socket,
+            _ if self.live == 0 => self.answer(socket),
+            _ => close(socket),
+        }
+    }
+
+    fn answer(&self, socket: i32) {
+        report(socket, &Report { kind: Report::QUIET, ..Report::default() }, &[]);
+        close(socket);
+    }
+
+    /// The host is gone: so is everything else.
+    fn end(&mut self) -> ! {
+        for index in 0..self.used {
+            if self.entry(index).outer != 0 {
+                self.entry(index).dying = true;
+                self.kill_sandbox(index);
+            }
+        }
+        let mut usage = Rusage::default();
+        while let Ok(Some(dead)) = reap(false, &mut usage) {
+            for index in 0..self.used {
+                let entry = self.entry(index);
+                if entry.outer == dead.pid && entry.pid1 > 0 {
+                    let _ = kill(entry.pid1, SIGKILL);
+                }
+            }
+        }
+        exit(0)
+    }
+}
+
+fn refuse(failure: Failure) -> Option<Server> {
+    let refused = Report { kind: Report::HELLO, status: failure.step, errno: failure.errno as u32, ..Report::default() };
+    report(CONTROL, &refused, &[]);
+    None
+}
+
+#[cfg_attr(target_arch = "x86_64", repr(C, packed))]
+#[cfg_attr(not(target_arch = "x86_64"), repr(C))]
+#[derive(Clone, Copy)]
+struct EpollEvent {
+    events: u32,
+    tag: u64,
+}
+
+/// The outer child of one sandbox: opens what is the host's, clones PID 1, hands
+/// over, and ends. If it hangs on a caller's path, only its sandbox does.
+fn outer(server: &Server, received: &Received) -> ! {
+    const PR_SET_PDEATHSIG: usize = 1;
+    let reply = received.fds[0];
+    let fail = |failure: Failure| -> ! {
+        let failed =
+            Report { kind: Report::FAILED, status: failure.step, errno: failure.errno as u32, detail: failure.detail, ..Report::default() };
+        report(reply, &failed, &[]);
+        exit(1)
+    };
+    let _ = prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if call(nr::GETPPID, [0; 6]) != Ok(server.pid as usize) {
+        exit(1);
+    }
+    keep_only(server, received);
+    let init = match call(nr::PIDFD_OPEN, [server.pid as usize, 0, 0, 0, 0, 0]) {
+        Ok(fd) => fd as i32,
+        Err(errno) => fail(Failure::outside(errno)),
+    };
+    let mut context = match Context::map(received.fds[1]) {
+        Ok(context) => context,
+        Err(errno) => fail(Failure::outside(errno)),
+    };
+    context.slots[..server.slots.len()].copy_from_slice(&server.slots);
+    context.slots[slot::REPLY as usize] = reply;
+    context.slots[slot::PLAN as usize] = received.fds[1];
+    for (i, fd) in received.fds()[2..].iter().enumerate() {
+        context.slots[slot::PASSED as usize + i] = *fd;
+    }
+    context.init = init;
+    match context.run(Stage::Outer) {
+        Ok(Ran::Cloned) => crate::inside::main(context),
+        Ok(Ran::Done) => exit(0),
+        Err(failure) => fail(failure),
+    }
+}
+
+/// Closes every descriptor but this sandbox's own and init's fixed ones: a copy
+/// of another sandbox's reply socket would hide its end from the host.
+fn keep_only(server: &Server, received: &Received) {
+    let mut keep = [0i32; MAX_FDS + slot::KEPT as usize];
+    let mut count = 0;
+    for fd in received.fds().iter().chain(&server.slots) {
+        if *fd >= 0 {
+            // Insertion keeps the list sorted; it's a dozen long.
+            let mut i = count;
+            while i > 0 && keep[i - 1] > *fd {
+                keep[i] = keep[i - 1];
+                i -= 1;
+            }
+            keep[i] = *fd;
+            count += 1;
+        }
+    }
+    let mut next = 0u32;
+    for fd in &keep[..count] {
+        if *fd as u32 > next {
+            close_range(next, *fd as u32 - 1);
+        }
+        next = *fd as u32 + 1;
+    }
+    close_range(next, u32::MAX);
+}

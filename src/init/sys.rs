@@ -1,0 +1,303 @@
+//! The few system calls that init makes on its own account, as functions.
+//!
+//! # Safety
+//! Every call passes addresses of live local variables or of mappings that are
+//! never unmapped while in use, with their true sizes; descriptors and pids are
+//! plain numbers to the kernel, and a wrong one is an errno.
+
+use crate::arch::{nr, syscall};
+use crate::wire::{MAX_FDS, Report, Request};
+
+pub const EINTR: i32 = 4;
+pub const EIO: i32 = 5;
+pub const ENOENT: i32 = 2;
+pub const EACCES: i32 = 13;
+pub const ENOTDIR: i32 = 20;
+pub const EINVAL: i32 = 22;
+pub const EMFILE: i32 = 24;
+pub const ENOSPC: i32 = 28;
+pub const EPROTO: i32 = 71;
+
+pub const O_RDONLY: usize = 0;
+pub const O_WRONLY: usize = 1;
+pub const O_CREAT: usize = 0o100;
+pub const O_EXCL: usize = 0o200;
+pub const O_CLOEXEC: usize = 0o2000000;
+pub const O_PATH: usize = 0o10000000;
+#[cfg(target_arch = "x86_64")]
+pub const O_DIRECTORY: usize = 0o200000;
+#[cfg(target_arch = "x86_64")]
+pub const O_NOFOLLOW: usize = 0o400000;
+#[cfg(target_arch = "aarch64")]
+pub const O_DIRECTORY: usize = 0o40000;
+#[cfg(target_arch = "aarch64")]
+pub const O_NOFOLLOW: usize = 0o100000;
+
+pub const SIGKILL: usize = 9;
+pub const SIGCHLD: u64 = 17;
+pub const AT_FDCWD: i32 = -100;
+
+pub type Result<T> = core::result::Result<T, i32>;
+
+/// A system call with plain numbers; errno as `Err`.
+pub fn call(number: usize, args: [usize; 6]) -> Result<usize> {
+    // SAFETY: see the head of this file; plan steps pass addresses inside the
+    // plan's own mapping, checked by the decoder.
+    let result = unsafe { syscall(number, args) };
+    if result < 0 { Err(-result as i32) } else { Ok(result as usize) }
+}
+
+pub fn exit(code: i32) -> ! {
+    loop {
+        let _ = call(nr::EXIT_GROUP, [code as usize, 0, 0, 0, 0, 0]);
+    }
+}
+
+pub fn close(fd: i32) {
+    let _ = call(nr::CLOSE, [fd as usize, 0, 0, 0, 0, 0]);
+}
+
+pub fn close_range(first: u32, last: u32) {
+    let _ = call(nr::CLOSE_RANGE, [first as usize, last as usize, 0, 0, 0, 0]);
+}
+
+pub fn kill(pid: i32, signal: usize) -> Result<usize> {
+    call(nr::KILL, [pid as usize, signal, 0, 0, 0, 0])
+}
+
+pub fn prctl(option: usize, a: usize) -> Result<usize> {
+    call(nr::PRCTL, [option, a, 0, 0, 0, 0])
+}
+
+/// Nanoseconds of a clock: 1 is CLOCK_MONOTONIC, 2 the process's CPU time.
+pub fn clock(id: usize) -> u64 {
+    let mut time = [0u64; 2];
+    let _ = call(nr::CLOCK_GETTIME, [id, time.as_mut_ptr() as usize, 0, 0, 0, 0]);
+    time[0] * 1_000_000_000 + time[1]
+}
+
+/// `clone3` without a stack: the child goes on with a copy of everything, as
+/// after fork. `parent_tid` is written before the child first runs.
+pub fn fork(flags: u64, exit_signal: u64, parent_tid: *mut i32) -> Result<i32> {
+    const CLONE_PARENT_SETTID: u64 = 0x0010_0000;
+    let args = [flags | CLONE_PARENT_SETTID, 0, 0, parent_tid as u64, exit_signal, 0, 0, 0];
+    call(nr::CLONE3, [args.as_ptr() as usize, size_of_val(&args), 0, 0, 0, 0]).map(|pid| pid as i32)
+}
+
+/// What `wait4` told about a dead child.
+pub struct Dead {
+    pub pid: i32,
+    pub status: u32,
+}
+
+/// Reaps any child; `None` when none is dead yet (only with `nohang`).
+pub fn reap(nohang: bool, usage: &mut Rusage) -> Result<Option<Dead>> {
+    // Children of every kind, also those whose exit signal isn't SIGCHLD.
+    const WALL: usize = 0x4000_0000;
+    let mut status = 0u32;
+    loop {
+        let options = WALL | usize::from(nohang);
+        let usage: *mut Rusage = usage;
+        match call(nr::WAIT4, [usize::MAX, &raw mut status as usize, options, usage as usize, 0, 0]) {
+            Err(EINTR) => continue,
+            Err(errno) => return Err(errno),
+            Ok(0) => return Ok(None),
+            Ok(pid) => return Ok(Some(Dead { pid: pid as i32, status })),
+        }
+    }
+}
+
+/// The kernel's `struct rusage`, as far as we read it.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Rusage {
+    user: [i64; 2],
+    system: [i64; 2],
+    maxrss_kib: i64,
+    rest: [i64; 13],
+}
+
+impl Rusage {
+    pub fn of_children() -> Rusage {
+        let mut usage = Rusage::default();
+        let _ = call(nr::GETRUSAGE, [usize::MAX, &raw mut usage as usize, 0, 0, 0, 0]);
+        usage
+    }
+
+    pub fn user_ns(&self) -> u64 {
+        self.user[0] as u64 * 1_000_000_000 + self.user[1] as u64 * 1000
+    }
+
+    pub fn system_ns(&self) -> u64 {
+        self.system[0] as u64 * 1_000_000_000 + self.system[1] as u64 * 1000
+    }
+
+    pub fn peak_bytes(&self) -> u64 {
+        self.maxrss_kib as u64 * 1024
+    }
+}
+
+/// `st_mode`, owner and group of an open file, or of a path below it.
+pub fn stat(dir: i32, path: *const u8) -> Result<(u32, u32, u32)> {
+    const AT_EMPTY_PATH: usize = 0x1000;
+    const STATX_BASIC_STATS: usize = 0x7ff;
+    let mut buffer = [0u32; 64];
+    call(nr::STATX, [dir as usize, path as usize, AT_EMPTY_PATH, STATX_BASIC_STATS, buffer.as_mut_ptr() as usize, 0])?;
+    // struct statx: mask, blksize, attributes (u64), nlink, uid, gid, mode (u16)
+    Ok((buffer[7] & 0xffff, buffer[5], buffer[6]))
+}
+
+/// A signalfd for SIGCHLD, which must be blocked.
+pub fn signalfd() -> Result<i32> {
+    let mask = 1u64 << (SIGCHLD - 1);
+    const SFD_CLOEXEC_NONBLOCK: usize = 0o2004000;
+    call(nr::SIGNALFD4, [usize::MAX, &raw const mask as usize, 8, SFD_CLOEXEC_NONBLOCK, 0, 0]).map(|fd| fd as i32)
+}
+
+/// Empties a signalfd.
+pub fn drain(fd: i32) {
+    let mut buffer = [0u8; 128 * 4];
+    while call(nr::READ, [fd as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0]).is_ok() {}
+}
+
+#[repr(C)]
+struct Message {
+    name: usize,
+    name_length: usize,
+    vectors: *mut [usize; 2],
+    vector_count: usize,
+    control: *mut u8,
+    control_length: usize,
+    flags: usize,
+}
+
+/// A control message that carries descriptors.
+#[repr(C)]
+struct Control {
+    length: usize,
+    level: i32,
+    kind: i32,
+    fds: [i32; MAX_FDS],
+}
+
+const CONTROL_HEADER: usize = 16;
+const SOL_SOCKET: i32 = 1;
+const SCM_RIGHTS: i32 = 1;
+
+/// Sends one message with descriptors, waiting if the socket is full.
+pub fn send(socket: i32, bytes: &[u8], fds: &[i32]) -> Result<()> {
+    const MSG_NOSIGNAL: usize = 0x4000;
+    let mut control = Control { length: CONTROL_HEADER + 4 * fds.len(), level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [0; MAX_FDS] };
+    let Some(room) = control.fds.get_mut(..fds.len()) else { return Err(EINVAL) };
+    room.copy_from_slice(fds);
+    let mut vector = [bytes.as_ptr() as usize, bytes.len()];
+    let message = Message {
+        name: 0,
+        name_length: 0,
+        vectors: &raw mut vector,
+        vector_count: 1,
+        control: if fds.is_empty() { core::ptr::null_mut() } else { (&raw mut control).cast() },
+        control_length: if fds.is_empty() { 0 } else { control.length },
+        flags: 0,
+    };
+    loop {
+        match call(nr::SENDMSG, [socket as usize, &raw const message as usize, MSG_NOSIGNAL, 0, 0, 0]) {
+            Err(EINTR) => continue,
+            Err(errno) => return Err(errno),
+            Ok(_) => return Ok(()),
+        }
+    }
+}
+
+pub fn report(socket: i32, report: &Report, fds: &[i32]) {
+    // A host that is gone doesn't read; its end ends us too.
+    let _ = send(socket, &report.encode(), fds);
+}
+
+/// A received message: bytes, and descriptors that the caller now owns.
+pub struct Received {
+    pub length: usize,
+    pub fds: [i32; MAX_FDS],
+    pub count: usize,
+    /// Descriptors were lost (MSG_CTRUNC): too many, or no room for them here.
+    pub truncated: bool,
+}
+
+impl Received {
+    pub fn fds(&self) -> &[i32] {
+        &self.fds[..self.count]
+    }
+
+    pub fn close(&self) {
+        for fd in self.fds() {
+            close(*fd);
+        }
+    }
+}
+
+/// Receives one message; a length of 0 is the end of the socket.
+pub fn receive(socket: i32, bytes: &mut [u8], wait: bool) -> Result<Received> {
+    const MSG_CTRUNC: usize = 0x8;
+    const MSG_DONTWAIT: usize = 0x40;
+    const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
+    let mut control = Control { length: 0, level: 0, kind: 0, fds: [-1; MAX_FDS] };
+    let mut vector = [bytes.as_mut_ptr() as usize, bytes.len()];
+    let mut message = Message {
+        name: 0,
+        name_length: 0,
+        vectors: &raw mut vector,
+        vector_count: 1,
+        control: (&raw mut control).cast(),
+        control_length: size_of::<Control>(),
+        flags: 0,
+    };
+    let flags = MSG_CMSG_CLOEXEC | if wait { 0 } else { MSG_DONTWAIT };
+    let length = loop {
+        match call(nr::RECVMSG, [socket as usize, &raw mut message as usize, flags, 0, 0, 0]) {
+            Err(EINTR) => continue,
+            Err(errno) => return Err(errno),
+            Ok(length) => break length,
+        }
+    };
+    let carries = message.control_length > CONTROL_HEADER && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
+    let count = if carries { ((control.length - CONTROL_HEADER) / 4).min(MAX_FDS) } else { 0 };
+    Ok(Received { length, fds: control.fds, count, truncated: message.flags & MSG_CTRUNC != 0 })
+}
+
+/// Receives a request; `Ok(None)` at the end of the socket.
+pub fn receive_request(socket: i32, wait: bool) -> Result<Option<(Request, Received)>> {
+    let mut bytes = [0; Request::SIZE];
+    let received = receive(socket, &mut bytes, wait)?;
+    if received.length == 0 {
+        received.close();
+        return Ok(None);
+    }
+    match Request::decode(&bytes[..received.length]) {
+        Some(request) => Ok(Some((request, received))),
+        None => {
+            received.close();
+            Err(EPROTO)
+        }
+    }
+}
+
+/// Memory that forked children share with us.
+pub fn map_shared(size: usize) -> Result<*mut u8> {
+    call(nr::MMAP, [0, size, 3, 0x21, usize::MAX, 0]).map(|at| at as *mut u8)
+}
+
+/// The contents of a file, private and writable (for relocation).
+pub fn map_file(fd: i32) -> Result<(*mut u8, usize)> {
+    const STATX_SIZE_AT: usize = 10;
+    let mut buffer = [0u32; 64];
+    call(nr::STATX, [fd as usize, c"".as_ptr() as usize, 0x1000, 0x200, buffer.as_mut_ptr() as usize, 0])?;
+    let size = buffer[STATX_SIZE_AT] as usize | (buffer[STATX_SIZE_AT + 1] as usize) << 32;
+    if size == 0 {
+        return Err(EINVAL);
+    }
+    call(nr::MMAP, [0, size, 3, 2, fd as usize, 0]).map(|at| (at as *mut u8, size))
+}
+
+pub fn unmap(at: *mut u8, size: usize) {
+    let _ = call(nr::MUNMAP, [at as usize, size, 0, 0, 0, 0]);
+}

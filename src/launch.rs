@@ -1,0 +1,308 @@
+//! init from the host's side: one per host process, started when first needed and
+//! again if it died.
+//!
+//! init is started with plain [`std::process::Command`] from a sealed memfd: std
+//! uses a vfork-like clone, so nothing of the host's memory is copied, no code of
+//! ours runs between fork and exec, and a host of 10 GB pays what one of 10 MB
+//! does. There are no threads, no signal handlers and no reliance on `waitpid`: a
+//! host that ignores SIGCHLD or reaps everything itself only makes init's own exit
+//! status disappear, which nobody asks for.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Ranges;
+use crate::plan::failure;
+use crate::plan::start::{Start, start_plan};
+use crate::plan::wire::{Report, Request};
+use crate::probe::{Facts, Subordinate, starts};
+use crate::sys;
+
+static BINARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cofferdam-init"));
+
+/// init must come from this very build: see `plan/wire.rs`.
+fn build() -> u64 {
+    env!("COFFERDAM_BUILD").parse().unwrap_or(0)
+}
+
+/// A running init.
+#[derive(Debug)]
+pub(crate) struct Init {
+    control: OwnedFd,
+    process: Mutex<Child>,
+    pub(crate) facts: Facts,
+    pub(crate) start: Start,
+    /// Ids inside an ordinary user's sandboxes, and why there aren't more.
+    pub(crate) subordinate: std::result::Result<u32, String>,
+    pub(crate) ranges: Option<Arc<Ranges>>,
+}
+
+/// The init of this process. A forked child of the host finds a foreign pid here
+/// and starts its own.
+static CURRENT: Mutex<Option<(u32, Arc<Init>)>> = Mutex::new(None);
+
+fn current() -> MutexGuard<'static, Option<(u32, Arc<Init>)>> {
+    CURRENT.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// The init of this process, started if need be.
+pub(crate) fn init() -> Result<Arc<Init>> {
+    let mut current = current();
+    let pid = std::process::id();
+    if let Some((owner, init)) = &*current
+        && *owner == pid
+    {
+        return Ok(init.clone());
+    }
+    let init = Arc::new(Init::start()?);
+    *current = Some((pid, init.clone()));
+    Ok(init)
+}
+
+/// Forgets an init that turned out to be dead.
+fn discard(dead: &Arc<Init>) {
+    let mut current = current();
+    if current.as_ref().is_some_and(|(_, init)| Arc::ptr_eq(init, dead)) {
+        *current = None;
+    }
+    // So that no zombie stays; somebody else may have reaped it.
+    if let Ok(mut process) = dead.process.lock() {
+        let _ = process.try_wait();
+    }
+}
+
+/// Asks for a sandbox, of a fresh init if the present one is gone. Returns the
+/// host's end of the reply socket.
+pub(crate) fn start_sandbox(init: Arc<Init>, plan: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+    let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
+    let mut all = vec![theirs.as_fd(), plan];
+    all.extend_from_slice(fds);
+    let request = Request { kind: Request::START, command: 0, value: 0, time: 0 };
+    match sys::socket::send(init.control.as_fd(), &request.encode(), &all) {
+        Ok(()) => Ok(ours),
+        Err(error) if is_gone(&error) => {
+            discard(&init);
+            Err(Error::new(ErrorKind::Lost, "cannot start the sandbox: init has ended"))
+        }
+        Err(error) => Err(Error::io("ask init for", "a sandbox", error)),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN))
+}
+
+/// Waits until every sandbox of this process is torn down to the last mount, or the
+/// time is over; true if it is. A run's processes are dead and its files out of
+/// reach when it returns; what the kernel has to take apart afterwards takes some
+/// milliseconds more. For tests that count mounts and processes.
+pub fn quiesce(limit: Duration) -> Result<bool> {
+    let init = match &*current() {
+        Some((pid, init)) if *pid == std::process::id() => init.clone(),
+        _ => return Ok(true),
+    };
+    let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
+    let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
+    if let Err(error) = sys::socket::send(init.control.as_fd(), &request.encode(), &[theirs.as_fd()]) {
+        return if is_gone(&error) { Ok(true) } else { Err(Error::io("ask", "init", error)) };
+    }
+    drop(theirs);
+    // An answer or the end of the socket.
+    wait_readable(ours.as_fd(), limit).map_err(|e| Error::io("wait for", "init", e))
+}
+
+/// Waits for input or the end of input.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
+        match poll(&mut polled, timeout_until(deadline)) {
+            Ok(n) if n > 0 => return Ok(true),
+            Ok(_) if Instant::now() >= deadline => return Ok(false),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Time left as poll wants it, rounded up so that it doesn't spin at the end.
+pub(crate) fn timeout_until(deadline: Instant) -> PollTimeout {
+    let left = deadline.saturating_duration_since(Instant::now());
+    PollTimeout::try_from(left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32).unwrap_or(PollTimeout::MAX)
+}
+
+impl Init {
+    fn start() -> Result<Init> {
+        let facts = Facts::gather();
+        if !facts.privileged && facts.uid == 0 {
+            return Err(Error::unsupported(
+                "cannot start as root without CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_FOWNER, CAP_DAC_OVERRIDE and CAP_SYS_CHROOT \
+                 (grant them, or run as an ordinary user)",
+            ));
+        }
+        let ranges = if facts.privileged { Some(Arc::new(Ranges::open()?)) } else { None };
+        let mut why = String::from("/etc/subuid or /etc/subgid gives this user no ids (add a line with usermod --add-subuids)");
+        let mut last = None;
+        for (start, ids) in starts(&facts) {
+            match attempt(start, ids, ranges.as_deref()) {
+                Ok((control, process)) => {
+                    let subordinate = match (start, ids) {
+                        (Start::Subordinate, Some(ids)) => Ok(ids.count + 1),
+                        (Start::Root, _) => Err("root maps ids without them".into()),
+                        _ => Err(why),
+                    };
+                    return Ok(Init { control, process: Mutex::new(process), facts, start, subordinate, ranges });
+                }
+                Err(error) => {
+                    why = error.to_string();
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::unsupported("there's no way to start init")))
+    }
+}
+
+/// Starts init one way and greets it.
+fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> Result<(OwnedFd, Child)> {
+    let (control, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
+    let mut process = execute(theirs)?;
+    let greeted = greet(&control, &process, start, ids, ranges);
+    if greeted.is_err() {
+        drop(control);
+        // It ends by itself at the end of its socket; ECHILD is somebody else's reaping.
+        let _ = process.wait();
+        return Err(greeted.err().unwrap_or_else(|| Error::unsupported("init did not start")));
+    }
+    Ok((control, process))
+}
+
+fn greet(control: &OwnedFd, process: &Child, start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> Result<()> {
+    let draft = start_plan(start);
+    let plan = sealed(c"cofferdam-plan", &draft.encode())?;
+    let host = sys::pidfd::of_this_process().map_err(|e| Error::io("open", "a pidfd of this process (Linux 5.3)", e))?;
+    let mut fds = vec![plan.as_fd(), host.as_fd()];
+    fds.extend(ranges.map(Ranges::as_fd));
+    let hello = Request { kind: Request::HELLO, command: 0, value: build(), time: 0 };
+    let talk = |e| Error::io("talk to", "init", e);
+    sys::socket::send(control.as_fd(), &hello.encode(), &fds).map_err(talk)?;
+    loop {
+        if !wait_readable(control.as_fd(), Duration::from_secs(20)).map_err(talk)? {
+            return Err(Error::new(ErrorKind::Setup, "cannot start init: no answer within 20 s"));
+        }
+        let mut bytes = [0; Report::SIZE];
+        let (length, _) = sys::socket::receive(control.as_fd(), &mut bytes, true).map_err(talk)?;
+        match Report::decode(&bytes[..length]) {
+            Some(report) if report.kind == Report::MAPS => {
+                write_maps(process.id(), ids)?;
+                let mapped = Request { kind: Request::MAPPED, command: 0, value: 0, time: 0 };
+                sys::socket::send(control.as_fd(), &mapped.encode(), &[]).map_err(talk)?;
+            }
+            Some(report) if report.kind == Report::HELLO && report.errno == 0 => return Ok(()),
+            Some(report) => return Err(failure::error(&draft, None, &report)),
+            None => return Err(Error::new(ErrorKind::Setup, "cannot start init: it ended at once (was it killed?)")),
+        }
+    }
+}
+
+/// newuidmap(1) and newgidmap(1): setuid helpers that check /etc/subuid.
+fn write_maps(pid: u32, ids: Option<Subordinate>) -> Result<()> {
+    let Some(ids) = ids else { return Err(Error::unsupported("init asked for id maps that nobody wanted")) };
+    let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    for (helper, own, first) in [("newuidmap", own.0, ids.uid), ("newgidmap", own.1, ids.gid)] {
+        let arguments = [pid, 0, own, 1, 1, first, ids.count].map(|n| n.to_string());
+        let output = Command::new(helper).args(arguments).stdin(Stdio::null()).output();
+        let said = match output {
+            Ok(output) if output.status.success() => continue,
+            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_string(),
+            // Somebody else reaped it (SIGCHLD ignored): whether it worked shows below.
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => String::from("its status was taken by the host program"),
+            Err(error) => error.to_string(),
+        };
+        let map = if helper == "newuidmap" { "uid_map" } else { "gid_map" };
+        if std::fs::read_to_string(format!("/proc/{pid}/{map}")).is_ok_and(|text| text.lines().count() == 2) {
+            continue;
+        }
+        return Err(Error::unsupported(format!("cannot map subordinate ids: {helper}: {said} (install uidmap; it must be setuid root)")));
+    }
+    Ok(())
+}
+
+/// A memfd with these contents that nobody can change any more.
+pub(crate) fn sealed(name: &std::ffi::CStr, contents: &[u8]) -> Result<OwnedFd> {
+    let make = || -> io::Result<OwnedFd> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        // Not executable, where the kernel knows the difference (Linux 6.3).
+        let fd = match memfd_create(name, flags | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL)) {
+            Err(nix::errno::Errno::EINVAL) => memfd_create(name, flags)?,
+            other => other?,
+        };
+        fill_and_seal(fd, contents)
+    };
+    make().map_err(|e| Error::io("make", "a file in memory", e))
+}
+
+fn fill_and_seal(fd: OwnedFd, contents: &[u8]) -> io::Result<OwnedFd> {
+    let file = File::from(fd);
+    std::os::unix::fs::FileExt::write_all_at(&file, contents, 0)?;
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
+
+/// Executes init with `control` as its standard input.
+fn execute(control: OwnedFd) -> Result<Child> {
+    let mut tried = Vec::new();
+    match executable_memfd() {
+        Ok(fd) => match spawn(&fd, control.try_clone().map_err(|e| Error::io("copy", "a descriptor", e))?) {
+            Ok(child) => return Ok(child),
+            Err(error) => tried.push(format!("from a memfd: {error}")),
+        },
+        Err(error) => tried.push(format!("from a memfd: {error}")),
+    }
+    // vm.memfd_noexec=2 refuses executable memfds: an unnamed file will do.
+    for directory in [std::env::temp_dir(), PathBuf::from("/dev/shm"), PathBuf::from("/var/tmp"), PathBuf::from("/run")] {
+        let attempt = unnamed_file(&directory).and_then(|fd| spawn(&fd, control.try_clone()?));
+        match attempt {
+            Ok(child) => return Ok(child),
+            Err(error) => tried.push(format!("from {}: {error}", directory.display())),
+        }
+    }
+    Err(Error::new(ErrorKind::Setup, format!("cannot execute init: {} (set vm.memfd_noexec=1 or TMPDIR to a place without noexec)", tried.join("; "))))
+}
+
+fn spawn(executable: &OwnedFd, control: OwnedFd) -> io::Result<Child> {
+    // An absolute path, and no pre_exec, uid or current_dir: with those std would
+    // fork. The descriptor is close-on-exec and still there when exec resolves it.
+    Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd())).arg0("cofferdam-init").env_clear().stdin(control).spawn()
+}
+
+fn executable_memfd() -> io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let fd = match memfd_create(c"cofferdam-init", flags | MFdFlags::from_bits_retain(libc::MFD_EXEC)) {
+        Err(nix::errno::Errno::EINVAL) => memfd_create(c"cofferdam-init", flags)?,
+        other => other?,
+    };
+    fill_and_seal(fd, BINARY)
+}
+
+fn unnamed_file(directory: &std::path::Path) -> io::Result<OwnedFd> {
+    let mut writer = OpenOptions::new().write(true).mode(0o500).custom_flags(libc::O_TMPFILE).open(directory)?;
+    writer.write_all(BINARY)?;
+    // Executing a file that is open for writing is ETXTBSY.
+    let reader = File::open(format!("/proc/self/fd/{}", writer.as_raw_fd()))?;
+    drop(writer);
+    Ok(reader.into())
+}

@@ -1,0 +1,45 @@
+#![doc = include_str!("../README.md")]
+
+mod capability;
+mod child;
+mod command;
+mod error;
+mod ids;
+mod image;
+mod launch;
+mod limits;
+mod net;
+mod outcome;
+mod plan;
+mod policy;
+mod probe;
+mod sandbox;
+mod supervise;
+mod sys;
+
+pub use capability::Capability;
+pub use child::{Child, Killer};
+pub use command::{Command, Stdio};
+pub use error::{Error, ErrorKind, Result};
+pub use image::Image;
+pub use launch::quiesce;
+pub use limits::Resource;
+pub use net::Network;
+pub use outcome::{Exit, Limit, Output, StreamEnd, Usage, signal_name};
+pub use plan::explain::Explanation;
+pub use policy::Syscalls;
+pub use probe::{Layer, LayerState, Report};
+pub use sandbox::Sandbox;
+
+/// 1,024 bytes.
+pub const KIB: u64 = 1 << 10;
+/// 1,024 KiB.
+pub const MIB: u64 = 1 << 20;
+/// 1,024 MiB.
+pub const GIB: u64 = 1 << 30;
+
+/// The plan decoder that init uses, for fuzzing; not part of the API.
+#[doc(hidden)]
+pub fn fuzz_plan(bytes: &[u8]) -> bool {
+    plan::wire::Plan::parse(bytes).is_some()
+}

@@ -1,0 +1,148 @@
+//! From (step, errno) to a sentence with its remedy.
+
+use super::wire::Report;
+use super::{Area, Draft, Note};
+use crate::error::{Error, ErrorKind, exhaustion_hint, is_exhaustion};
+use crate::image::Root;
+use crate::sandbox::Sandbox;
+
+/// The error for a failed step.
+pub(crate) fn error(draft: &Draft, sandbox: Option<&Sandbox>, report: &Report) -> Error {
+    let errno = report.errno as i32;
+    let Some(note) = draft.notes.get(report.status as usize) else {
+        // Not a step of the plan: init itself could not go on.
+        let kind = if is_exhaustion(errno) || errno == libc::ENOSPC { ErrorKind::Exhausted } else { ErrorKind::Setup };
+        let hint = if errno == libc::ENOSPC { Some("8,192 sandboxes live already") } else { exhaustion_hint(errno) };
+        return Error::failed(kind, "start", "the sandbox", errno, hint);
+    };
+    let (kind, hint) = judge(note, errno, report.detail, sandbox);
+    Error::failed(kind, note.doing, &note.object, errno, hint)
+}
+
+fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (ErrorKind, Option<&'static str>) {
+    let exhausted = if is_exhaustion(errno) { ErrorKind::Exhausted } else { ErrorKind::Setup };
+    let hint = exhaustion_hint(errno);
+    match note.area {
+        Area::Setup | Area::Privileges => (exhausted, hint),
+        Area::Namespaces => match errno {
+            libc::EPERM => (ErrorKind::Unsupported, Some(NO_USER_NAMESPACE)),
+            libc::ENOSPC | libc::EUSERS => (
+                ErrorKind::Unsupported,
+                Some("the limit on namespaces is reached: raise user.max_user_namespaces and its siblings with sysctl; nesting ends at 32 levels"),
+            ),
+            libc::EINVAL => (ErrorKind::Unsupported, Some("this kernel was built without one of the namespaces: user, mount, pid, ipc, uts, net, cgroup")),
+            _ => (exhausted, hint),
+        },
+        Area::IdMap => match errno {
+            libc::EPERM | libc::EACCES => (
+                ErrorKind::Unsupported,
+                Some("this user may not map these ids; where AppArmor restricts user namespaces, give the program a profile with `userns,` or set kernel.apparmor_restrict_unprivileged_userns=0"),
+            ),
+            libc::EINVAL => (ErrorKind::Unsupported, Some("the ids don't exist in the host's own user namespace; choose others with `Sandbox::id_base`")),
+            _ => (exhausted, hint),
+        },
+        Area::IdMappedMount => match errno {
+            libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM => (
+                ErrorKind::Unsupported,
+                Some("this file system has no idmapped mounts (tmpfs has them from Linux 6.3, overlayfs and FUSE mostly not); move it to ext4, xfs or btrfs, or use `prefer(Layer::IdMappedMounts)`: its files then belong to nobody inside"),
+            ),
+            _ => (exhausted, hint),
+        },
+        Area::Image => match errno {
+            libc::ENOTDIR => (ErrorKind::Image, Some("a root file system is a directory")),
+            libc::ENOENT => (ErrorKind::Image, Some("it must exist on the host")),
+            libc::EACCES | libc::EPERM => (ErrorKind::Image, Some("this user may not read it")),
+            libc::EINVAL => (ErrorKind::Image, Some("a directory with mounts below it can't be an ordinary user's root file system")),
+            _ => (if is_exhaustion(errno) { exhausted } else { ErrorKind::Image }, hint),
+        },
+        Area::Overlay => {
+            let from_host = sandbox.is_some_and(|s| matches!(s.root.root, Root::Host(_)));
+            match errno {
+                libc::ENODEV if !from_host => (ErrorKind::Unsupported, Some("this kernel has no overlayfs: load the module `overlay`")),
+                libc::EPERM | libc::EINVAL => (ErrorKind::Unsupported, Some("overlayfs refuses it here; the kernel's log says why")),
+                _ => (exhausted, hint),
+            }
+        }
+        Area::UserXattr => (
+            ErrorKind::Unsupported,
+            Some("an ordinary user's overlay on tmpfs needs Linux 6.6; run as root, or use `Image::host()`"),
+        ),
+        Area::Proc => match errno {
+            libc::EPERM => (
+                ErrorKind::Unsupported,
+                Some("parts of the host's /proc are masked, as in a container; start that with systempaths=unconfined (Docker) or procMount: Unmasked (Kubernetes)"),
+            ),
+            _ => (exhausted, hint),
+        },
+        Area::Mount => {
+            let hint = match errno {
+                libc::ENOENT => Some("it must exist on the host"),
+                libc::EACCES | libc::EPERM => Some("this user may not use it"),
+                libc::EROFS => Some("it lies in a read-only mount"),
+                libc::ENOSPC => Some("the writable layer is full; see `Sandbox::writable`"),
+                libc::ENOTDIR => Some("a directory goes onto a directory, a file onto a file"),
+                libc::EISDIR => Some("there's a directory of that name"),
+                _ => hint,
+            };
+            (if is_exhaustion(errno) { exhausted } else { ErrorKind::Mount }, hint)
+        }
+        Area::Filter => match errno {
+            libc::EINVAL | libc::ENOSYS => (ErrorKind::Unsupported, Some("this kernel has no seccomp filters; `prefer(Layer::SyscallFilter)` goes on without")),
+            _ => (exhausted, hint),
+        },
+        Area::Limit => match errno {
+            libc::EPERM => (ErrorKind::Unsupported, Some("it's above the hard limit of the host program, which only CAP_SYS_RESOURCE may exceed; see `ulimit -H`")),
+            _ => (exhausted, hint),
+        },
+        Area::Chdir => (ErrorKind::BadWorkingDirectory, None),
+        Area::Exec => exec(errno, mode),
+    }
+}
+
+const NO_USER_NAMESPACE: &str = "user namespaces are refused: set kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0 where these exist; in a container allow them in its seccomp profile; a chrooted process can't have them";
+
+/// The reasons of execve(2). `mode` is the file's, 0 if it isn't there.
+fn exec(errno: i32, mode: u32) -> (ErrorKind, Option<&'static str>) {
+    let directory = mode & libc::S_IFMT == libc::S_IFDIR;
+    match errno {
+        libc::ENOENT if mode != 0 => (ErrorKind::InterpreterNotFound, Some("the file exists, but not the interpreter that its first line or its ELF header names")),
+        libc::ENOTDIR if mode != 0 => (ErrorKind::InterpreterNotFound, Some("the path of its interpreter leads through a file")),
+        libc::ENOENT | libc::ENOTDIR => (ErrorKind::NotFound, Some("there's no such program in the sandbox")),
+        libc::EACCES | libc::EISDIR if directory => (ErrorKind::IsADirectory, Some("it's a directory")),
+        libc::EACCES | libc::EPERM => (ErrorKind::PermissionDenied, Some("it must be an executable file that the user of the run may reach")),
+        libc::ENOEXEC => (ErrorKind::ExecFormat, Some("it's neither a script with a `#!` line nor a binary for this machine")),
+        libc::EINVAL => (ErrorKind::ExecFormat, Some("its ELF header names more than one interpreter")),
+        libc::ELIBBAD => (ErrorKind::ExecFormat, Some("its interpreter isn't a binary for this machine")),
+        libc::EISDIR => (ErrorKind::InterpreterNotFound, Some("its interpreter is a directory")),
+        libc::E2BIG => (ErrorKind::ArgumentListTooLong, Some("a single argument ends at 128 KiB, all together at a quarter of the stack limit")),
+        libc::ETXTBSY => (ErrorKind::TextFileBusy, Some("somebody has it open for writing")),
+        libc::ELOOP => (ErrorKind::FilesystemLoop, None),
+        libc::ENAMETOOLONG => (ErrorKind::NameTooLong, None),
+        libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE => (ErrorKind::Exhausted, exhaustion_hint(errno)),
+        _ => (ErrorKind::Exec, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn execve_failures_are_told_apart() {
+        let file = libc::S_IFREG | 0o755;
+        let kinds = [
+            (libc::ENOENT, 0, ErrorKind::NotFound),
+            (libc::ENOENT, file, ErrorKind::InterpreterNotFound),
+            (libc::EACCES, file, ErrorKind::PermissionDenied),
+            (libc::EACCES, libc::S_IFDIR | 0o755, ErrorKind::IsADirectory),
+            (libc::ENOEXEC, file, ErrorKind::ExecFormat),
+            (libc::E2BIG, file, ErrorKind::ArgumentListTooLong),
+            (libc::ETXTBSY, file, ErrorKind::TextFileBusy),
+            (libc::ELOOP, 0, ErrorKind::FilesystemLoop),
+            (libc::ENAMETOOLONG, 0, ErrorKind::NameTooLong),
+        ];
+        for (errno, mode, kind) in kinds {
+            assert_eq!(exec(errno, mode).0, kind, "errno {errno}, mode {mode:o}");
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Steps that build the root file system.
+//!
+//! The outer child opens sources in the host's mount namespace and turns them
+//! into detached mounts; with an image it also builds the overlay there, because
+//! a lower layer that was opened outside is EPERM for an overlay mounted inside,
+//! while a finished mount from outside can be attached. PID 1 attaches, pivots,
+//! and completes the tree when nothing of the host is in reach any more.
+//!
+//! Everything writable of a sandbox lies in one tmpfs, the *scratch*: the
+//! overlay's upper directory (or, with the host's /usr, the root itself),
+//! `/tmp` and `/dev/shm`. So one size is the disk limit, and all of it is gone
+//! with the last process.
+
+use std::borrow::Cow;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::wire::{AT_FDCWD, op, slot};
+use super::{Area, Arg, Draft, Mark};
+use crate::image::{HostLayout, Root};
+use crate::probe::Layer;
+use crate::sandbox::{Mount, MountKind, Sandbox};
+
+const FSCONFIG_SET_STRING: u32 = 1;
+const FSCONFIG_CMD_CREATE: u32 = 6;
+/// Where init's root has room for a scratch.
+pub(crate) const SCRATCH: &str = "/mnt";
+const HERE: Arg = Arg::Value(AT_FDCWD);
+/// nosuid and nodev hold for every mount that a workload sees.
+const BASE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+
+/// fsopen, fsconfig, fsmount: a new file system as a detached mount.
+pub(crate) fn new_filesystem(draft: &mut Draft, kind: &'static str, options: &[(&str, &str)], attributes: u64) -> u8 {
+    let slot = draft.slot();
+    new_filesystem_into(draft, slot, kind, options, attributes);
+    slot
+}
+
+fn new_filesystem_into(draft: &mut Draft, slot: u8, kind: &'static str, options: &[(&str, &str)], attributes: u64) {
+    let context = draft.temporary();
+    let name = draft.text(kind);
+    draft.step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", kind).into_slot(context);
+    for (key, value) in options {
+        let object = format!("{kind} option {key}={value}");
+        let (key, value) = (draft.text(key), draft.text(value));
+        draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_SET_STRING.into(), key, value, 0.into()], "set", object);
+    }
+    draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()], "create", kind);
+    draft.step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), attributes.into()], "mount", kind).into_slot(slot);
+    draft.close(context);
+}
+
+/// Attaches a detached mount at a path.
+pub(crate) fn attach(draft: &mut Draft, mount: u8, path: Arg, object: impl Into<Cow<'static, str>>) {
+    let args = [Arg::Slot(mount), Draft::EMPTY, HERE, path, libc::MOVE_MOUNT_F_EMPTY_PATH.into()];
+    draft.step(libc::SYS_move_mount, &args, "mount", object);
+}
+
+/// mount_setattr(2) on a detached tree, submounts included. Propagation from the
+/// host ends here. `ids` is the user namespace of an idmapped mount.
+pub(crate) fn set_attributes(draft: &mut Draft, mount: u8, set: u64, ids: Option<(u8, bool)>, object: impl Into<Cow<'static, str>>) {
+    let object = object.into();
+    let attributes = draft.words(&[set, 0, libc::MS_PRIVATE, 0]);
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    draft.step(libc::SYS_mount_setattr, &[Arg::Slot(mount), Draft::EMPTY, flags.into(), attributes, 32.into()], "set the attributes of", object.clone());
+    if let Some((namespace, prefer)) = ids {
+        // Apart from the others, so that a file system without idmapped mounts
+        // can be told from one that refuses read-only.
+        let area = std::mem::replace(&mut draft.area, Area::IdMappedMount);
+        draft.step(op::ID_MAP, &[Arg::Slot(mount), Arg::Slot(namespace)], "map the owners of", object).layer(Layer::IdMappedMounts, prefer);
+        draft.area(area);
+    }
+}
+
+/// A part of the host's tree to be cloned.
+pub(crate) struct Tree {
+    pub(crate) path: Arg,
+    pub(crate) recursive: bool,
+}
+
+impl Tree {
+    pub(crate) fn clone_into(self, draft: &mut Draft, object: impl Into<Cow<'static, str>>) -> u8 {
+        let slot = draft.slot();
+        let recursive = if self.recursive { libc::AT_RECURSIVE as u32 } else { 0 };
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursive;
+        draft.step(libc::SYS_open_tree, &[HERE, self.path, flags.into()], "open", object).into_slot(slot);
+        slot
+    }
+}
+
+/// Makes an attached mount the root and lets go of the old one: pivot_root(2)
+/// with "." twice stacks the old root on the new one, from where it's detached.
+pub(crate) fn pivot(draft: &mut Draft, root: u8) {
+    let dot = draft.text(".");
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(root)], "enter", "the new root");
+    draft.step(libc::SYS_pivot_root, &[dot, dot], "pivot to", "the new root");
+    draft.step(libc::SYS_umount2, &[dot, libc::MNT_DETACH.into()], "detach", "the old root");
+}
+
+/// A mount that the outer stage prepared, on its way to its place.
+pub(crate) struct Prepared<'a> {
+    mount: &'a Mount,
+    slot: u8,
+}
+
+/// What the outer stage left for the inner one.
+pub(crate) struct Outside<'a> {
+    /// Sources of binds.
+    binds: Vec<Prepared<'a>>,
+    /// `/dev/shm`, if the scratch was made outside.
+    shm: Option<u8>,
+    /// With the host's root: its parts, by the name inside.
+    parts: Vec<(&'a str, u8)>,
+}
+
+/// How ids are mapped on mounts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owners {
+    /// Slot of the sandbox's user namespace, if mounts can be idmapped.
+    pub(crate) namespace: Option<u8>,
+    /// The caller goes on without.
+    pub(crate) prefer: bool,
+    /// An ordinary user: overlayfs keeps its marks in `user.*` attributes.
+    pub(crate) ordinary: bool,
+}
+
+/// Outer stage: everything that needs the host's files.
+pub(crate) fn outer<'a>(draft: &mut Draft, sandbox: &'a Sandbox, owners: Owners) -> Outside<'a> {
+    let mut outside = Outside { binds: Vec::new(), shm: None, parts: Vec::new() };
+    draft.area(Area::Mount);
+    draft.step(libc::SYS_setns, &[Arg::Slot(slot::HOST_MOUNTS), libc::CLONE_NEWNS.into()], "look at", "the host's mounts");
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(slot::HOST_ROOT)], "enter", "the host's root");
+    let dot = draft.text(".");
+    draft.step(libc::SYS_chroot, &[dot], "enter", "the host's root");
+    let ids = owners.namespace.map(|namespace| (namespace, owners.prefer));
+    for mount in sandbox.sorted_mounts() {
+        let MountKind::Bind { host, writable } = &mount.kind else { continue };
+        let name = display(host);
+        let path = draft.text(host.as_os_str().as_bytes());
+        let tree = Tree { path, recursive: true }.clone_into(draft, name.clone());
+        let read_only = if *writable { 0 } else { libc::MOUNT_ATTR_RDONLY };
+        set_attributes(draft, tree, BASE | read_only, ids, name);
+        outside.binds.push(Prepared { mount, slot: tree });
+    }
+    draft.area(Area::Image);
+    match &sandbox.root.root {
+        Root::Host(layout) => {
+            for part in &layout.parts {
+                // Not idmapped: seen by the sandbox, the host's files belong to
+                // nobody, so that its root can't read what only the host's may.
+                let path = draft.text(part.host.as_bytes());
+                let tree = Tree { path, recursive: true }.clone_into(draft, part.host.clone());
+                set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY, None, part.host.clone());
+                outside.parts.push((part.inside.as_str(), tree));
+            }
+        }
+        Root::Dir(path) => outside.shm = Some(overlay(draft, sandbox, path, owners)),
+    }
+    outside
+}
+
+/// The scratch, a lower layer and the overlay over both; returns `/dev/shm`.
+fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owners) -> u8 {
+    let name = display(lower_path);
+    let directory = draft.temporary();
+    let path = draft.text(lower_path.as_os_str().as_bytes());
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", name.clone()).into_slot(directory);
+    let lower = draft.temporary();
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
+    draft.step(libc::SYS_open_tree, &[Arg::Slot(directory), Draft::EMPTY, flags.into()], "open the root file system", name.clone()).into_slot(lower);
+    let ids = owners.namespace.map(|namespace| (namespace, owners.prefer));
+    set_attributes(draft, lower, BASE | libc::MOUNT_ATTR_RDONLY, ids, name.clone());
+
+    // overlayfs wants its layers attached in the caller's mount namespace
+    // (before Linux 6.15), so this child takes a copy of init's small one.
+    draft.area(Area::Overlay);
+    draft.step(libc::SYS_setns, &[Arg::Slot(slot::INIT_MOUNTS), libc::CLONE_NEWNS.into()], "return to", "init's mounts");
+    draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
+    let scratch = draft.temporary();
+    scratch_into(draft, scratch, sandbox);
+    attach_scratch(draft, scratch);
+    for (directory, mode) in [("lower", 0o700), ("upper", 0o755), ("work", 0o700), ("shm", 0o1777)] {
+        let path = draft.text(directory);
+        draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", "the writable layer");
+    }
+    let path = draft.text("lower");
+    attach(draft, lower, path, name.clone());
+    let upper = draft.temporary();
+    let path = draft.text("upper");
+    draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").into_slot(upper);
+    if owners.ordinary {
+        draft.area(Area::UserXattr);
+        draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
+        draft.area(Area::Overlay);
+    }
+    draft.step(op::LIKE, &[Arg::Slot(lower), Arg::Slot(upper), u32::from(!owners.ordinary).into()], "copy the owner and mode of", name);
+    let mut options = vec![("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")];
+    if owners.ordinary {
+        options.push(("userxattr", ""));
+    }
+    overlay_filesystem(draft, &options);
+    let shm = draft.text("shm");
+    let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
+    set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, None, "/dev/shm");
+    for slot in [directory, lower, scratch, upper] {
+        draft.close(slot);
+    }
+    shm
+}
+
+fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
+    const FSCONFIG_SET_FLAG: u32 = 0;
+    let context = draft.temporary();
+    let name = draft.text("overlay");
+    draft.step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", "overlay").into_slot(context).layer(Layer::Overlay, false);
+    for (key, value) in options {
+        let object = format!("overlay option {key}={value}");
+        let key = draft.text(key);
+        let (command, value) = if value.is_empty() { (FSCONFIG_SET_FLAG, 0.into()) } else { (FSCONFIG_SET_STRING, draft.text(value)) };
+        draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), command.into(), key, value, 0.into()], "set", object);
+    }
+    let create = [Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()];
+    draft.step(libc::SYS_fsconfig, &create, "create", "the overlay").layer(Layer::Overlay, false);
+    draft.step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()], "mount", "the overlay").into_slot(slot::ROOT);
+    draft.close(context);
+}
+
+/// The tmpfs that holds all that a workload writes.
+fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox) {
+    let (size, inodes) = (sandbox.writable.to_string(), sandbox.writable_files.to_string());
+    new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", "755")], BASE);
+}
+
+/// Inner stage: from detached mounts to a root with everything in its place.
+pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, terminal_group: bool) {
+    draft.area(Area::Proc);
+    // While init's /proc is still in view: the kernel mounts procfs in a user
+    // namespace only where one is visible in full already.
+    let proc = new_filesystem(draft, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
+    draft.area(Area::Mount);
+    let path = draft.text("/dev");
+    let dev = Tree { path, recursive: true }.clone_into(draft, "/dev");
+    let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
+    if terminal_group {
+        options.push(("gid", "5"));
+    }
+    let pts = new_filesystem(draft, "devpts", &options, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC);
+
+    let slash = draft.text("/");
+    let shm = match outside.shm {
+        Some(shm) => {
+            attach(draft, slot::ROOT, slash, "the root");
+            shm
+        }
+        None => fresh_root(draft, sandbox),
+    };
+    pivot(draft, slot::ROOT);
+
+    // From here on "/" is the new root, and paths can't leave it.
+    if let Root::Host(layout) = &sandbox.root.root {
+        host_tree(draft, layout, outside);
+    }
+    let (uid, gid) = sandbox.user;
+    if sandbox.makes_home() {
+        let (path, slot) = (draft.text(sandbox.home()), draft.temporary());
+        let args = [Arg::Slot(slot::ROOT), path, 0.into(), 0o700.into(), uid.into(), gid.into()];
+        draft.step(op::MAKE_PATH, &args, "make", sandbox.home()).into_slot(slot);
+        draft.close(slot);
+    }
+    for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
+        directory(draft, name, mode);
+    }
+    attach_at(draft, proc, "proc", "/proc");
+    attach_at(draft, dev, "dev", "/dev");
+    attach_at(draft, pts, "dev/pts", "/dev/pts");
+    attach_at(draft, shm, "dev/shm", "/dev/shm");
+    let mut binds = outside.binds.iter();
+    for mount in sandbox.sorted_mounts() {
+        let name = display(&mount.inside);
+        let (source, kind) = match &mount.kind {
+            MountKind::Bind { .. } => {
+                let Some(prepared) = binds.next() else { break };
+                debug_assert!(std::ptr::eq(prepared.mount, mount));
+                (prepared.slot, Arg::Slot(prepared.slot))
+            }
+            MountKind::Tmpfs { bytes } => {
+                let (size, inodes) = (bytes.to_string(), (bytes / 4096).clamp(16, 1 << 20).to_string());
+                let source = new_filesystem(draft, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", "1777")], BASE);
+                (source, 0.into())
+            }
+        };
+        let target = draft.temporary();
+        let path = draft.text(mount.inside.as_os_str().as_bytes());
+        draft
+            .step(op::MAKE_PATH, &[Arg::Slot(slot::ROOT), path, kind, 0o755.into(), uid.into(), gid.into()], "make a place to mount", name.clone())
+            .into_slot(target);
+        let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+        draft.step(libc::SYS_move_mount, &[Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()], "mount", name);
+        draft.close(target);
+    }
+    for file in sandbox.all_files() {
+        let name = display(&file.inside);
+        let (path, contents) = (draft.text(file.inside.as_os_str().as_bytes()), draft.data(&file.contents));
+        let (uid, gid) = if file.ours { (0, 0) } else { (uid, gid) };
+        let args = [path, contents, file.contents.len().into(), file.mode.into(), uid.into(), gid.into()];
+        draft.step(op::FILE, &args, "write", name);
+    }
+    draft.close(slot::ROOT);
+}
+
+/// A root in the scratch, for the host's /usr; returns `/dev/shm`.
+fn fresh_root(draft: &mut Draft, sandbox: &Sandbox) -> u8 {
+    let scratch = draft.slot();
+    scratch_into(draft, scratch, sandbox);
+    attach_scratch(draft, scratch);
+    let (root, shm) = (draft.text("root"), draft.text("shm"));
+    draft.step(libc::SYS_mkdirat, &[HERE, root, 0o755.into()], "make", "the writable layer");
+    draft.step(libc::SYS_mkdirat, &[HERE, shm, 0o1777.into()], "make", "the writable layer");
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    draft.step(libc::SYS_open_tree, &[HERE, root, flags.into()], "open", "the root").into_slot(slot::ROOT);
+    let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
+    set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, None, "/dev/shm");
+    let slash = draft.text("/");
+    attach(draft, slot::ROOT, slash, "the root");
+    shm
+}
+
+/// Attaches the scratch where init's small root has a place for it, and enters it.
+/// Not on `/`: there it would stand between the old root and the new one, and the
+/// one umount after the pivot would take it instead of the old root.
+fn attach_scratch(draft: &mut Draft, scratch: u8) {
+    let path = draft.text(SCRATCH);
+    attach(draft, scratch, path, "the writable layer");
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
+}
+
+/// The directories, links and mounts of the host's root.
+fn host_tree(draft: &mut Draft, layout: &HostLayout, outside: &Outside<'_>) {
+    for (name, mode) in &layout.directories {
+        directory(draft, name, *mode);
+    }
+    for (name, target) in &layout.links {
+        let (path, target) = (draft.text(name), draft.text(target));
+        draft.step(libc::SYS_symlinkat, &[target, HERE, path], "make", format!("/{name}"));
+    }
+    for (inside, tree) in &outside.parts {
+        let target = draft.temporary();
+        let path = draft.text(inside);
+        let args = [Arg::Slot(slot::ROOT), path, Arg::Slot(*tree), 0o755.into(), 0.into(), 0.into()];
+        draft.step(op::MAKE_PATH, &args, "make a place to mount", inside.to_string()).into_slot(target);
+        let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+        draft.step(libc::SYS_move_mount, &[Arg::Slot(*tree), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()], "mount", inside.to_string());
+        draft.close(target);
+    }
+}
+
+fn directory(draft: &mut Draft, name: &str, mode: u32) {
+    let path = draft.text(name);
+    draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", format!("/{name}")).tolerate(libc::EEXIST);
+}
+
+fn attach_at(draft: &mut Draft, mount: u8, path: &str, object: &'static str) {
+    let path = draft.text(path);
+    attach(draft, mount, path, object);
+}
+
+pub(crate) fn display(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+

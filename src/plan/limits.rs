@@ -1,0 +1,41 @@
+//! Steps that set the resource limits of the workload's process (setrlimit(2)).
+//!
+//! They are back-stops that every process inherits and counts for itself. There
+//! is no default for RLIMIT_AS and RLIMIT_DATA: Java, Node and Go reserve far
+//! more address space than they use.
+
+use super::{Area, Draft};
+use crate::probe::Facts;
+use crate::sandbox::Sandbox;
+use crate::limits::Resource;
+
+/// One limit as it will be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rlimit {
+    pub(crate) resource: Resource,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// Every limit that a command gets: the recipe's, else the default, the latter
+/// never above what the host itself may have.
+pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts) -> Vec<Rlimit> {
+    let mut all: Vec<Rlimit> = Vec::new();
+    for (resource, soft, hard) in Resource::DEFAULTS {
+        if !sandbox.rlimits.iter().any(|l| l.resource == resource) {
+            let bound = facts.hard_limit(resource);
+            all.push(Rlimit { resource, soft: soft.min(bound), hard: hard.min(bound) });
+        }
+    }
+    all.extend(sandbox.rlimits.iter().copied());
+    all
+}
+
+pub(crate) fn command(draft: &mut Draft, limits: &[Rlimit]) {
+    draft.area(Area::Limit);
+    for limit in limits {
+        let value = draft.words(&[limit.soft, limit.hard]);
+        let name = limit.resource.kernel_name();
+        draft.step(libc::SYS_prlimit64, &[0.into(), limit.resource.number().into(), value, 0.into()], "set", name);
+    }
+}

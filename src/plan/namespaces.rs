@@ -1,0 +1,138 @@
+//! Steps that make the namespaces and the id maps, in the outer stage, and that
+//! settle PID 1 in them, in the inner one.
+
+use super::wire::op;
+use super::{Area, Arg, Draft, Mark};
+use crate::net::Network;
+use crate::probe::Layer;
+use crate::sandbox::Sandbox;
+
+/// Which ids exist inside, and what they are outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ids {
+    /// 65,536 ids from this one on, which belong to nobody on the host.
+    Range { first: u32 },
+    /// An ordinary user with subordinate ids: the same ids as in init's user
+    /// namespace, this many.
+    Outer { count: u32 },
+    /// An ordinary user's own id, under one number inside.
+    Single { uid: u32, gid: u32 },
+}
+
+/// Ids in a sandbox started by root: 0 to 65,535.
+pub(crate) const RANGE: u32 = 65_536;
+
+impl Ids {
+    fn maps(self) -> (String, String) {
+        match self {
+            Ids::Range { first } => (format!("0 {first} {RANGE}"), format!("0 {first} {RANGE}")),
+            Ids::Outer { count } => (format!("0 0 {count}"), format!("0 0 {count}")),
+            Ids::Single { uid, gid } => (format!("{uid} 0 1"), format!("{gid} 0 1")),
+        }
+    }
+
+    /// The ids of PID 1 inside.
+    fn init(self) -> (u32, u32) {
+        match self {
+            Ids::Single { uid, gid } => (uid, gid),
+            _ => (0, 0),
+        }
+    }
+
+    /// setgroups(2) works.
+    pub(crate) fn groups(self) -> bool {
+        !matches!(self, Ids::Single { .. })
+    }
+
+    /// Whether inside id `id` exists.
+    pub(crate) fn contains(self, id: u32) -> bool {
+        match self {
+            Ids::Range { .. } => id < RANGE,
+            Ids::Outer { count } => id < count,
+            Ids::Single { .. } => true,
+        }
+    }
+}
+
+/// Clones PID 1 into new namespaces and maps its ids; returns the slot of its
+/// user namespace if `wanted`.
+pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, cgroup: bool, wanted: bool) -> Option<u8> {
+    draft.area(Area::Namespaces);
+    let mut flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    if sandbox.network == Network::None {
+        flags |= libc::CLONE_NEWNET;
+    }
+    if cgroup {
+        flags |= libc::CLONE_NEWCGROUP;
+    }
+    draft.step(op::CLONE, &[(flags as u32).into()], "make", "the namespaces").layer(Layer::UserNamespace, false);
+    draft.area(Area::IdMap);
+    let (uids, gids) = ids.maps();
+    write_map(draft, "uid_map", &uids);
+    write_map(draft, "gid_map", &gids);
+    wanted.then(|| {
+        let (slot, name) = (draft.temporary(), draft.text("ns/user"));
+        draft.step(op::PROC_OPEN, &[name, libc::O_RDONLY.into()], "open", "the user namespace").into_slot(slot);
+        slot
+    })
+}
+
+fn write_map(draft: &mut Draft, name: &'static str, map: &str) {
+    let (slot, path, text) = (draft.temporary(), draft.text(name), draft.text(map));
+    draft.step(op::PROC_OPEN, &[path, libc::O_WRONLY.into()], "open", name).into_slot(slot);
+    draft.step(libc::SYS_write, &[Arg::Slot(slot), text, map.len().into()], "write", format!("{name} ({map})"));
+    draft.close(slot);
+}
+
+/// Ends the outer stage.
+pub(crate) fn hand_over(draft: &mut Draft) {
+    draft.area(Area::Setup);
+    draft.step(op::HAND_OVER, &[], "hand over", "what was opened");
+}
+
+/// First part of the inner stage: what needs no file, while the outer child is
+/// still busy with them.
+pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, ids: Ids) {
+    draft.area(Area::Setup);
+    if sandbox.network == Network::None {
+        loopback_up(draft);
+    }
+    let name = draft.text(&sandbox.hostname);
+    draft.step(libc::SYS_sethostname, &[name, sandbox.hostname.len().into()], "set", "the host name");
+    draft.step(op::RECEIVE, &[], "receive", "what was opened");
+    draft.area(Area::IdMap);
+    // The process was the host's root until here, an id that doesn't exist
+    // inside. Capabilities stay: they belong to the user namespace.
+    let (uid, gid) = ids.init();
+    draft.step(libc::SYS_setresgid, &[gid.into(), gid.into(), gid.into()], "become", "group 0 of the sandbox");
+    if ids.groups() {
+        draft.step(libc::SYS_setgroups, &[0.into(), 0.into()], "drop", "supplementary groups");
+    }
+    draft.step(libc::SYS_setresuid, &[uid.into(), uid.into(), uid.into()], "become", "user 0 of the sandbox");
+}
+
+/// A new network namespace's loopback device is down: servers on 127.0.0.1
+/// would fail.
+fn loopback_up(draft: &mut Draft) {
+    let socket = draft.temporary();
+    let args = [libc::AF_INET.into(), (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC).into(), 0.into()];
+    draft.step(libc::SYS_socket, &args, "open", "a socket").into_slot(socket);
+    // struct ifreq: a name of 16 bytes, then the flags.
+    let mut request = [0u8; 40];
+    request[..2].copy_from_slice(b"lo");
+    request[16..18].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_le_bytes());
+    let request = draft.data(&request);
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(socket), (libc::SIOCSIFFLAGS as u64).into(), request], "bring up", "the loopback device");
+    draft.close(socket);
+}
+
+/// Last part of the inner stage: PID 1 settles.
+pub(crate) fn settle(draft: &mut Draft, keep: u64) {
+    draft.area(Area::Privileges);
+    draft.step(op::DROP_BOUNDING, &[keep.into()], "drop", "the capability bounding set");
+    // Nobody inside may trace PID 1 or open its memory or executable.
+    draft.step(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()], "protect", "PID 1");
+    // After the last change of credentials, which would clear it.
+    draft.area(Area::Setup);
+    draft.step(op::DIE_WITH_INIT, &[], "tie PID 1 to", "init");
+}

@@ -1,0 +1,536 @@
+//! The byte format of a plan, and the messages around it.
+//!
+//! This file is compiled twice: into the crate, which writes plans, and into
+//! init, which reads them. It is `no_std`, allocates nothing when decoding and
+//! holds no `unsafe`. Numbers are little-endian; both sides run on one machine
+//! and come from one build (the first message compares [`Hello::build`]), so
+//! the format needs no versions.
+//!
+//! ```text
+//! header (64 bytes) | steps (64 bytes each) | relocations (8 bytes each) | blob area
+//! ```
+//!
+//! A step's argument is a number, an offset into the blob area (init adds the
+//! address of its mapping) or a *slot*: a descriptor that was passed with the
+//! request or that an earlier step returned. Blobs that hold addresses
+//! themselves (argument vectors, filter programs) are listed in the relocation
+//! table: each entry is the place of such an address in the blob area.
+
+/// Descriptors that a plan can name.
+pub const SLOTS: usize = 254;
+/// A step that keeps no result.
+pub const NO_SLOT: u8 = 0xff;
+/// Argument that stands for "the current directory" where a slot is expected.
+pub const AT_FDCWD: u64 = -100i64 as u64;
+/// The most descriptors in one message (the kernel's own bound is 253).
+pub const MAX_FDS: usize = 64;
+/// An upper bound for a plan: the kernel takes at most 6 MiB of arguments
+/// (three quarters of an 8 MiB stack), and files given by content travel here
+/// too.
+pub const MAX_PLAN: usize = 256 << 20;
+
+/// Slots with a fixed meaning.
+pub mod slot {
+    /// The sandbox's end of its reply socket.
+    pub const REPLY: u8 = 0;
+    /// The plan itself.
+    pub const PLAN: u8 = 1;
+    /// The mount namespace in which the host program lives.
+    pub const HOST_MOUNTS: u8 = 2;
+    /// The host program's root directory.
+    pub const HOST_ROOT: u8 = 3;
+    /// init's own, nearly empty, mount namespace.
+    pub const INIT_MOUNTS: u8 = 4;
+    /// How many of them init keeps from its start for every sandbox.
+    pub const KEPT: u8 = 5;
+    /// The sandbox's root directory.
+    pub const ROOT: u8 = 8;
+    /// The first of the descriptors that came with the request.
+    pub const PASSED: u8 = 16;
+    /// The first of those for results of steps; what an outer step leaves in
+    /// one of these (or in [`ROOT`]) is handed over to PID 1.
+    pub const LOCAL: u8 = 80;
+    /// The first of those for results that are soon closed.
+    pub const TEMPORARY: u8 = 238;
+}
+
+/// Who performs a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    /// init itself, once, when it starts.
+    Start = 0,
+    /// A child of init's outside the sandbox: opens what is the host's.
+    Outer = 1,
+    /// PID 1 of the sandbox, before anything else runs in it.
+    Inner = 2,
+    /// The workload's own process, up to exec.
+    Command = 3,
+}
+
+/// Operations that are more than one system call. All are above any number
+/// that the kernel uses; a smaller [`Step::op`] is a system call.
+pub mod op {
+    /// `clone3` of PID 1 with the flags in argument 0.
+    pub const CLONE: u32 = 0x1_0000;
+    /// Open `/proc/<PID 1>/<argument 0>` with the flags in argument 1.
+    pub const PROC_OPEN: u32 = 0x1_0001;
+    /// Outer: pass the slots that outer steps filled to PID 1, but for
+    /// [`TEMPORARY`](super::slot::TEMPORARY) ones.
+    pub const HAND_OVER: u32 = 0x1_0002;
+    /// Inner: wait for [`HAND_OVER`].
+    pub const RECEIVE: u32 = 0x1_0003;
+    /// Walk path (1) below directory (0), making what is missing: directories
+    /// with mode (3), a last component of kind (2) 0 directory, 1 file; what was
+    /// made belongs to uid (4) and gid (5). Keeps an `O_PATH` descriptor.
+    pub const MAKE_PATH: u32 = 0x1_0004;
+    /// Replace path (0) below [`slot::ROOT`](super::slot::ROOT) by a file with
+    /// contents (1), length (2), mode (3), uid (4) and gid (5), making missing
+    /// parents as [`MAKE_PATH`] does.
+    pub const FILE: u32 = 0x1_0005;
+    /// Give directory (1) the mode of directory (0) and, if (2) is 1, its owner.
+    pub const LIKE: u32 = 0x1_0006;
+    /// Drop every capability from the bounding set that mask (0) lacks.
+    pub const DROP_BOUNDING: u32 = 0x1_0007;
+    /// Die with init, and check that it still lives.
+    pub const DIE_WITH_INIT: u32 = 0x1_0008;
+    /// Arrange descriptors: argument 0 points to pairs of u32 (slot, number),
+    /// argument 1 counts them. All others are closed on exec.
+    pub const FDS: u32 = 0x1_0009;
+    /// Try the programs in the list (0), counted by (1), with arguments (2) and
+    /// environment (3).
+    pub const EXEC: u32 = 0x1_000a;
+    /// Start: tell the host that maps are wanted and wait until it wrote them.
+    pub const AWAIT_MAPS: u32 = 0x1_000b;
+    /// Keep a descriptor of /proc/self/<argument 0> in the step's slot.
+    pub const SELF_OPEN: u32 = 0x1_000c;
+    /// Set every soft limit on open files to the hard one.
+    pub const RAISE_FILES: u32 = 0x1_000d;
+    /// Fail with EOPNOTSUPP-like errno (1) unless directory (0) takes
+    /// `user.*` attributes: overlayfs needs them when it is mounted by an
+    /// ordinary user, and tmpfs has them from Linux 6.6.
+    pub const USER_XATTR: u32 = 0x1_000e;
+    /// Make detached mount (0) idmapped by user namespace (1), recursively.
+    pub const ID_MAP: u32 = 0x1_000f;
+    /// The last of them.
+    pub const LAST: u32 = 0x1_000f;
+}
+
+/// How an argument is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A plain number.
+    Value = 0,
+    /// An offset into the blob area.
+    Blob = 1,
+    /// The number of a slot.
+    Slot = 2,
+}
+
+/// One step: a system call or an [`op`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// System call number or one of [`op`].
+    pub op: u32,
+    /// Who performs it.
+    pub stage: Stage,
+    /// Where the result is kept as a descriptor, or [`NO_SLOT`].
+    pub slot: u8,
+    /// An errno that counts as success; 0 for none, [`ANY`] for all.
+    pub tolerate: u16,
+    /// The layer whose absence a tolerated failure means, or [`NO_LAYER`].
+    pub layer: u8,
+    /// How to read each argument.
+    pub kinds: [Kind; 6],
+    /// The arguments.
+    pub args: [u64; 6],
+}
+
+/// [`Step::tolerate`]: every errno.
+pub const ANY: u16 = 0xffff;
+/// [`Step::layer`]: none.
+pub const NO_LAYER: u8 = 0xff;
+
+const STEP: usize = 64;
+const HEADER: usize = 64;
+
+/// Flag: send [`Report::STARTED`] with the command's pidfd.
+pub const NOTIFY_START: u64 = 1;
+/// Flag: a plan without a command; PID 1 reports [`Report::READY`].
+pub const NO_COMMAND: u64 = 2;
+/// Flag: the sandbox ends with this command.
+pub const LAST_COMMAND: u64 = 4;
+
+/// A plan in its byte form, checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    bytes: &'a [u8],
+    steps: usize,
+    relocations: usize,
+    blob: usize,
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let b = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    let low = u32_at(bytes, at)?;
+    let high = u32_at(bytes, at.checked_add(4)?)?;
+    Some(u64::from(high) << 32 | u64::from(low))
+}
+
+impl<'a> Plan<'a> {
+    /// Checks a plan: sizes, stages in order, slots and offsets in range, and
+    /// every blob argument and relocation inside the blob area. What passes
+    /// can be interpreted without looking outside the plan's own bytes.
+    pub fn parse(bytes: &'a [u8]) -> Option<Plan<'a>> {
+        if bytes.len() < HEADER || bytes.len() > MAX_PLAN {
+            return None;
+        }
+        let size = usize::try_from(u64_at(bytes, 8)?).ok()?;
+        let steps = u32_at(bytes, 16)? as usize;
+        let relocations = u32_at(bytes, 20)? as usize;
+        if size != bytes.len() || steps > 4096 {
+            return None;
+        }
+        let blob = HEADER.checked_add(steps.checked_mul(STEP)?)?.checked_add(relocations.checked_mul(8)?)?;
+        if blob > size {
+            return None;
+        }
+        let plan = Plan { bytes, steps, relocations, blob };
+        let length = (size - blob) as u64;
+        // Blobs are strings or structures; a NUL behind the last one lets no
+        // string run out of the mapping.
+        if length != 0 && bytes[size - 1] != 0 {
+            return None;
+        }
+        let mut stage = Stage::Start;
+        for i in 0..steps {
+            let step = plan.decode(i)?;
+            if step.stage < stage {
+                return None;
+            }
+            stage = step.stage;
+            for (kind, arg) in step.kinds.iter().zip(step.args) {
+                let bound = match kind {
+                    Kind::Value => continue,
+                    Kind::Blob => length,
+                    Kind::Slot => SLOTS as u64,
+                };
+                if arg >= bound {
+                    return None;
+                }
+            }
+            if !plan.lengths_fit(&step) {
+                return None;
+            }
+        }
+        for i in 0..relocations {
+            let place = plan.relocation(i);
+            let inside = place % 8 == 0 && place.checked_add(8)? <= length;
+            if !inside || plan.blob_u64(place)? >= length {
+                return None;
+            }
+        }
+        Some(plan)
+    }
+
+    /// The operations of our own that read a counted blob stay inside it.
+    fn lengths_fit(&self, step: &Step) -> bool {
+        let length = (self.bytes.len() - self.blob) as u64;
+        let fits = |start: u64, count: u64, size: u64| {
+            count.checked_mul(size).and_then(|n| n.checked_add(start)).is_some_and(|end| end <= length)
+        };
+        let blob = |i: usize| step.kinds[i] == Kind::Blob;
+        match step.op {
+            op::FDS => blob(0) && step.args[0] % 4 == 0 && fits(step.args[0], step.args[1], 8) && self.pairs_fit(step),
+            op::EXEC => {
+                blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0] % 8 == 0 && fits(step.args[0], step.args[1], 8)
+            }
+            op::FILE => blob(0) && blob(1) && fits(step.args[1], step.args[2], 1),
+            op::MAKE_PATH => blob(1),
+            op::PROC_OPEN | op::SELF_OPEN => blob(0),
+            op::LIKE => step.kinds[0] == Kind::Slot && step.kinds[1] == Kind::Slot,
+            _ => true,
+        }
+    }
+
+    fn pairs_fit(&self, step: &Step) -> bool {
+        step.args[1] <= MAX_FDS as u64
+            && (0..step.args[1]).all(|i| {
+                let at = self.blob + (step.args[0] + 8 * i) as usize;
+                let slot = u32_at(self.bytes, at).unwrap_or(u32::MAX);
+                let number = u32_at(self.bytes, at + 4).unwrap_or(u32::MAX);
+                (slot as usize) < SLOTS && number < 1 << 20
+            })
+    }
+
+    fn decode(&self, i: usize) -> Option<Step> {
+        let at = HEADER + i * STEP;
+        let b = self.bytes.get(at..at + STEP)?;
+        let op = u32_at(b, 0)?;
+        if op > op::LAST {
+            return None;
+        }
+        let stage = match b[4] {
+            0 => Stage::Start,
+            1 => Stage::Outer,
+            2 => Stage::Inner,
+            3 => Stage::Command,
+            _ => return None,
+        };
+        let slot = b[5];
+        if slot != NO_SLOT && slot as usize >= SLOTS {
+            return None;
+        }
+        let mut kinds = [Kind::Value; 6];
+        let mut args = [0; 6];
+        for j in 0..6 {
+            kinds[j] = match b[9 + j] {
+                0 => Kind::Value,
+                1 => Kind::Blob,
+                2 => Kind::Slot,
+                _ => return None,
+            };
+            args[j] = u64_at(b, 16 + 8 * j)?;
+        }
+        Some(Step { op, stage, slot, tolerate: u16::from_le_bytes([b[6], b[7]]), layer: b[8], kinds, args })
+    }
+
+    /// The number of steps.
+    pub fn len(&self) -> usize {
+        self.steps
+    }
+
+    /// Step `i`, of those that [`parse`](Self::parse) checked.
+    pub fn step(&self, i: usize) -> Option<Step> {
+        if i < self.steps { self.decode(i) } else { None }
+    }
+
+    /// Where the blob area starts.
+    pub fn blob_start(&self) -> usize {
+        self.blob
+    }
+
+    /// The number of relocations.
+    pub fn relocations(&self) -> usize {
+        self.relocations
+    }
+
+    /// The place, in the blob area, of relocation `i`.
+    pub fn relocation(&self, i: usize) -> u64 {
+        u64_at(self.bytes, HEADER + self.steps * STEP + i * 8).unwrap_or(u64::MAX)
+    }
+
+    fn blob_u64(&self, place: u64) -> Option<u64> {
+        u64_at(self.bytes, self.blob.checked_add(usize::try_from(place).ok()?)?)
+    }
+
+    /// Wall-time limit of the command, nanoseconds from exec; 0 for none.
+    pub fn wall_limit(&self) -> u64 {
+        u64_at(self.bytes, 24).unwrap_or(0)
+    }
+
+    /// [`NOTIFY_START`] and its like.
+    pub fn flags(&self) -> u64 {
+        u64_at(self.bytes, 32).unwrap_or(0)
+    }
+
+    /// The name that reports about this command carry.
+    pub fn command(&self) -> u32 {
+        u32_at(self.bytes, 40).unwrap_or(0)
+    }
+}
+
+/// What [`encode`] writes besides steps and blobs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// See [`Plan::wall_limit`].
+    pub wall_limit: u64,
+    /// See [`Plan::flags`].
+    pub flags: u64,
+    /// See [`Plan::command`].
+    pub command: u32,
+}
+
+/// Appends one step's 64 bytes.
+pub fn encode_step(step: &Step, out: &mut impl Extend<u8>) {
+    out.extend(step.op.to_le_bytes());
+    out.extend([step.stage as u8, step.slot]);
+    out.extend(step.tolerate.to_le_bytes());
+    out.extend([step.layer]);
+    out.extend(step.kinds.iter().map(|k| *k as u8));
+    out.extend([0]);
+    for arg in step.args {
+        out.extend(arg.to_le_bytes());
+    }
+}
+
+/// Appends the header of a plan with so many steps, relocations and blob bytes.
+pub fn encode_header(steps: usize, relocations: usize, blob: usize, settings: Settings, out: &mut impl Extend<u8>) {
+    let size = HEADER + steps * STEP + relocations * 8 + blob;
+    out.extend([0; 8]);
+    out.extend((size as u64).to_le_bytes());
+    out.extend((steps as u32).to_le_bytes());
+    out.extend((relocations as u32).to_le_bytes());
+    out.extend(settings.wall_limit.to_le_bytes());
+    out.extend(settings.flags.to_le_bytes());
+    out.extend(settings.command.to_le_bytes());
+    out.extend([0; HEADER - 44]);
+}
+
+/// A message from the host to init or to PID 1; its descriptors travel beside
+/// it. Requests on init's control socket are [`HELLO`](Request::HELLO),
+/// [`START`](Request::START) and [`QUIESCE`](Request::QUIESCE); those on a
+/// sandbox's reply socket are the two verbs [`RUN`](Request::RUN) and
+/// [`DO`](Request::DO), and what concerns a running command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// One of the constants.
+    pub kind: u32,
+    /// Which command, where one is meant.
+    pub command: u32,
+    /// A signal, a build hash: see the constants.
+    pub value: u64,
+    /// A duration in nanoseconds.
+    pub time: u64,
+}
+
+impl Request {
+    /// First message: `value` is the build hash; descriptors are the start
+    /// plan, a pidfd of the host and whatever must live as long as init.
+    pub const HELLO: u32 = 1;
+    /// Start a sandbox: the reply socket, the plan, the plan's descriptors.
+    pub const START: u32 = 2;
+    /// Answer on the passed socket once no sandbox is left.
+    pub const QUIESCE: u32 = 3;
+    /// The id maps that init waits for have been written.
+    pub const MAPPED: u32 = 4;
+    /// Verb one: run the command stage of the passed plan.
+    pub const RUN: u32 = 5;
+    /// Verb two: do the inner stage of the passed plan, return its slots.
+    pub const DO: u32 = 6;
+    /// Send signal `value` to the command.
+    pub const SIGNAL: u32 = 7;
+    /// Kill the command and all that it left; reported as killed.
+    pub const KILL: u32 = 8;
+    /// Send signal `value`, then kill after `time`.
+    pub const STOP: u32 = 9;
+
+    /// Bytes of a request.
+    pub const SIZE: usize = 24;
+
+    /// Its byte form.
+    pub fn encode(&self) -> [u8; Self::SIZE] {
+        let mut out = [0; Self::SIZE];
+        out[0..4].copy_from_slice(&self.kind.to_le_bytes());
+        out[4..8].copy_from_slice(&self.command.to_le_bytes());
+        out[8..16].copy_from_slice(&self.value.to_le_bytes());
+        out[16..24].copy_from_slice(&self.time.to_le_bytes());
+        out
+    }
+
+    /// Reads a request; `None` unless it has exactly the right size.
+    pub fn decode(bytes: &[u8]) -> Option<Request> {
+        if bytes.len() != Self::SIZE {
+            return None;
+        }
+        Some(Request { kind: u32_at(bytes, 0)?, command: u32_at(bytes, 4)?, value: u64_at(bytes, 8)?, time: u64_at(bytes, 16)? })
+    }
+}
+
+/// A message from init, or from a sandbox, to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// One of the constants.
+    pub kind: u32,
+    /// Which command.
+    pub command: u32,
+    /// Failed: the step. Ended: the raw wait status of the main process.
+    pub status: u32,
+    /// Failed: the errno.
+    pub errno: u32,
+    /// Failed: `st_mode` of the program, where it exists.
+    pub detail: u32,
+    /// Ended: [`WALL`](Self::WALL) and its like, latched before the kill.
+    pub cause: u32,
+    /// Layers (a bit each) that a tolerated failure left out.
+    pub missing: u64,
+    /// CLOCK_MONOTONIC at exec, nanoseconds.
+    pub began: u64,
+    /// CLOCK_MONOTONIC at the end of the main process.
+    pub ended: u64,
+    /// User CPU time of all that ran, nanoseconds.
+    pub user: u64,
+    /// System CPU time, without our own part before exec.
+    pub system: u64,
+    /// Largest resident set of any one process, bytes.
+    pub peak: u64,
+}
+
+impl Report {
+    /// init is ready; `status` is 0, or the failed step with `errno`.
+    pub const HELLO: u32 = 1;
+    /// init made its user namespace and waits for maps.
+    pub const MAPS: u32 = 2;
+    /// A step failed.
+    pub const FAILED: u32 = 3;
+    /// The sandbox stands; no command was given.
+    pub const READY: u32 = 4;
+    /// A command has been executed; its pidfd comes along.
+    pub const STARTED: u32 = 5;
+    /// A command ended and, if it was the last, everything else with it.
+    pub const ENDED: u32 = 6;
+    /// Every process of the sandbox is gone; from init.
+    pub const GONE: u32 = 7;
+    /// No sandbox is left.
+    pub const QUIET: u32 = 8;
+    /// The steps of [`Request::DO`] are done; descriptors come along.
+    pub const DONE: u32 = 9;
+
+    /// The wall-time limit was reached.
+    pub const WALL: u32 = 1;
+    /// The caller killed it, or it did not stop in time.
+    pub const KILLED: u32 = 2;
+
+    /// Bytes of a report.
+    pub const SIZE: usize = 72;
+
+    /// Its byte form.
+    pub fn encode(&self) -> [u8; Self::SIZE] {
+        let mut out = [0; Self::SIZE];
+        let small = [self.kind, self.command, self.status, self.errno, self.detail, self.cause];
+        for (i, n) in small.iter().enumerate() {
+            out[4 * i..4 * i + 4].copy_from_slice(&n.to_le_bytes());
+        }
+        let large = [self.missing, self.began, self.ended, self.user, self.system, self.peak];
+        for (i, n) in large.iter().enumerate() {
+            out[24 + 8 * i..32 + 8 * i].copy_from_slice(&n.to_le_bytes());
+        }
+        out
+    }
+
+    /// Reads a report; `None` unless it has exactly the right size.
+    pub fn decode(bytes: &[u8]) -> Option<Report> {
+        if bytes.len() != Self::SIZE {
+            return None;
+        }
+        Some(Report {
+            kind: u32_at(bytes, 0)?,
+            command: u32_at(bytes, 4)?,
+            status: u32_at(bytes, 8)?,
+            errno: u32_at(bytes, 12)?,
+            detail: u32_at(bytes, 16)?,
+            cause: u32_at(bytes, 20)?,
+            missing: u64_at(bytes, 24)?,
+            began: u64_at(bytes, 32)?,
+            ended: u64_at(bytes, 40)?,
+            user: u64_at(bytes, 48)?,
+            system: u64_at(bytes, 56)?,
+            peak: u64_at(bytes, 64)?,
+        })
+    }
+}

@@ -1,0 +1,295 @@
+//! What this kernel and this user can do.
+
+use std::fmt;
+use std::fs;
+
+use crate::limits::Resource;
+use crate::plan::start::Start;
+
+/// One of the things that stand between a workload and the host.
+///
+/// All are on by default, and one that can't be had is an error with its remedy.
+/// [`Sandbox::prefer`](crate::Sandbox::prefer) goes on without those marked
+/// *optional*; the others carry the rest.
+#[non_exhaustive]
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layer {
+    /// Its root is nobody outside. Everything else is built in it.
+    UserNamespace = 0,
+    /// A root file system of its own.
+    MountNamespace = 1,
+    /// It sees, and can signal, only its own processes; they all end with it.
+    PidNamespace = 2,
+    /// Shared memory, semaphores and message queues of its own.
+    IpcNamespace = 3,
+    /// A host name of its own.
+    UtsNamespace = 4,
+    /// A network of its own (with [`Network::None`](crate::Network::None)).
+    NetworkNamespace = 5,
+    /// It doesn't see where in the host's cgroups it runs. *Optional.*
+    CgroupNamespace = 6,
+    /// The writable layer above an image.
+    Overlay = 7,
+    /// As root: files of images and binds have their right owners inside.
+    /// *Optional*: without it they belong to nobody, and can't be written.
+    IdMappedMounts = 8,
+    /// As an ordinary user: 65,536 ids from /etc/subuid instead of one. Not
+    /// required by default; [`require`](crate::Sandbox::require) it for images whose
+    /// programs change users. *Optional.*
+    SubordinateIds = 9,
+    /// Setuid programs and file capabilities give nothing.
+    NoNewPrivileges = 10,
+    /// All capability sets are empty, or as the recipe says.
+    Capabilities = 11,
+    /// The system call filter. *Optional*, and the last to give up.
+    SyscallFilter = 12,
+}
+
+impl Layer {
+    /// Every layer.
+    pub const ALL: [Layer; 13] = [
+        Layer::UserNamespace,
+        Layer::MountNamespace,
+        Layer::PidNamespace,
+        Layer::IpcNamespace,
+        Layer::UtsNamespace,
+        Layer::NetworkNamespace,
+        Layer::CgroupNamespace,
+        Layer::Overlay,
+        Layer::IdMappedMounts,
+        Layer::SubordinateIds,
+        Layer::NoNewPrivileges,
+        Layer::Capabilities,
+        Layer::SyscallFilter,
+    ];
+
+    /// The name in snake_case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layer::UserNamespace => "user_namespace",
+            Layer::MountNamespace => "mount_namespace",
+            Layer::PidNamespace => "pid_namespace",
+            Layer::IpcNamespace => "ipc_namespace",
+            Layer::UtsNamespace => "uts_namespace",
+            Layer::NetworkNamespace => "network_namespace",
+            Layer::CgroupNamespace => "cgroup_namespace",
+            Layer::Overlay => "overlay",
+            Layer::IdMappedMounts => "id_mapped_mounts",
+            Layer::SubordinateIds => "subordinate_ids",
+            Layer::NoNewPrivileges => "no_new_privileges",
+            Layer::Capabilities => "capabilities",
+            Layer::SyscallFilter => "syscall_filter",
+        }
+    }
+
+    /// The layer of that name.
+    pub fn from_name(name: &str) -> Option<Layer> {
+        Layer::ALL.into_iter().find(|layer| layer.name() == name)
+    }
+
+    /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
+    pub fn optional(self) -> bool {
+        matches!(self, Layer::CgroupNamespace | Layer::IdMappedMounts | Layer::SubordinateIds | Layer::SyscallFilter)
+    }
+
+    pub(crate) fn bit(self) -> u64 {
+        1 << self as u8
+    }
+
+    pub(crate) fn of_bits(bits: u64) -> Vec<Layer> {
+        Layer::ALL.into_iter().filter(|layer| bits & layer.bit() != 0).collect()
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name().replace('_', " "))
+    }
+}
+
+/// Whether a layer of a recipe can be had here.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LayerState {
+    /// It was made, just now.
+    Works,
+    /// The recipe has no use for it, for the reason given.
+    Unused(String),
+    /// It can't be had; the text says why and what would help.
+    Missing(String),
+    /// An earlier failure kept it from being tried.
+    Untried,
+}
+
+/// What of a recipe can be had on this machine: the answer of
+/// [`Sandbox::check`](crate::Sandbox::check). Its [`Display`](fmt::Display) form is
+/// a table.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub(crate) layers: Vec<(Layer, LayerState)>,
+    pub(crate) works: bool,
+}
+
+impl Report {
+    /// Whether the recipe would run, with what it said it can do without left out.
+    pub fn works(&self) -> bool {
+        self.works
+    }
+
+    /// Every layer and its state.
+    pub fn layers(&self) -> impl Iterator<Item = (Layer, &LayerState)> {
+        self.layers.iter().map(|(layer, state)| (*layer, state))
+    }
+
+    /// The state of one layer.
+    pub fn state(&self, layer: Layer) -> &LayerState {
+        self.layers.iter().find(|(l, _)| *l == layer).map_or(&LayerState::Untried, |(_, state)| state)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (layer, state) in &self.layers {
+            let (word, text) = match state {
+                LayerState::Works => ("works", ""),
+                LayerState::Unused(why) => ("unused", why.as_str()),
+                LayerState::Missing(why) => ("MISSING", why.as_str()),
+                LayerState::Untried => ("untried", "an earlier failure came first"),
+            };
+            writeln!(f, "{}", format!("{:<20} {word:<8} {text}", layer.to_string()).trim_end())?;
+        }
+        writeln!(f, "{}", if self.works { "this recipe runs here" } else { "this recipe can't run here" })
+    }
+}
+
+/// What the host program is, gathered once when init starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// It may map any id and mount: CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID.
+    pub(crate) privileged: bool,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) cgroup_namespace: bool,
+    hard_limits: Vec<(Resource, u64)>,
+}
+
+impl Facts {
+    pub(crate) fn gather() -> Facts {
+        let effective = fs::read_to_string("/proc/thread-self/status").ok().and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        });
+        const CHOWN: u64 = 1;
+        const DAC_OVERRIDE: u64 = 1 << 1;
+        const FOWNER: u64 = 1 << 3;
+        const SETGID: u64 = 1 << 6;
+        const SETUID: u64 = 1 << 7;
+        const SYS_CHROOT: u64 = 1 << 18;
+        const SYS_ADMIN: u64 = 1 << 21;
+        const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
+        Facts {
+            privileged: effective.is_some_and(|set| set & NEEDED == NEEDED),
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
+            hard_limits: Resource::DEFAULTS.iter().map(|(resource, ..)| (*resource, hard_limit(*resource))).collect(),
+        }
+    }
+
+    pub(crate) fn hard_limit(&self, resource: Resource) -> u64 {
+        self.hard_limits.iter().find(|(r, _)| *r == resource).map_or(u64::MAX, |(_, limit)| *limit)
+    }
+
+    /// Facts for tests of plans, which look at no machine.
+    #[cfg(test)]
+    pub(crate) fn of_root() -> Facts {
+        Facts { privileged: true, uid: 0, gid: 0, cgroup_namespace: true, hard_limits: Vec::new() }
+    }
+}
+
+fn hard_limit(resource: Resource) -> u64 {
+    use nix::sys::resource::{Resource as Kernel, getrlimit};
+    let kernel = match resource {
+        Resource::Core => Kernel::RLIMIT_CORE,
+        Resource::FileSize => Kernel::RLIMIT_FSIZE,
+        Resource::LockedMemory => Kernel::RLIMIT_MEMLOCK,
+        Resource::MessageQueues => Kernel::RLIMIT_MSGQUEUE,
+        Resource::Nice => Kernel::RLIMIT_NICE,
+        Resource::OpenFiles => Kernel::RLIMIT_NOFILE,
+        Resource::Processes => Kernel::RLIMIT_NPROC,
+        Resource::RealTimePriority => Kernel::RLIMIT_RTPRIO,
+        Resource::PendingSignals => Kernel::RLIMIT_SIGPENDING,
+        Resource::Stack => Kernel::RLIMIT_STACK,
+        Resource::AddressSpace => Kernel::RLIMIT_AS,
+        Resource::CpuSeconds => Kernel::RLIMIT_CPU,
+        Resource::Data => Kernel::RLIMIT_DATA,
+    };
+    getrlimit(kernel).map_or(u64::MAX, |(_, hard)| hard)
+}
+
+/// Ids that /etc/subuid and /etc/subgid give to a user (subuid(5)): the first
+/// range of each that has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Subordinate {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) count: u32,
+}
+
+impl Subordinate {
+    pub(crate) fn of(uid: u32) -> Option<Subordinate> {
+        let name = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
+        let find = |path: &str| range(&fs::read_to_string(path).ok()?, uid, name.as_deref());
+        let (uid, uids) = find("/etc/subuid")?;
+        let (gid, gids) = find("/etc/subgid")?;
+        Some(Subordinate { uid, gid, count: uids.min(gids).min(65_535) })
+    }
+}
+
+fn range(table: &str, uid: u32, name: Option<&str>) -> Option<(u32, u32)> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next()?;
+        if owner != uid.to_string() && Some(owner) != name {
+            return None;
+        }
+        let (first, count) = (fields.next()?.parse().ok()?, fields.next()?.trim().parse().ok()?);
+        (count > 0).then_some((first, count))
+    })
+}
+
+/// How init can start for these facts, best first, with what is known of the way.
+pub(crate) fn starts(facts: &Facts) -> Vec<(Start, Option<Subordinate>)> {
+    if facts.privileged {
+        return vec![(Start::Root, None)];
+    }
+    let single = (Start::Single { uid: facts.uid, gid: facts.gid }, None);
+    match Subordinate::of(facts.uid) {
+        Some(ids) => vec![(Start::Subordinate, Some(ids)), single],
+        None => vec![single],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subordinate_ids_are_found_by_name_and_by_number() {
+        let table = "# comment\nalice:100000:65536\n1001:200000:65536\nbroken:x:y\nempty:1:0\n";
+        assert_eq!(range(table, 1000, Some("alice")), Some((100_000, 65_536)));
+        assert_eq!(range(table, 1001, None), Some((200_000, 65_536)));
+        assert_eq!(range(table, 1002, Some("empty")), None);
+        assert_eq!(range(table, 1003, Some("broken")), None);
+    }
+
+    #[test]
+    fn names_of_layers_lead_back_to_them() {
+        for layer in Layer::ALL {
+            assert_eq!(Layer::from_name(layer.name()), Some(layer));
+            assert_eq!(Layer::of_bits(layer.bit()), [layer]);
+        }
+        assert_eq!(Layer::from_name("no such"), None);
+    }
+}

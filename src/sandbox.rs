@@ -1,0 +1,460 @@
+//! The recipe: what a sandbox is to be like.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::capability::Capability;
+use crate::child::Child;
+use crate::command::Command;
+use crate::error::{Error, Result};
+use crate::image::{HostLayout, Image, Root, USER_HOME, hosts};
+use crate::limits::Resource;
+use crate::net::Network;
+use crate::outcome::Output;
+use crate::plan::explain::Explanation;
+use crate::plan::limits::Rlimit;
+use crate::policy::Syscalls;
+use crate::probe::{Layer, Report};
+use crate::{MIB, supervise};
+
+/// What to run in: a recipe, and a value. Derive variants with `clone`, share it
+/// between threads, run it as often as you like; every run is a fresh sandbox.
+///
+/// Without further words it is: the host's `/usr` read-only
+/// ([`Image::host`]), 256 MiB of scratch space, no network but loopback, no
+/// capabilities, the [default system call filter](Syscalls::Default), user 0 of
+/// the sandbox (an unprivileged id of the host), host name `sandbox`.
+///
+/// ```
+/// use cofferdam::Sandbox;
+/// use std::time::Duration;
+///
+/// let sandbox = Sandbox::new().wall_time(Duration::from_secs(10));
+/// let out = sandbox.run(["sh", "-c", "echo $((6 * 7)) > /tmp/answer; cat /tmp/answer"])?;
+/// assert_eq!(out.text(), "42\n");
+/// # Ok::<(), cofferdam::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    pub(crate) root: Image,
+    mounts: Vec<Mount>,
+    files: Vec<FileSpec>,
+    pub(crate) writable: u64,
+    pub(crate) writable_files: u64,
+    pub(crate) user: (u32, u32),
+    pub(crate) hostname: String,
+    pub(crate) network: Network,
+    pub(crate) syscalls: Syscalls,
+    pub(crate) capabilities: u64,
+    pub(crate) rlimits: Vec<Rlimit>,
+    pub(crate) wall_time: Option<Duration>,
+    pub(crate) output: Option<u64>,
+    pub(crate) id_base: u32,
+    require: u64,
+    prefer: u64,
+    /// The first thing that made no sense; told when the recipe is used.
+    problem: Option<String>,
+}
+
+/// A bind or a tmpfs of a recipe.
+#[derive(Clone, Debug)]
+pub(crate) struct Mount {
+    pub(crate) inside: PathBuf,
+    pub(crate) kind: MountKind,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum MountKind {
+    Bind { host: PathBuf, writable: bool },
+    Tmpfs { bytes: u64 },
+}
+
+/// A file given by its contents.
+#[derive(Clone, Debug)]
+pub(crate) struct FileSpec {
+    pub(crate) inside: PathBuf,
+    pub(crate) contents: Arc<[u8]>,
+    pub(crate) mode: u32,
+    /// Belongs to root, not to the run's user.
+    pub(crate) ours: bool,
+}
+
+/// First id of the ranges that boxes started by root get: from here to 2^31
+/// systemd's list of id ranges has nothing (see its "Users, Groups, UIDs and GIDs").
+const ID_BASE: u32 = 0x7000_0000;
+
+impl Default for Sandbox {
+    fn default() -> Sandbox {
+        Sandbox::new()
+    }
+}
+
+impl Sandbox {
+    /// The default recipe.
+    pub fn new() -> Sandbox {
+        Sandbox {
+            root: Image::host(),
+            mounts: Vec::new(),
+            files: Vec::new(),
+            writable: 256 * MIB,
+            writable_files: 65_536,
+            user: (0, 0),
+            hostname: "sandbox".into(),
+            network: Network::None,
+            syscalls: Syscalls::Default,
+            capabilities: 0,
+            rlimits: Vec::new(),
+            wall_time: None,
+            output: None,
+            id_base: ID_BASE,
+            require: 0,
+            prefer: 0,
+            problem: None,
+        }
+    }
+
+    fn check_that(&mut self, holds: bool, problem: impl FnOnce() -> String) {
+        if !holds && self.problem.is_none() {
+            self.problem = Some(problem());
+        }
+    }
+
+    fn inside(&mut self, path: &Path) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        let bytes = path.as_os_str().as_bytes();
+        let plain = path.is_absolute() && !bytes.contains(&0) && bytes.len() < 4096;
+        let climbs = path.components().any(|c| c == std::path::Component::ParentDir);
+        self.check_that(plain && !climbs && path != Path::new("/"), || {
+            format!("{} can't be a place in the sandbox: it must be an absolute path below /, without `..`", path.display())
+        });
+        path.to_path_buf()
+    }
+
+    /// The root file system. Default: [`Image::host`].
+    pub fn rootfs(mut self, image: impl Into<Image>) -> Sandbox {
+        self.root = image.into();
+        self
+    }
+
+    /// Shows a file or directory of the host's, read-only, with everything that is
+    /// mounted below it. A relative host path is taken from the current directory
+    /// of this call. The place inside is made if it's missing.
+    ///
+    /// As root, owners are mapped: a file of user 1000 of the host belongs to user
+    /// 1000 inside (idmapped mounts; see [`Image::dir`] for what supports them).
+    pub fn bind(self, host: impl AsRef<Path>, inside: impl AsRef<Path>) -> Sandbox {
+        self.add_bind(host.as_ref(), inside.as_ref(), false)
+    }
+
+    /// Like [`bind`](Self::bind), writable: what the workload writes there stays.
+    ///
+    /// As root, a file that the sandbox's root makes there belongs to the host's
+    /// root. It can't be made set-user-ID: the default system call filter refuses
+    /// that as soon as a recipe has a writable bind.
+    pub fn bind_rw(self, host: impl AsRef<Path>, inside: impl AsRef<Path>) -> Sandbox {
+        self.add_bind(host.as_ref(), inside.as_ref(), true)
+    }
+
+    fn add_bind(mut self, host: &Path, inside: &Path, writable: bool) -> Sandbox {
+        use std::os::unix::ffi::OsStrExt;
+        let bytes = host.as_os_str().as_bytes();
+        self.check_that(!bytes.is_empty() && !bytes.contains(&0), || "the host's side of a bind is empty or holds a NUL byte".into());
+        let inside = self.inside(inside);
+        let host = std::path::absolute(host).unwrap_or_else(|_| host.to_path_buf());
+        self.mounts.push(Mount { inside, kind: MountKind::Bind { host, writable } });
+        self
+    }
+
+    /// A file system in memory of this many bytes, apart from the
+    /// [scratch layer](Self::writable).
+    pub fn tmpfs(mut self, inside: impl AsRef<Path>, bytes: u64) -> Sandbox {
+        self.check_that(bytes >= 4096, || format!("a tmpfs of {bytes} bytes holds nothing; the smallest is 4,096 bytes"));
+        self.check_that(bytes <= MAX_SCRATCH, too_large("a tmpfs", bytes));
+        let inside = self.inside(inside.as_ref());
+        self.mounts.push(Mount { inside, kind: MountKind::Tmpfs { bytes } });
+        self
+    }
+
+    /// A file with these contents, mode 0644, of the run's user. It replaces what
+    /// the image has under that name; missing directories are made.
+    pub fn file(self, inside: impl AsRef<Path>, contents: impl Into<Vec<u8>>) -> Sandbox {
+        self.file_mode(inside, contents, 0o644)
+    }
+
+    /// Like [`file`](Self::file), with a mode: the nine permission bits.
+    pub fn file_mode(mut self, inside: impl AsRef<Path>, contents: impl Into<Vec<u8>>, mode: u32) -> Sandbox {
+        self.check_that(mode <= 0o777, || format!("mode {mode:o} of a file has more than permission bits"));
+        let inside = self.inside(inside.as_ref());
+        self.files.push(FileSpec { inside, contents: contents.into().into(), mode, ours: false });
+        self
+    }
+
+    /// Size in bytes of the scratch layer, in which everything is that the workload
+    /// writes, `/tmp` and `/dev/shm` included: the disk limit. It's memory, and
+    /// gone with the run. Default: 256 MiB.
+    pub fn writable(mut self, bytes: u64) -> Sandbox {
+        self.check_that(bytes >= 64 * 1024, || format!("a scratch layer of {bytes} bytes is too small to start in; the smallest is 64 KiB"));
+        self.check_that(bytes <= MAX_SCRATCH, too_large("a scratch layer", bytes));
+        self.writable = bytes;
+        self
+    }
+
+    /// How many files and directories the scratch layer holds. Default: 65,536.
+    pub fn writable_files(mut self, files: u64) -> Sandbox {
+        self.check_that((64..=1 << 32).contains(&files), || format!("{files} files: a scratch layer holds 64 to 2^32"));
+        self.writable_files = files;
+        self
+    }
+
+    /// User and group of the command, inside. Default: 0 and 0, the sandbox's
+    /// root, which has no capability and is an unprivileged id of the host.
+    ///
+    /// An ordinary user without subordinate ids has only one id to give; whatever
+    /// number it gets here, it's that user outside.
+    pub fn user(mut self, uid: u32, gid: u32) -> Sandbox {
+        self.check_that(uid < 65_536 && gid < 65_536, || format!("user {uid}, group {gid}: ids inside a sandbox go from 0 to 65,535"));
+        self.user = (uid, gid);
+        self
+    }
+
+    /// The host name. Default: `sandbox`.
+    pub fn hostname(mut self, name: impl Into<String>) -> Sandbox {
+        self.hostname = name.into();
+        let name = &self.hostname;
+        let good = (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_');
+        let text = format!("{name:?} can't be a host name: 1 to 64 letters, digits, `-`, `_` or `.`");
+        self.check_that(good, || text);
+        self
+    }
+
+    /// The network. Default: [`Network::None`]. With [`Network::Host`] the host's
+    /// `/etc/resolv.conf` and certificates are shown too, where they exist.
+    pub fn network(mut self, network: Network) -> Sandbox {
+        self.network = network;
+        self
+    }
+
+    /// The system call filter. Default: [`Syscalls::Default`].
+    pub fn syscalls(mut self, syscalls: Syscalls) -> Sandbox {
+        self.syscalls = syscalls;
+        self
+    }
+
+    /// Capabilities of the command within the sandbox. Default: none, in all five
+    /// sets. [`Capability::DOCKER`] is what package managers and servers need to
+    /// change owners and users within the image.
+    pub fn capabilities(mut self, capabilities: impl IntoIterator<Item = Capability>) -> Sandbox {
+        self.capabilities = capabilities.into_iter().fold(0, |set, c| set | 1 << c.number());
+        self
+    }
+
+    /// Ends the run after this much real time, counted from exec, as
+    /// [`Limit::WallTime`](crate::Limit::WallTime). Default: no limit.
+    pub fn wall_time(mut self, limit: Duration) -> Sandbox {
+        self.check_that(!limit.is_zero(), || "a wall time of 0 ends a run before it starts; the smallest is 1 ns".into());
+        self.wall_time = Some(limit);
+        self
+    }
+
+    /// Ends the run, as [`Limit::Output`](crate::Limit::Output), when standard
+    /// output or standard error grows beyond this many bytes; each stream counts
+    /// for itself. It holds for captured and relayed streams.
+    ///
+    /// Without this limit a run may print as much as it likes: the first 16 MiB of
+    /// each captured stream are kept, the rest is counted and discarded.
+    pub fn output(mut self, bytes: u64) -> Sandbox {
+        self.output = Some(bytes);
+        self
+    }
+
+    /// The most processes and threads at a time, at least 1 (RLIMIT_NPROC of the
+    /// run's user).
+    pub fn processes(mut self, most: u32) -> Sandbox {
+        self.check_that(most >= 1, || "a run of 0 processes can't start; the smallest limit is 1".into());
+        // The kernel counts PID 1 too if it has the same id.
+        let pid1 = u64::from(self.user.0 == 0);
+        let value = u64::from(most) + pid1;
+        self.rlimit(Resource::Processes, value, value)
+    }
+
+    /// The highest number of open descriptors of a process (RLIMIT_NOFILE).
+    pub fn open_files(mut self, most: u32) -> Sandbox {
+        self.check_that(most >= 8, || format!("with {most} open files no program starts; the smallest limit is 8"));
+        self.rlimit(Resource::OpenFiles, most.into(), most.into())
+    }
+
+    /// Bytes of stack (RLIMIT_STACK); `u64::MAX` for no limit.
+    pub fn stack(mut self, bytes: u64) -> Sandbox {
+        self.check_that(bytes >= 128 * 1024, || format!("a stack of {bytes} bytes is too small for exec; the smallest is 128 KiB"));
+        self.rlimit(Resource::Stack, bytes, bytes)
+    }
+
+    /// Bytes of any one file (RLIMIT_FSIZE).
+    pub fn file_size(self, bytes: u64) -> Sandbox {
+        self.rlimit(Resource::FileSize, bytes, bytes)
+    }
+
+    /// A resource limit of each process, in the kernel's own terms; `u64::MAX` is
+    /// "unlimited". One above the host program's own hard limit is an error when
+    /// the run starts.
+    pub fn rlimit(mut self, resource: Resource, soft: u64, hard: u64) -> Sandbox {
+        self.check_that(soft <= hard, || format!("the soft limit of {} is above its hard limit", resource.kernel_name()));
+        self.rlimits.retain(|l| l.resource != resource);
+        self.rlimits.push(Rlimit { resource, soft, hard });
+        self
+    }
+
+    /// First host id of the ranges that boxes get when root runs them: each live
+    /// one has 65,536 ids of its own from here on. A multiple of 65,536, at least
+    /// 65,536. Default: 1,879,048,192, which systemd's list leaves unused.
+    pub fn id_base(mut self, first: u32) -> Sandbox {
+        self.check_that(first >= 65_536 && first % 65_536 == 0, || format!("{first} can't be the first id: it must be a multiple of 65,536 and not 0"));
+        self.id_base = first;
+        self
+    }
+
+    /// Makes it an error if this layer can't be had. That's the default for all
+    /// but [`Layer::SubordinateIds`].
+    pub fn require(mut self, layer: Layer) -> Sandbox {
+        self.require |= layer.bit();
+        self.prefer &= !layer.bit();
+        self
+    }
+
+    /// Goes on without this layer where it can't be had; what was left out stands
+    /// in [`Output::missing`](crate::Output::missing). Only some layers can be
+    /// given up: see [`Layer`].
+    pub fn prefer(mut self, layer: Layer) -> Sandbox {
+        self.check_that(layer.optional(), || format!("the layer `{layer}` carries the others and can't be given up"));
+        self.prefer |= layer.bit();
+        self.require &= !layer.bit();
+        self
+    }
+
+    /// Tries, in a throwaway sandbox without a command, what of this recipe this
+    /// machine and user can have. An `Err` means that not even the attempt could be
+    /// made.
+    pub fn check(&self) -> Result<Report> {
+        supervise::check(self)
+    }
+
+    /// What a run of `true` would do, step by step.
+    pub fn explain(&self) -> Result<Explanation> {
+        supervise::explain(self)
+    }
+
+    /// Runs a command in a fresh sandbox and waits for its end. However it ends, by
+    /// itself or by a limit, is an [`Output`]; an `Err` means that it could not be
+    /// started, or that the sandbox broke.
+    ///
+    /// When this returns every process of the run is dead and its files are out of
+    /// reach.
+    pub fn run(&self, command: impl Into<Command>) -> Result<Output> {
+        supervise::run(self, command.into())
+    }
+
+    /// Starts a command in a fresh sandbox. It returns when the program has been
+    /// executed; what keeps it from that is an `Err`.
+    pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
+        supervise::spawn(self, command.into())
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        match &self.problem {
+            Some(problem) => Err(Error::invalid(problem.clone())),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn prefers(&self, layer: Layer) -> bool {
+        self.prefer & layer.bit() != 0
+    }
+
+    pub(crate) fn requires(&self, layer: Layer) -> bool {
+        self.require & layer.bit() != 0
+    }
+
+    /// Parents before what lies in them.
+    pub(crate) fn sorted_mounts(&self) -> Vec<&Mount> {
+        let mut mounts: Vec<&Mount> = self.mounts.iter().collect();
+        mounts.sort_by_key(|m| m.inside.components().count());
+        mounts
+    }
+
+    /// Synthetic files first, so that the caller's replace them.
+    pub(crate) fn all_files(&self) -> Vec<FileSpec> {
+        let ours = |(inside, contents): (&str, String)| FileSpec { inside: inside.into(), contents: contents.into_bytes().into(), mode: 0o644, ours: true };
+        let synthetic = match &self.root.root {
+            Root::Host(_) => HostLayout::files(&self.hostname, self.user.0, self.user.1),
+            Root::Dir(_) => vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))],
+        };
+        let shown = |path: &Path| self.mounts.iter().any(|m| path.starts_with(&m.inside));
+        let synthetic = synthetic.into_iter().map(ours).filter(|file| !shown(&file.inside));
+        synthetic.chain(self.files.iter().cloned()).collect()
+    }
+
+    /// Home directory of the run's user.
+    pub(crate) fn home(&self) -> &'static str {
+        match (&self.root.root, self.user.0) {
+            (_, 0) => "/root",
+            (Root::Host(_), _) => USER_HOME,
+            (Root::Dir(_), _) => "/",
+        }
+    }
+
+    /// The host's root, for a user other than root, who needs a home.
+    pub(crate) fn makes_home(&self) -> bool {
+        matches!(self.root.root, Root::Host(_)) && self.user.0 != 0
+    }
+
+    /// Something of the recipe must be idmapped when root runs it.
+    pub(crate) fn maps_owners(&self) -> bool {
+        let binds = self.mounts.iter().any(|m| matches!(m.kind, MountKind::Bind { .. }));
+        binds || matches!(self.root.root, Root::Dir(_))
+    }
+
+    pub(crate) fn writes_to_host(&self) -> bool {
+        self.mounts.iter().any(|m| matches!(m.kind, MountKind::Bind { writable: true, .. }))
+    }
+}
+
+const MAX_SCRATCH: u64 = 1 << 50;
+
+fn too_large(what: &'static str, bytes: u64) -> impl FnOnce() -> String {
+    move || format!("{what} of {bytes} bytes is beyond any machine; the largest is 1 PiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn nonsense_is_refused_with_the_sensible_bound() {
+        let cases = [
+            (Sandbox::new().wall_time(Duration::ZERO), "smallest"),
+            (Sandbox::new().writable(1), "64 KiB"),
+            (Sandbox::new().tmpfs("/x", 1), "4,096"),
+            (Sandbox::new().bind("/usr", "relative"), "absolute"),
+            (Sandbox::new().file("/a/../../etc/passwd", ""), "`..`"),
+            (Sandbox::new().tmpfs("/", 1 << 20), "below /"),
+            (Sandbox::new().user(70_000, 0), "65,535"),
+            (Sandbox::new().hostname("a b"), "host name"),
+            (Sandbox::new().processes(0), "smallest"),
+            (Sandbox::new().id_base(5), "multiple"),
+            (Sandbox::new().prefer(Layer::UserNamespace), "can't be given up"),
+        ];
+        for (sandbox, word) in cases {
+            let error = sandbox.validate().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_recipe_is_a_value_that_threads_share() {
+        fn shared<T: Send + Sync + Clone + std::fmt::Debug + 'static>() {}
+        shared::<Sandbox>();
+    }
+}

@@ -1,0 +1,122 @@
+//! What comes out of a run, kept within bounds whatever the workload prints.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::PollFlags;
+
+use crate::outcome::StreamEnd;
+
+/// What is kept of a captured stream when the recipe names no limit.
+pub(crate) const DEFAULT_KEPT: u64 = 16 << 20;
+/// A relay writes no more than this at once, so that a pipe that polled writable
+/// takes it without blocking (pipe(7): PIPE_BUF).
+const RELAY_CHUNK: usize = 4096;
+const READ_CHUNK: usize = 64 * 1024;
+
+/// One output stream on its way through the host.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    /// Our end of the pipe, until its end.
+    pipe: Option<File>,
+    /// Where a relay passes it on.
+    target: Option<File>,
+    /// Captured bytes, or those that a relay has still to write.
+    kept: Vec<u8>,
+    room: u64,
+    limit: Option<u64>,
+    end: StreamEnd,
+}
+
+impl Capture {
+    pub(crate) fn new(pipe: OwnedFd, target: Option<OwnedFd>, limit: Option<u64>) -> io::Result<Capture> {
+        let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
+        fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let room = if target.is_some() { limit.unwrap_or(u64::MAX) } else { limit.unwrap_or(DEFAULT_KEPT) };
+        Ok(Capture { pipe: Some(pipe.into()), target: target.map(File::from), kept: Vec::new(), room, limit, end: StreamEnd::default() })
+    }
+
+    /// What to poll for: input, unless a relay has something left to write.
+    pub(crate) fn wants(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        match &self.target {
+            Some(target) if !self.kept.is_empty() => Some((target.as_fd(), PollFlags::POLLOUT)),
+            _ => self.pipe.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
+        }
+    }
+
+    /// Whether all that came has been kept, counted or passed on.
+    pub(crate) fn settled(&self) -> bool {
+        self.target.is_none() || self.kept.is_empty()
+    }
+
+    /// The stream has grown beyond the recipe's limit.
+    pub(crate) fn exceeded(&self) -> bool {
+        self.limit.is_some_and(|limit| self.end.bytes > limit)
+    }
+
+    /// One step after poll said that it's possible. `buffer` is scratch space.
+    pub(crate) fn advance(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        if self.target.is_some() && !self.kept.is_empty() { self.write() } else { self.read(buffer).map(drop) }
+    }
+
+    /// Reads what there is; false at the end or when there's nothing now.
+    fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        let Some(pipe) = &mut self.pipe else { return Ok(false) };
+        buffer.resize(READ_CHUNK, 0);
+        match pipe.read(buffer) {
+            Ok(0) => {
+                self.pipe = None;
+                Ok(false)
+            }
+            Ok(n) => {
+                self.take(&buffer[..n]);
+                Ok(true)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        let fits = usize::try_from(self.room).unwrap_or(usize::MAX).min(bytes.len());
+        self.kept.extend_from_slice(&bytes[..fits]);
+        self.room -= fits as u64;
+        self.end.bytes += bytes.len() as u64;
+        self.end.truncated |= fits < bytes.len();
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let Some(target) = &mut self.target else { return Ok(()) };
+        let chunk = self.kept.len().min(RELAY_CHUNK);
+        match io::Write::write(target, &self.kept[..chunk]) {
+            Ok(n) => {
+                self.kept.drain(..n);
+                Ok(())
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
+            // Whoever read the relay has gone; the workload needn't know.
+            Err(_) => {
+                self.end.truncated = true;
+                self.kept.clear();
+                self.room = 0;
+                Ok(())
+            }
+        }
+    }
+
+    /// After the last process has ended: what's in the pipe now is all there'll be,
+    /// even if somebody outside holds its other end.
+    pub(crate) fn drain(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        while self.read(buffer)? {}
+        self.pipe = None;
+        Ok(())
+    }
+
+    /// The captured bytes and the totals.
+    pub(crate) fn finish(self) -> (Vec<u8>, StreamEnd) {
+        let kept = if self.target.is_some() { Vec::new() } else { self.kept };
+        (kept, self.end)
+    }
+}

@@ -1,0 +1,17 @@
+//! pidfd_open(2), which nix 0.31 doesn't have.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// A pidfd of this very process, by which init learns of our end even while a
+/// forked child keeps our sockets open.
+pub(crate) fn of_this_process() -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
+    let fd = i32::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, close-on-exec; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
