@@ -280,7 +280,10 @@ fn execute(control: OwnedFd) -> Result<Child> {
             Err(error) => tried.push(format!("from {}: {error}", directory.display())),
         }
     }
-    Err(Error::new(ErrorKind::Setup, format!("cannot execute init: {} (set vm.memfd_noexec=1 or TMPDIR to a place without noexec)", tried.join("; "))))
+    Err(Error::new(
+        ErrorKind::Setup,
+        format!("cannot execute init: {} (set vm.memfd_noexec=1 or TMPDIR to a place without noexec)", tried.join("; ")),
+    ))
 }
 
 fn spawn(executable: &OwnedFd, control: OwnedFd) -> io::Result<Child> {

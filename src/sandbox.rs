@@ -194,7 +194,9 @@ impl Sandbox {
     /// writes, `/tmp` and `/dev/shm` included: the disk limit. It's memory, and
     /// gone with the run. Default: 256 MiB.
     pub fn writable(mut self, bytes: u64) -> Sandbox {
-        self.check_that(bytes >= 64 * 1024, || format!("a scratch layer of {bytes} bytes is too small to start in; the smallest is 64 KiB"));
+        self.check_that(bytes >= 64 * 1024, || {
+            format!("a scratch layer of {bytes} bytes is too small to start in; the smallest is 64 KiB")
+        });
         self.check_that(bytes <= MAX_SCRATCH, too_large("a scratch layer", bytes));
         self.writable = bytes;
         self
@@ -309,7 +311,9 @@ impl Sandbox {
     /// one has 65,536 ids of its own from here on. A multiple of 65,536, at least
     /// 65,536. Default: 1,879,048,192, which systemd's list leaves unused.
     pub fn id_base(mut self, first: u32) -> Sandbox {
-        self.check_that(first >= 65_536 && first % 65_536 == 0, || format!("{first} can't be the first id: it must be a multiple of 65,536 and not 0"));
+        self.check_that(first >= 65_536 && first % 65_536 == 0, || {
+            format!("{first} can't be the first id: it must be a multiple of 65,536 and not 0")
+        });
         self.id_base = first;
         self
     }
@@ -384,7 +388,12 @@ impl Sandbox {
 
     /// Synthetic files first, so that the caller's replace them.
     pub(crate) fn all_files(&self) -> Vec<FileSpec> {
-        let ours = |(inside, contents): (&str, String)| FileSpec { inside: inside.into(), contents: contents.into_bytes().into(), mode: 0o644, ours: true };
+        let ours = |(inside, contents): (&str, String)| FileSpec {
+            inside: inside.into(),
+            contents: contents.into_bytes().into(),
+            mode: 0o644,
+            ours: true,
+        };
         let synthetic = match &self.root.root {
             Root::Host(_) => HostLayout::files(&self.hostname, self.user.0, self.user.1),
             Root::Dir(_) => vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))],

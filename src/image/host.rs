@@ -82,7 +82,10 @@ impl HostLayout {
         vec![
             ("/etc/passwd", passwd),
             ("/etc/group", group),
-            ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nservices: files\nprotocols: files\n".into()),
+            (
+                "/etc/nsswitch.conf",
+                "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nservices: files\nprotocols: files\n".into(),
+            ),
             ("/etc/hosts", hosts(hostname)),
             ("/etc/hostname", format!("{hostname}\n")),
         ]

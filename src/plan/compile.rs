@@ -19,11 +19,7 @@ pub(crate) type Numbers = Vec<u32>;
 /// The whole way: a fresh sandbox and, if there is one, its only command.
 pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Option<(&Command, &Numbers)>) -> Result<Draft> {
     let mut draft = Draft::new();
-    let owners = files::Owners {
-        namespace: None,
-        prefer: sandbox.prefers(Layer::IdMappedMounts),
-        ordinary: !facts.privileged,
-    };
+    let owners = files::Owners { namespace: None, prefer: sandbox.prefers(Layer::IdMappedMounts), ordinary: !facts.privileged };
     draft.stage(Stage::Outer);
     let wanted = facts.privileged && sandbox.maps_owners();
     let namespace = namespaces::outer(&mut draft, sandbox, ids, facts.cgroup_namespace, wanted);
@@ -94,10 +90,7 @@ fn execute(draft: &mut Draft, sandbox: &Sandbox, command: &Command) {
     let programs = draft.vector(&candidates, false);
     let arguments: Vec<&[u8]> = command.arguments().iter().map(|a| a.as_bytes()).collect();
     let argv = draft.vector(&arguments, true);
-    let pairs: Vec<Vec<u8>> = environment
-        .iter()
-        .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
-        .collect();
+    let pairs: Vec<Vec<u8>> = environment.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()).collect();
     let envp = draft.vector(&pairs, true);
     let args: [Arg; 4] = [programs, candidates.len().into(), argv, envp];
     draft.step(op::EXEC, &args, "execute", command.program().to_string_lossy().into_owned());

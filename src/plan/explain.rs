@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::wire::{Kind, NO_SLOT, Stage, op, slot};
 use super::Draft;
+use super::wire::{Kind, NO_SLOT, Stage, op, slot};
 
 /// What a run would do, step by step: the answer of
 /// [`Sandbox::explain`](crate::Sandbox::explain).
@@ -175,4 +175,3 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
 fn name(op: u32) -> &'static str {
     NAMES.iter().find(|(number, _)| *number == op).map_or("?", |(_, name)| name)
 }
-

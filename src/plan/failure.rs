@@ -28,23 +28,35 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
             libc::EPERM => (ErrorKind::Unsupported, Some(NO_USER_NAMESPACE)),
             libc::ENOSPC | libc::EUSERS => (
                 ErrorKind::Unsupported,
-                Some("the limit on namespaces is reached: raise user.max_user_namespaces and its siblings with sysctl; nesting ends at 32 levels"),
+                Some(
+                    "the limit on namespaces is reached: raise user.max_user_namespaces and its siblings with sysctl; nesting ends at 32 levels",
+                ),
             ),
-            libc::EINVAL => (ErrorKind::Unsupported, Some("this kernel was built without one of the namespaces: user, mount, pid, ipc, uts, net, cgroup")),
+            libc::EINVAL => (
+                ErrorKind::Unsupported,
+                Some("this kernel was built without one of the namespaces: user, mount, pid, ipc, uts, net, cgroup"),
+            ),
             _ => (exhausted, hint),
         },
         Area::IdMap => match errno {
             libc::EPERM | libc::EACCES => (
                 ErrorKind::Unsupported,
-                Some("this user may not map these ids; where AppArmor restricts user namespaces, give the program a profile with `userns,` or set kernel.apparmor_restrict_unprivileged_userns=0"),
+                Some(
+                    "this user may not map these ids; where AppArmor restricts user namespaces, give the program a profile with `userns,` or set kernel.apparmor_restrict_unprivileged_userns=0",
+                ),
             ),
-            libc::EINVAL => (ErrorKind::Unsupported, Some("the ids don't exist in the host's own user namespace; choose others with `Sandbox::id_base`")),
+            libc::EINVAL => (
+                ErrorKind::Unsupported,
+                Some("the ids don't exist in the host's own user namespace; choose others with `Sandbox::id_base`"),
+            ),
             _ => (exhausted, hint),
         },
         Area::IdMappedMount => match errno {
             libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM => (
                 ErrorKind::Unsupported,
-                Some("this file system has no idmapped mounts (tmpfs has them from Linux 6.3, overlayfs and FUSE mostly not); move it to ext4, xfs or btrfs, or use `prefer(Layer::IdMappedMounts)`: its files then belong to nobody inside"),
+                Some(
+                    "this file system has no idmapped mounts (tmpfs has them from Linux 6.3, overlayfs and FUSE mostly not); move it to ext4, xfs or btrfs, or use `prefer(Layer::IdMappedMounts)`: its files then belong to nobody inside",
+                ),
             ),
             _ => (exhausted, hint),
         },
@@ -63,14 +75,15 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
                 _ => (exhausted, hint),
             }
         }
-        Area::UserXattr => (
-            ErrorKind::Unsupported,
-            Some("an ordinary user's overlay on tmpfs needs Linux 6.6; run as root, or use `Image::host()`"),
-        ),
+        Area::UserXattr => {
+            (ErrorKind::Unsupported, Some("an ordinary user's overlay on tmpfs needs Linux 6.6; run as root, or use `Image::host()`"))
+        }
         Area::Proc => match errno {
             libc::EPERM => (
                 ErrorKind::Unsupported,
-                Some("parts of the host's /proc are masked, as in a container; start that with systempaths=unconfined (Docker) or procMount: Unmasked (Kubernetes)"),
+                Some(
+                    "parts of the host's /proc are masked, as in a container; start that with systempaths=unconfined (Docker) or procMount: Unmasked (Kubernetes)",
+                ),
             ),
             _ => (exhausted, hint),
         },
@@ -87,11 +100,16 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
             (if is_exhaustion(errno) { exhausted } else { ErrorKind::Mount }, hint)
         }
         Area::Filter => match errno {
-            libc::EINVAL | libc::ENOSYS => (ErrorKind::Unsupported, Some("this kernel has no seccomp filters; `prefer(Layer::SyscallFilter)` goes on without")),
+            libc::EINVAL | libc::ENOSYS => {
+                (ErrorKind::Unsupported, Some("this kernel has no seccomp filters; `prefer(Layer::SyscallFilter)` goes on without"))
+            }
             _ => (exhausted, hint),
         },
         Area::Limit => match errno {
-            libc::EPERM => (ErrorKind::Unsupported, Some("it's above the hard limit of the host program, which only CAP_SYS_RESOURCE may exceed; see `ulimit -H`")),
+            libc::EPERM => (
+                ErrorKind::Unsupported,
+                Some("it's above the hard limit of the host program, which only CAP_SYS_RESOURCE may exceed; see `ulimit -H`"),
+            ),
             _ => (exhausted, hint),
         },
         Area::Chdir => (ErrorKind::BadWorkingDirectory, None),
@@ -105,16 +123,22 @@ const NO_USER_NAMESPACE: &str = "user namespaces are refused: set kernel.unprivi
 fn exec(errno: i32, mode: u32) -> (ErrorKind, Option<&'static str>) {
     let directory = mode & libc::S_IFMT == libc::S_IFDIR;
     match errno {
-        libc::ENOENT if mode != 0 => (ErrorKind::InterpreterNotFound, Some("the file exists, but not the interpreter that its first line or its ELF header names")),
+        libc::ENOENT if mode != 0 => {
+            (ErrorKind::InterpreterNotFound, Some("the file exists, but not the interpreter that its first line or its ELF header names"))
+        }
         libc::ENOTDIR if mode != 0 => (ErrorKind::InterpreterNotFound, Some("the path of its interpreter leads through a file")),
         libc::ENOENT | libc::ENOTDIR => (ErrorKind::NotFound, Some("there's no such program in the sandbox")),
         libc::EACCES | libc::EISDIR if directory => (ErrorKind::IsADirectory, Some("it's a directory")),
-        libc::EACCES | libc::EPERM => (ErrorKind::PermissionDenied, Some("it must be an executable file that the user of the run may reach")),
+        libc::EACCES | libc::EPERM => {
+            (ErrorKind::PermissionDenied, Some("it must be an executable file that the user of the run may reach"))
+        }
         libc::ENOEXEC => (ErrorKind::ExecFormat, Some("it's neither a script with a `#!` line nor a binary for this machine")),
         libc::EINVAL => (ErrorKind::ExecFormat, Some("its ELF header names more than one interpreter")),
         libc::ELIBBAD => (ErrorKind::ExecFormat, Some("its interpreter isn't a binary for this machine")),
         libc::EISDIR => (ErrorKind::InterpreterNotFound, Some("its interpreter is a directory")),
-        libc::E2BIG => (ErrorKind::ArgumentListTooLong, Some("a single argument ends at 128 KiB, all together at a quarter of the stack limit")),
+        libc::E2BIG => {
+            (ErrorKind::ArgumentListTooLong, Some("a single argument ends at 128 KiB, all together at a quarter of the stack limit"))
+        }
         libc::ETXTBSY => (ErrorKind::TextFileBusy, Some("somebody has it open for writing")),
         libc::ELOOP => (ErrorKind::FilesystemLoop, None),
         libc::ENAMETOOLONG => (ErrorKind::NameTooLong, None),

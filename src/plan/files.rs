@@ -60,9 +60,7 @@ pub(crate) fn attach(draft: &mut Draft, mount: u8, path: Arg, object: impl Into<
 /// host ends here. `ids` is the user namespace of an idmapped mount.
 pub(crate) fn set_attributes(draft: &mut Draft, mount: u8, set: u64, ids: Option<(u8, bool)>, object: impl Into<Cow<'static, str>>) {
     let object = object.into();
-    let attributes = draft.words(&[set, 0, libc::MS_PRIVATE, 0]);
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    draft.step(libc::SYS_mount_setattr, &[Arg::Slot(mount), Draft::EMPTY, flags.into(), attributes, 32.into()], "set the attributes of", object.clone());
+    set_attributes_with(draft, mount, set, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE, object.clone());
     if let Some((namespace, prefer)) = ids {
         // Apart from the others, so that a file system without idmapped mounts
         // can be told from one that refuses read-only.
@@ -70,6 +68,17 @@ pub(crate) fn set_attributes(draft: &mut Draft, mount: u8, set: u64, ids: Option
         draft.step(op::ID_MAP, &[Arg::Slot(mount), Arg::Slot(namespace)], "map the owners of", object).layer(Layer::IdMappedMounts, prefer);
         draft.area(area);
     }
+}
+
+/// mount_setattr(2) with flags of the caller's.
+pub(crate) fn set_attributes_with(draft: &mut Draft, mount: u8, set: u64, flags: i32, object: impl Into<Cow<'static, str>>) {
+    let attributes = draft.words(&[set, 0, libc::MS_PRIVATE, 0]);
+    draft.step(
+        libc::SYS_mount_setattr,
+        &[Arg::Slot(mount), Draft::EMPTY, flags.into(), attributes, 32.into()],
+        "set the attributes of",
+        object,
+    );
 }
 
 /// A part of the host's tree to be cloned.
@@ -164,11 +173,14 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
     let name = display(lower_path);
     let directory = draft.temporary();
     let path = draft.text(lower_path.as_os_str().as_bytes());
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // Not O_PATH: a directory that this user can't read is told here.
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", name.clone()).into_slot(directory);
     let lower = draft.temporary();
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
-    draft.step(libc::SYS_open_tree, &[Arg::Slot(directory), Draft::EMPTY, flags.into()], "open the root file system", name.clone()).into_slot(lower);
+    draft
+        .step(libc::SYS_open_tree, &[Arg::Slot(directory), Draft::EMPTY, flags.into()], "open the root file system", name.clone())
+        .into_slot(lower);
     let ids = owners.namespace.map(|namespace| (namespace, owners.prefer));
     set_attributes(draft, lower, BASE | libc::MOUNT_ATTR_RDONLY, ids, name.clone());
 
@@ -188,7 +200,9 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
     attach(draft, lower, path, name.clone());
     let upper = draft.temporary();
     let path = draft.text("upper");
-    draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").into_slot(upper);
+    draft
+        .step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer")
+        .into_slot(upper);
     if owners.ordinary {
         draft.area(Area::UserXattr);
         draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
@@ -198,6 +212,11 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
     let mut options = vec![("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")];
     if owners.ordinary {
         options.push(("userxattr", ""));
+    } else {
+        // An image may carry overlayfs's own attributes. Redirects among them could
+        // lead into directories that its layers keep closed (many kernels follow
+        // them unless told otherwise).
+        options.extend([("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")]);
     }
     overlay_filesystem(draft, &options);
     let shm = draft.text("shm");
@@ -213,7 +232,10 @@ fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
     const FSCONFIG_SET_FLAG: u32 = 0;
     let context = draft.temporary();
     let name = draft.text("overlay");
-    draft.step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", "overlay").into_slot(context).layer(Layer::Overlay, false);
+    draft
+        .step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", "overlay")
+        .into_slot(context)
+        .layer(Layer::Overlay, false);
     for (key, value) in options {
         let object = format!("overlay option {key}={value}");
         let key = draft.text(key);
@@ -222,7 +244,9 @@ fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
     }
     let create = [Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()];
     draft.step(libc::SYS_fsconfig, &create, "create", "the overlay").layer(Layer::Overlay, false);
-    draft.step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()], "mount", "the overlay").into_slot(slot::ROOT);
+    draft
+        .step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()], "mount", "the overlay")
+        .into_slot(slot::ROOT);
     draft.close(context);
 }
 
@@ -293,7 +317,12 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         let target = draft.temporary();
         let path = draft.text(mount.inside.as_os_str().as_bytes());
         draft
-            .step(op::MAKE_PATH, &[Arg::Slot(slot::ROOT), path, kind, 0o755.into(), uid.into(), gid.into()], "make a place to mount", name.clone())
+            .step(
+                op::MAKE_PATH,
+                &[Arg::Slot(slot::ROOT), path, kind, 0o755.into(), uid.into(), gid.into()],
+                "make a place to mount",
+                name.clone(),
+            )
             .into_slot(target);
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
         draft.step(libc::SYS_move_mount, &[Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()], "mount", name);
@@ -350,7 +379,12 @@ fn host_tree(draft: &mut Draft, layout: &HostLayout, outside: &Outside<'_>) {
         let args = [Arg::Slot(slot::ROOT), path, Arg::Slot(*tree), 0o755.into(), 0.into(), 0.into()];
         draft.step(op::MAKE_PATH, &args, "make a place to mount", inside.to_string()).into_slot(target);
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-        draft.step(libc::SYS_move_mount, &[Arg::Slot(*tree), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()], "mount", inside.to_string());
+        draft.step(
+            libc::SYS_move_mount,
+            &[Arg::Slot(*tree), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()],
+            "mount",
+            inside.to_string(),
+        );
         draft.close(target);
     }
 }
@@ -368,4 +402,3 @@ fn attach_at(draft: &mut Draft, mount: u8, path: &str, object: &'static str) {
 pub(crate) fn display(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
-

@@ -5,9 +5,9 @@
 //! more address space than they use.
 
 use super::{Area, Draft};
+use crate::limits::Resource;
 use crate::probe::Facts;
 use crate::sandbox::Sandbox;
-use crate::limits::Resource;
 
 /// One limit as it will be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

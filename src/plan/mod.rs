@@ -211,7 +211,13 @@ impl Draft {
     }
 
     /// Appends a step: a system call or one of [`wire::op`].
-    pub(crate) fn step(&mut self, op: impl TryInto<u32>, args: &[Arg], doing: &'static str, object: impl Into<Cow<'static, str>>) -> &mut Step {
+    pub(crate) fn step(
+        &mut self,
+        op: impl TryInto<u32>,
+        args: &[Arg],
+        doing: &'static str,
+        object: impl Into<Cow<'static, str>>,
+    ) -> &mut Step {
         let mut step = Step {
             op: op.try_into().unwrap_or(u32::MAX),
             stage: self.stage,
@@ -303,7 +309,10 @@ mod tests {
         let mut draft = Draft::new();
         draft.stage(Stage::Inner);
         let path = draft.text("/some/where");
-        draft.step(libc::SYS_mkdirat, &[Arg::Value(wire::AT_FDCWD), path, 0o755.into()], "make", "/some/where").tolerate(libc::EEXIST).into_slot(90);
+        draft
+            .step(libc::SYS_mkdirat, &[Arg::Value(wire::AT_FDCWD), path, 0o755.into()], "make", "/some/where")
+            .tolerate(libc::EEXIST)
+            .into_slot(90);
         draft.settings = Settings { wall_limit: 7, flags: wire::LAST_COMMAND, command: 3 };
         let bytes = draft.encode();
         let plan = Plan::parse(&bytes).expect("a plan of our own passes");

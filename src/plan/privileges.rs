@@ -58,7 +58,9 @@ pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&[Inst
     let header = draft.words(&[filter.len() as u64, 0]);
     draft.point(header, 8, program);
     let prefer = sandbox.prefers(Layer::SyscallFilter);
-    draft.step(libc::SYS_seccomp, &[libc::SECCOMP_SET_MODE_FILTER.into(), 0.into(), header], "install", "the system call filter").layer(Layer::SyscallFilter, prefer);
+    draft
+        .step(libc::SYS_seccomp, &[libc::SECCOMP_SET_MODE_FILTER.into(), 0.into(), header], "install", "the system call filter")
+        .layer(Layer::SyscallFilter, prefer);
 }
 
 fn prctl(draft: &mut Draft, option: i32, value: u32, doing: &'static str) {

@@ -7,7 +7,7 @@
 //! pins none of the host's file systems. The host's namespace stays reachable
 //! through a descriptor, which only the outer child of a sandbox uses.
 
-use super::files::{SCRATCH, Tree, attach, new_filesystem, pivot};
+use super::files::{SCRATCH, Tree, attach, new_filesystem, pivot, set_attributes, set_attributes_with};
 use super::wire::{AT_FDCWD, Stage, op, slot};
 use super::{Area, Arg, Draft, Mark};
 
@@ -61,7 +61,9 @@ pub(crate) fn start_plan(start: Start) -> Draft {
     let name = draft.text("ns/mnt");
     draft.step(op::SELF_OPEN, &[name], "open", "/proc/self/ns/mnt").into_slot(slot::HOST_MOUNTS);
     let root = draft.text("/");
-    draft.step(libc::SYS_openat, &[Arg::Value(AT_FDCWD), root, (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "/").into_slot(slot::HOST_ROOT);
+    draft
+        .step(libc::SYS_openat, &[Arg::Value(AT_FDCWD), root, (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "/")
+        .into_slot(slot::HOST_ROOT);
     draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
     let flags = libc::MS_REC | libc::MS_PRIVATE;
     draft.step(libc::SYS_mount, &[0.into(), root, 0.into(), flags.into(), 0.into()], "make private", "/");
@@ -100,18 +102,14 @@ fn slim_root(draft: &mut Draft) {
         let source = draft.text(&path);
         let node = Tree { path: source, recursive: false }.clone_into(draft, path.clone());
         // The one place where device nodes work; they can't be executed.
-        super::files::set_attributes(draft, node, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, None, path.clone());
+        set_attributes(draft, node, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, None, path.clone());
         let target = draft.text(&path[1..]);
         draft.step(libc::SYS_mknodat, &[Arg::Value(AT_FDCWD), target, (libc::S_IFREG | 0o644).into(), 0.into()], "make", path.clone());
         attach(draft, node, target, path);
     }
-    super::files::set_attributes(
-        draft,
-        dev,
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
-        None,
-        "/dev",
-    );
+    // Itself only: the nodes in it keep their own attributes.
+    let closed = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    set_attributes_with(draft, dev, closed, libc::AT_EMPTY_PATH, "/dev");
     draft.close(dev);
     pivot(draft, root);
     draft.close(root);

@@ -241,15 +241,12 @@ impl<'a> Plan<'a> {
     /// The operations of our own that read a counted blob stay inside it.
     fn lengths_fit(&self, step: &Step) -> bool {
         let length = (self.bytes.len() - self.blob) as u64;
-        let fits = |start: u64, count: u64, size: u64| {
-            count.checked_mul(size).and_then(|n| n.checked_add(start)).is_some_and(|end| end <= length)
-        };
+        let fits =
+            |start: u64, count: u64, size: u64| count.checked_mul(size).and_then(|n| n.checked_add(start)).is_some_and(|end| end <= length);
         let blob = |i: usize| step.kinds[i] == Kind::Blob;
         match step.op {
             op::FDS => blob(0) && step.args[0] % 4 == 0 && fits(step.args[0], step.args[1], 8) && self.pairs_fit(step),
-            op::EXEC => {
-                blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0] % 8 == 0 && fits(step.args[0], step.args[1], 8)
-            }
+            op::EXEC => blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0] % 8 == 0 && fits(step.args[0], step.args[1], 8),
             op::FILE => blob(0) && blob(1) && fits(step.args[1], step.args[2], 1),
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),

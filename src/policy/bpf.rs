@@ -70,12 +70,7 @@ pub(crate) const AUDIT_ARCH: u32 = 0xc000_00b7;
 /// The program for a table: runs of numbers in ascending order, the first
 /// starting at 0, each with the verdict for all numbers up to the next run.
 pub(crate) fn compile(runs: &[(u32, Verdict)]) -> Vec<Instruction> {
-    let mut out = vec![
-        load(OFFSET_ARCH),
-        jump(JMP_JEQ, AUDIT_ARCH, 1, 0),
-        give(RET_KILL_PROCESS),
-        load(OFFSET_NR),
-    ];
+    let mut out = vec![load(OFFSET_ARCH), jump(JMP_JEQ, AUDIT_ARCH, 1, 0), give(RET_KILL_PROCESS), load(OFFSET_NR)];
     if cfg!(target_arch = "x86_64") {
         out.push(jump(JMP_JGE, 0x4000_0000, 0, 1));
         out.push(give(RET_KILL_PROCESS));

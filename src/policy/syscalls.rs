@@ -10,9 +10,13 @@ use super::bpf::{Check, Instruction, Rule, Verdict, compile};
 const LAST: u32 = 462;
 
 /// `CLONE_NEW*` of clone(2): new namespaces.
-const NAMESPACES: u32 =
-    (libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNET)
-        as u32;
+const NAMESPACES: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as u32;
 /// CLONE_NEWTIME shares its bit with the exit signal of clone(2), where it means nothing.
 const SET_ID_BITS: u32 = 0o6000;
 
@@ -235,7 +239,9 @@ mod tests {
                                 .filter(|rule| rule.verdict == Verdict::Errno(wanted))
                                 .map(|rule| {
                                     let conditions = rule.checks.iter().flat_map(|check| match *check {
-                                        Check::Is(i, v) => vec![SeccompCondition::new(i, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, v.into()).expect("valid")],
+                                        Check::Is(i, v) => vec![
+                                            SeccompCondition::new(i, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, v.into()).expect("valid"),
+                                        ],
                                         // "any bit" is "not (masked equals 0)", which seccompiler lacks: one rule a bit below.
                                         Check::Has(..) => vec![],
                                     });
@@ -254,8 +260,7 @@ mod tests {
             }
             let filter = SeccompFilter::new(rules.clone(), SeccompAction::Allow, SeccompAction::Errno(wanted.into()), arch).expect("valid");
             let program: seccompiler::BpfProgram = filter.try_into().expect("compiles");
-            let theirs: Vec<Instruction> =
-                program.iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect();
+            let theirs: Vec<Instruction> = program.iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect();
             for number in 0..=LAST {
                 let plain = matches!(verdict_of(number), Verdict::Allow | Verdict::Errno(_));
                 let mut samples = vec![[0u64; 6]];

@@ -246,7 +246,9 @@ fn check_kind(fd: &OwnedFd, kind: FdKind, name: &str) -> Result<()> {
         return Ok(());
     }
     let (what, instead) = match found {
-        SFlag::S_IFDIR => ("a directory", "through which the host's files could be reached; `Command::directory_fd` passes it all the same"),
+        SFlag::S_IFDIR => {
+            ("a directory", "through which the host's files could be reached; `Command::directory_fd` passes it all the same")
+        }
         SFlag::S_IFSOCK => ("a socket", "through which further descriptors could come in; `Command::socket` passes it all the same"),
         SFlag::S_IFBLK => ("a block device", "which a sandbox must not have"),
         _ => ("neither a file, a pipe nor a character device", "and can't be passed"),
@@ -304,7 +306,9 @@ impl Live {
 
     fn lost(&self, status: Option<u32>) -> Error {
         let how = match status {
-            Some(status) if status & 0x7f == libc::SIGKILL as u32 => "its first process was killed from outside (is the host out of memory?)",
+            Some(status) if status & 0x7f == libc::SIGKILL as u32 => {
+                "its first process was killed from outside (is the host out of memory?)"
+            }
             Some(_) => "its first process ended early",
             None => "init ended, and all sandboxes with it",
         };
@@ -478,7 +482,8 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
     // The command stage can't be tried without a command: one that any image has,
     // because it's our own. Its exec fails with ENOEXEC after everything else worked.
     let probe = sandbox.clone().file_mode("/.cofferdam-check", "\n", 0o755);
-    let attempt = launch(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
+    let attempt =
+        launch(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
     let failed = match attempt {
         Ok(()) => None,
         Err(error) if error.kind() == ErrorKind::ExecFormat => None,

@@ -1,0 +1,342 @@
+//! What a workload sees, and what it can't reach.
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+
+use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, MIB, Network, Sandbox};
+use support::{Need, busybox_root, fresh_dir, is_root};
+
+fn sandbox() -> Sandbox {
+    Sandbox::new().wall_time(Duration::from_secs(30))
+}
+
+fn text(sandbox: &Sandbox, command: impl Into<Command>) -> String {
+    let out = sandbox.run(command).expect("it runs");
+    assert!(out.success(), "{}: {}", out.status, String::from_utf8_lossy(&out.stderr));
+    out.text().into_owned()
+}
+
+fn sh(sandbox: &Sandbox, script: &str) -> String {
+    text(sandbox, ["sh", "-c", script])
+}
+
+/// The fields of /proc/self/status that a workload has.
+fn status(sandbox: &Sandbox, field: &str) -> String {
+    let all = text(sandbox, ["cat", "/proc/self/status"]);
+    let line = all.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
+    line.unwrap_or_else(|| panic!("no field {field}")).trim().to_string()
+}
+
+fn privileges_are_gone() {
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(&sandbox(), set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status(&sandbox(), "NoNewPrivs"), "1");
+    assert_eq!(status(&sandbox(), "Seccomp"), "2");
+    assert_eq!(status(&sandbox(), "Groups"), "", "supplementary groups");
+    for mask in ["SigBlk", "SigIgn"] {
+        assert_eq!(status(&sandbox(), mask), "0000000000000000", "{mask}");
+    }
+}
+
+fn every_namespace_is_its_own() {
+    let inside = sh(&sandbox(), "cd /proc/self/ns && for n in user mnt pid ipc uts net cgroup; do echo $n $(readlink $n); done");
+    assert_eq!(inside.lines().count(), 7);
+    for line in inside.lines() {
+        let (name, inside) = line.split_once(' ').expect("two words");
+        let outside = fs::read_link(format!("/proc/self/ns/{name}")).expect("a namespace");
+        assert_ne!(inside, outside.to_string_lossy(), "{name}");
+    }
+}
+
+fn ids_are_never_the_hosts_root() {
+    let map = text(&sandbox(), ["cat", "/proc/self/uid_map"]);
+    let outside: Vec<u64> = map.lines().map(|line| line.split_whitespace().nth(1).expect("a number").parse().expect("a number")).collect();
+    if is_root() {
+        assert!(outside.iter().all(|first| *first >= 65_536), "{map}");
+    } else {
+        let own = u64::from(nix::unistd::geteuid().as_raw());
+        // Seen from inside the parent is init's own namespace, where 0 is the user.
+        assert!(outside.iter().all(|first| *first == 0 || *first == own), "{map}");
+    }
+    assert_eq!(sh(&sandbox(), "id -u; id -g"), "0\n0\n");
+    assert_eq!(
+        sh(&sandbox().user(1000, 1001), "id -u; id -g; whoami; echo $HOME; touch $HOME/x && echo ok"),
+        "1000\n1001\nuser\n/home/user\nok\n"
+    );
+}
+
+fn two_sandboxes_of_root_have_different_ids() {
+    let sandbox = sandbox();
+    let first = sandbox.spawn(["sleep", "100"]).expect("it starts");
+    let second = sandbox.spawn(["sleep", "100"]).expect("it starts");
+    let uid = |pid: Option<u32>| {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.expect("alive"))).expect("its status");
+        status.lines().find_map(|l| l.strip_prefix("Uid:")).expect("a line").to_string()
+    };
+    assert_ne!(uid(first.id()), uid(second.id()));
+}
+
+fn nothing_of_the_host_is_in_sight() {
+    let secret = fresh_dir("secret-");
+    fs::write(secret.join("file"), "secret").expect("a file");
+    let script = format!("ls -d /home/* /root/* /var/lib /run/* {} /sys /boot 2>/dev/null; true", secret.display());
+    assert_eq!(sh(&sandbox(), &script), "");
+    // The mount table names no host path but those that are shown.
+    let table = text(&sandbox(), ["cat", "/proc/self/mountinfo"]);
+    for line in table.lines() {
+        let point = line.split(' ').nth(4).expect("a mount point");
+        let known = ["/usr", "/etc/", "/proc", "/dev", "/bin", "/lib", "/sbin"];
+        assert!(point == "/" || known.iter().any(|k| point.starts_with(k)), "{line}");
+    }
+    assert!(!table.contains("/mnt"), "init's own places are gone: {table}");
+    // One process besides the command: PID 1, which is closed.
+    assert_eq!(sh(&sandbox(), "set -- /proc/[0-9]*; echo $# $$"), "2 2\n");
+}
+
+fn pid_1_is_closed_to_the_workload() {
+    for attempt in [
+        "readlink /proc/1/exe",
+        "head -c 1 /proc/1/exe",
+        "head -c 1 /proc/1/mem",
+        "head -c 1 /proc/1/maps",
+        "head -c 1 /proc/1/environ",
+        "ls /proc/1/root/",
+        "ls /proc/1/fd/",
+        "readlink /proc/1/ns/mnt",
+    ] {
+        let out = sandbox().run(["sh", "-c", attempt]).expect("it runs");
+        assert!(!out.success() && out.stdout.is_empty(), "{attempt}: {}", out.text());
+    }
+    // Signals don't reach it, so that the end of the run is always told.
+    assert_eq!(sh(&sandbox(), "kill -9 1; kill -TERM 1; kill -STOP 1; echo still here"), "still here\n");
+}
+
+fn the_host_root_is_read_only_and_scratch_is_limited() {
+    let out = sandbox().run(["sh", "-c", "touch /usr/x || touch /bin/x || touch /dev/x || touch /etc/alternatives/x"]).expect("it runs");
+    assert_eq!(out.status, Exit::Code(1), "{}", String::from_utf8_lossy(&out.stderr));
+    let small = sandbox().writable(2 * MIB).writable_files(100);
+    let out = small.run(["dd", "if=/dev/zero", "of=/tmp/big", "bs=1M", "count=10"]).expect("it runs");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("No space left"), "{}", String::from_utf8_lossy(&out.stderr));
+    // /tmp and /dev/shm share the one limit.
+    let out =
+        small.run(["sh", "-c", "dd if=/dev/zero of=/tmp/a bs=1M count=1 && dd if=/dev/zero of=/dev/shm/b bs=1M count=1"]).expect("it runs");
+    assert!(!out.success(), "one limit for both");
+    let out = small.run(["sh", "-c", "i=0; while [ $i -lt 200 ]; do : > /tmp/$i || exit 9; i=$((i+1)); done"]).expect("it runs");
+    assert!(!out.success(), "inodes");
+}
+
+fn mounts_are_nosuid_and_nodev() {
+    let root = busybox_root();
+    for sandbox in [sandbox(), sandbox().rootfs(Image::dir(root)).tmpfs("/t", MIB)] {
+        if !is_root() && support::kernel() < (6, 6) {
+            continue;
+        }
+        for line in text(&sandbox, ["cat", "/proc/self/mountinfo"]).lines() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let (point, options) = (fields[4], fields[5]);
+            assert!(options.contains("nosuid"), "{line}");
+            let device = point.starts_with("/dev/") && !point.starts_with("/dev/shm");
+            assert!(options.contains("nodev") || device && options.contains("noexec"), "{line}");
+        }
+    }
+}
+
+fn devices_are_the_default_ones_and_work() {
+    let names = sh(&sandbox(), "ls /dev | tr '\\n' ' '");
+    assert_eq!(names.trim(), "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero");
+    assert_eq!(sh(&sandbox(), "echo x > /dev/null; head -c 3 /dev/zero | od -An -tx1; head -c 8 /dev/urandom | wc -c"), " 00 00 00\n8\n");
+    let out = sandbox().run(["sh", "-c", "echo x > /dev/full"]).expect("it runs");
+    assert!(!out.success());
+    assert_eq!(sh(&sandbox(), "ls /sys 2>/dev/null; echo none"), "none\n", "no sysfs");
+    // A terminal of its own.
+    let program = "import pty, os\nm, s = os.openpty()\nprint(os.ttyname(s))";
+    if support::which("python3").is_some() {
+        assert_eq!(text(&sandbox(), ["/usr/bin/python3", "-c", program]), "/dev/pts/0\n");
+    }
+}
+
+fn the_network_is_loopback_only() {
+    let lines = text(&sandbox(), ["cat", "/proc/net/dev"]);
+    let names: Vec<&str> = lines.lines().skip(2).filter_map(|l| l.split(':').next()).map(str::trim).collect();
+    assert_eq!(names, ["lo"]);
+    let server = "import socket\ns = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\nc = socket.create_connection(s.getsockname()); print('up')\n\
+                  try: socket.create_connection(('192.0.2.1', 80), 1)\nexcept OSError as e: print(e.errno)\nprint(socket.gethostbyname('sandbox'))";
+    assert_eq!(text(&sandbox(), ["/usr/bin/python3", "-c", server]), format!("up\n{}\n127.0.0.1\n", libc::ENETUNREACH));
+    let host = sandbox().network(Network::Host);
+    assert_eq!(text(&host, ["readlink", "/proc/self/ns/net"]).trim(), fs::read_link("/proc/self/ns/net").expect("ours").to_string_lossy());
+}
+
+fn refused_system_calls_say_so() {
+    let out = sandbox().run(["unshare", "-U", "true"]).expect("it runs");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("Operation not permitted"), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = sandbox().run(["mount", "-t", "tmpfs", "x", "/tmp"]).expect("it runs");
+    assert!(!out.success());
+    let i386 = "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n\
+                ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()";
+    if cfg!(target_arch = "x86_64") {
+        let out = sandbox().run(["/usr/bin/python3", "-c", i386]).expect("it runs");
+        assert_eq!(out.status, Exit::Signal(libc::SIGSYS), "the i386 system call table: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+fn limits_have_finite_defaults() {
+    let limits = text(&sandbox(), ["cat", "/proc/self/limits"]);
+    let value = |name: &str| limits.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}")).to_string();
+    assert!(value("Max core file size").contains(" 1 "), "{}", value("Max core file size"));
+    assert!(value("Max open files").contains(" 1024 "));
+    assert!(value("Max nice priority").contains(" 0 "));
+    for name in ["Max file size", "Max processes", "Max locked memory", "Max msgqueue size", "Max pending signals"] {
+        assert!(!value(name).contains("unlimited"), "{}", value(name));
+    }
+    for name in ["Max address space", "Max data size"] {
+        assert!(value(name).contains("unlimited"), "{}", value(name));
+    }
+    let own = sandbox().open_files(64).stack(MIB).file_size(4096);
+    assert_eq!(sh(&own, "ulimit -n; ulimit -s; ulimit -f"), "64\n1024\n8\n");
+    let out = own.run(["dd", "if=/dev/zero", "of=/tmp/x", "bs=4096", "count=2"]).expect("it runs");
+    assert_eq!(out.status, Exit::Signal(libc::SIGXFSZ));
+}
+
+fn environment_and_session_are_clean() {
+    assert_eq!(
+        sh(&sandbox(), "env | sort | grep -v ^PWD= | grep -v ^_= | grep -v ^SHLVL= | grep -v OLDPWD"),
+        format!("HOME=/root\nLANG=C.UTF-8\nPATH={PATH}\n")
+    );
+    assert_eq!(sh(&sandbox(), "umask; pwd; hostname"), "0022\n/\nsandbox\n");
+    assert_eq!(sh(&sandbox().hostname("box-7"), "hostname; cat /etc/hostname; grep -c box-7 /etc/hosts"), "box-7\nbox-7\n1\n");
+    // Session leader, no terminal, nothing but the standard descriptors.
+    assert_eq!(sh(&sandbox(), "cut -d' ' -f 1,5,6,7 /proc/$$/stat; ls /proc/$$/fd | tr '\\n' ' '"), "2 2 2 0\n0 1 2 ");
+}
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn binds_show_what_they_name() {
+    let dir = fresh_dir("bind-");
+    fs::write(dir.join("file"), "hello").expect("a file");
+    let sandbox = sandbox().bind(&dir, "/data/in").bind(dir.join("file"), "/etc/one").tmpfs("/scratch", MIB).file("/work/a.txt", "text");
+    assert_eq!(sh(&sandbox, "cat /data/in/file /etc/one /work/a.txt; touch /scratch/x && ls /scratch"), "hellohellotextx\n");
+    let out = sandbox.run(["touch", "/data/in/new"]).expect("it runs");
+    assert!(!out.success(), "read-only");
+    assert!(!dir.join("new").exists());
+    // Order doesn't matter: parents come first.
+    let nested = support_nested(&dir);
+    assert_eq!(sh(&nested, "cat /a/b/file"), "hello");
+}
+
+fn support_nested(dir: &std::path::Path) -> Sandbox {
+    sandbox().bind(dir, "/a/b").tmpfs("/a", MIB)
+}
+
+fn writable_binds_keep_owners_and_refuse_set_id_bits() {
+    let dir = fresh_dir("rw-");
+    if is_root() {
+        std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).expect("chown");
+    }
+    let sandbox = sandbox().bind_rw(&dir, "/data").user(1000, 1000);
+    assert_eq!(sh(&sandbox, "echo kept > /data/new; stat -c %u:%g /data/new"), "1000:1000\n");
+    assert_eq!(fs::read_to_string(dir.join("new")).expect("it's there"), "kept\n");
+    use std::os::unix::fs::MetadataExt;
+    let owner = fs::metadata(dir.join("new")).expect("metadata").uid();
+    assert_eq!(owner, if is_root() { 1000 } else { nix::unistd::geteuid().as_raw() });
+    // A set-user-ID file would keep its power outside.
+    for script in ["chmod u+s /data/new", "chmod 2755 /data/new", "install -m 4755 /bin/true /data/evil"] {
+        let out = sandbox.run(["sh", "-c", script]).expect("it runs");
+        assert!(!out.success(), "{script}");
+    }
+    for entry in fs::read_dir(&dir).expect("the directory").flatten() {
+        assert_eq!(entry.metadata().expect("metadata").mode() & 0o6000, 0, "{:?}", entry.path());
+    }
+}
+
+fn missing_objects_are_named() {
+    let cases = [
+        (sandbox().bind("/no/such/place", "/x"), ErrorKind::Mount, "/no/such/place"),
+        (sandbox().rootfs(Image::dir("/no/such/root")), ErrorKind::Image, "/no/such/root"),
+        (sandbox().rootfs(Image::dir("/etc/passwd")), ErrorKind::Image, "/etc/passwd"),
+        (sandbox().file("/usr/bin/new", "x"), ErrorKind::Mount, "/usr/bin/new"),
+        (sandbox().rlimit(cofferdam::Resource::OpenFiles, 1 << 40, 1 << 40), ErrorKind::Unsupported, "RLIMIT_NOFILE"),
+    ];
+    for (sandbox, kind, object) in cases {
+        let error = sandbox.run("true").expect_err(object);
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(object), "{error}");
+        assert!(error.to_string().starts_with("cannot "), "{error}");
+    }
+    if !is_root() {
+        let error = sandbox().rootfs(Image::dir("/root")).run("true").expect_err("unreadable");
+        assert_eq!(error.kind(), ErrorKind::Image, "{error}");
+        assert!(error.to_string().contains("/root"), "{error}");
+    }
+}
+
+fn an_unpacked_root_is_shared_and_never_written() {
+    let root = busybox_root();
+    let before = fs::read_dir(&root).expect("the root").count();
+    let sandbox = sandbox().rootfs(Image::dir(&root));
+    let first = sandbox.spawn(["sh", "-c", "echo mine > /own; read x; cat /own"]).expect("it starts");
+    assert_eq!(sh(&sandbox, "cat /own 2>/dev/null; echo other > /own; cat /own"), "other\n");
+    drop(first);
+    assert_eq!(fs::read_dir(&root).expect("the root").count(), before);
+    assert_eq!(sh(&sandbox, "ls / | tr '\\n' ' '"), "bin dev etc proc tmp ");
+}
+
+fn images_of_root_have_their_owners_inside() {
+    let root = busybox_root();
+    let sandbox = sandbox().rootfs(Image::dir(&root));
+    assert_eq!(sh(&sandbox, "stat -c %u:%g /bin/busybox; rm /bin/ls; test -e /bin/ls || echo gone; rm -r /bin; echo $?"), "0:0\ngone\n0\n");
+    assert!(root.join("bin/ls").exists() || root.join("bin/ls").is_symlink());
+}
+
+fn capabilities_are_what_was_asked_for() {
+    let docker = sandbox().capabilities(Capability::DOCKER);
+    assert_eq!(status(&docker, "CapEff"), "00000000a80425fb");
+    assert_eq!(status(&docker, "CapBnd"), "00000000a80425fb");
+    let user = sandbox().user(1000, 1000).capabilities([Capability::NetBindService]);
+    assert_eq!(status(&user, "CapEff"), "0000000000000400");
+    if is_root() {
+        assert_eq!(sh(&docker, "touch /tmp/x; chown 33:44 /tmp/x; stat -c %u:%g /tmp/x"), "33:44\n");
+    }
+}
+
+fn explain_and_check_tell_what_a_run_does() {
+    let plan = sandbox().explain().expect("a plan");
+    let text = plan.to_string();
+    assert_eq!(text.lines().count(), plan.len());
+    for word in ["pivot_root", "no_new_privs", "execute true", "outer", "inner", "command"] {
+        assert!(text.contains(word), "{word}");
+    }
+    let report = sandbox().check().expect("a report");
+    assert!(report.works(), "{report}");
+    assert_eq!(*report.state(Layer::UserNamespace), cofferdam::LayerState::Works);
+    let bad = sandbox().rootfs(Image::dir("/no/such")).check().expect("a report");
+    assert!(!bad.works());
+    assert!(bad.to_string().contains("/no/such"), "{bad}");
+}
+
+fn main() {
+    support::main(vec![
+        test!(privileges_are_gone),
+        test!(every_namespace_is_its_own),
+        test!(ids_are_never_the_hosts_root),
+        test!(two_sandboxes_of_root_have_different_ids, root),
+        test!(nothing_of_the_host_is_in_sight),
+        test!(pid_1_is_closed_to_the_workload),
+        test!(the_host_root_is_read_only_and_scratch_is_limited),
+        test!(mounts_are_nosuid_and_nodev, Need::Tool("busybox")),
+        test!(devices_are_the_default_ones_and_work),
+        test!(the_network_is_loopback_only, Need::Tool("python3")),
+        test!(refused_system_calls_say_so, Need::Tool("python3")),
+        test!(limits_have_finite_defaults),
+        test!(environment_and_session_are_clean),
+        test!(binds_show_what_they_name),
+        test!(writable_binds_keep_owners_and_refuse_set_id_bits),
+        test!(missing_objects_are_named),
+        test!(an_unpacked_root_is_shared_and_never_written, Need::Tool("busybox"), Need::UserOverlay),
+        test!(images_of_root_have_their_owners_inside, root),
+        test!(capabilities_are_what_was_asked_for),
+        test!(explain_and_check_tell_what_a_run_does),
+    ])
+}
