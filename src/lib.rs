@@ -40,6 +40,16 @@ pub const GIB: u64 = 1 << 30;
 
 /// The plan decoder that init uses, for fuzzing; not part of the API.
 #[doc(hidden)]
-pub fn fuzz_plan(bytes: &[u8]) -> bool {
-    plan::wire::Plan::parse(bytes).is_some()
+pub fn fuzz_plan(bytes: &[u8]) {
+    let Some(plan) = plan::wire::Plan::parse(bytes) else { return };
+    let blob = (bytes.len() - plan.blob_start()) as u64;
+    for i in 0..plan.len() {
+        let step = plan.step(i).expect("a checked plan has all its steps");
+        for (kind, arg) in step.kinds.iter().zip(step.args) {
+            assert!(*kind != plan::wire::Kind::Blob || arg < blob);
+        }
+    }
+    for i in 0..plan.relocations() {
+        assert!(plan.relocation(i) + 8 <= blob);
+    }
 }

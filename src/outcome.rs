@@ -160,6 +160,8 @@ pub struct StreamEnd {
     pub bytes: u64,
     /// Whether some of them were discarded.
     pub truncated: bool,
+    /// The last byte that was kept or passed on: whether a line is still open.
+    pub last_byte: Option<u8>,
 }
 
 /// What a run used. What can't be known is `None`, never 0.

@@ -171,7 +171,7 @@ pub(crate) struct Facts {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) cgroup_namespace: bool,
-    hard_limits: Vec<(Resource, u64)>,
+    pub(crate) hard_limits: Vec<(Resource, u64)>,
 }
 
 impl Facts {

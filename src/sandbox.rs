@@ -311,7 +311,7 @@ impl Sandbox {
     /// one has 65,536 ids of its own from here on. A multiple of 65,536, at least
     /// 65,536. Default: 1,879,048,192, which systemd's list leaves unused.
     pub fn id_base(mut self, first: u32) -> Sandbox {
-        self.check_that(first >= 65_536 && first % 65_536 == 0, || {
+        self.check_that(first >= 65_536 && first.is_multiple_of(65_536), || {
             format!("{first} can't be the first id: it must be a multiple of 65,536 and not 0")
         });
         self.id_base = first;

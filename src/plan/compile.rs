@@ -95,3 +95,85 @@ fn execute(draft: &mut Draft, sandbox: &Sandbox, command: &Command) {
     let args: [Arg; 4] = [programs, candidates.len().into(), argv, envp];
     draft.step(op::EXEC, &args, "execute", command.program().to_string_lossy().into_owned());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::explain::NAMES;
+    use super::super::wire::Plan;
+    use super::*;
+    use crate::{Image, MIB, Network};
+
+    fn recipes() -> Vec<Sandbox> {
+        vec![
+            Sandbox::new(),
+            Sandbox::new().user(1000, 1000).capabilities(crate::Capability::DOCKER),
+            Sandbox::new().network(Network::Host).syscalls(Syscalls::Unfiltered),
+            Sandbox::new().rootfs(Image::dir("/some/root")).bind("/a", "/b").bind_rw("/c", "/d").tmpfs("/t", MIB).file("/f", "contents"),
+        ]
+    }
+
+    fn all_ids() -> [(bool, Ids); 3] {
+        [(true, Ids::Range { first: 1 << 20 }), (false, Ids::Outer { count: 65_536 }), (false, Ids::Single { uid: 0, gid: 0 })]
+    }
+
+    fn each(mut check: impl FnMut(&Draft)) {
+        for recipe in recipes() {
+            for (privileged, ids) in all_ids() {
+                let facts = Facts { privileged, ..Facts::of_root() };
+                let command = Command::new("sh").arg("-c").arg("true");
+                check(&sandbox(&recipe, &facts, ids, Some((&command, &vec![0, 1, 2]))).expect("a plan"));
+            }
+        }
+    }
+
+    #[test]
+    fn every_plan_passes_the_decoder() {
+        each(|draft| {
+            let bytes = draft.encode();
+            let plan = Plan::parse(&bytes).expect("init accepts it");
+            assert_eq!(plan.len(), draft.notes.len(), "a note for every step");
+        });
+    }
+
+    #[test]
+    fn steps_are_operations_that_every_architecture_has() {
+        each(|draft| {
+            for (step, note) in draft.steps.iter().zip(&draft.notes) {
+                assert!(NAMES.iter().any(|(op, _)| *op == step.op), "{} {}: {:#x} isn't in the table", note.doing, note.object, step.op);
+            }
+        });
+    }
+
+    /// The order that a workload's confinement hangs on.
+    #[test]
+    fn privileges_go_in_the_right_order() {
+        each(|draft| {
+            let places = |op: u32| -> Vec<usize> { (0..draft.steps.len()).filter(|i| draft.steps[*i].op == op).collect() };
+            let last = |op: i64| places(op as u32).last().copied().unwrap_or(0);
+            let first = |op: i64| places(op as u32).first().copied().unwrap_or(usize::MAX);
+            let exec = last(op::EXEC.into());
+            assert_eq!(exec, draft.steps.len() - 1, "nothing comes after exec");
+            assert!(last(libc::SYS_setresgid) < last(libc::SYS_setresuid), "groups before the user");
+            assert!(last(libc::SYS_setresuid) < last(libc::SYS_capset), "capabilities after the user");
+            assert!(last(libc::SYS_capset) < exec);
+            assert!(last(libc::SYS_pivot_root) < last(libc::SYS_umount2), "the old root is detached");
+            assert!(last(libc::SYS_umount2) < first(op::DROP_BOUNDING.into()));
+            if let Some(filter) = places(libc::SYS_seccomp as u32).first() {
+                assert_eq!(*filter, exec - 1, "the filter is the last before exec");
+                assert_eq!(draft.steps[filter - 1].op, libc::SYS_prctl as u32, "no_new_privs before it");
+            }
+            assert!(last(op::DIE_WITH_INIT.into()) > places(libc::SYS_setresuid as u32)[0], "a change of credentials would undo it");
+        });
+    }
+
+    #[test]
+    fn only_root_makes_idmapped_mounts() {
+        let recipe = &recipes()[3];
+        for (privileged, ids) in all_ids() {
+            let facts = Facts { privileged, ..Facts::of_root() };
+            let draft = sandbox(recipe, &facts, ids, None).expect("a plan");
+            let maps = draft.steps.iter().filter(|step| step.op == op::ID_MAP).count();
+            assert_eq!(maps, if privileged { 3 } else { 0 }, "the image and two binds");
+        }
+    }
+}

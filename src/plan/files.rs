@@ -39,14 +39,14 @@ pub(crate) fn new_filesystem(draft: &mut Draft, kind: &'static str, options: &[(
 fn new_filesystem_into(draft: &mut Draft, slot: u8, kind: &'static str, options: &[(&str, &str)], attributes: u64) {
     let context = draft.temporary();
     let name = draft.text(kind);
-    draft.step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", kind).into_slot(context);
+    draft.step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", kind).keep_in(context);
     for (key, value) in options {
         let object = format!("{kind} option {key}={value}");
         let (key, value) = (draft.text(key), draft.text(value));
         draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_SET_STRING.into(), key, value, 0.into()], "set", object);
     }
     draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()], "create", kind);
-    draft.step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), attributes.into()], "mount", kind).into_slot(slot);
+    draft.step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), attributes.into()], "mount", kind).keep_in(slot);
     draft.close(context);
 }
 
@@ -92,7 +92,7 @@ impl Tree {
         let slot = draft.slot();
         let recursive = if self.recursive { libc::AT_RECURSIVE as u32 } else { 0 };
         let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursive;
-        draft.step(libc::SYS_open_tree, &[HERE, self.path, flags.into()], "open", object).into_slot(slot);
+        draft.step(libc::SYS_open_tree, &[HERE, self.path, flags.into()], "open", object).keep_in(slot);
         slot
     }
 }
@@ -175,12 +175,12 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
     let path = draft.text(lower_path.as_os_str().as_bytes());
     // Not O_PATH: a directory that this user can't read is told here.
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", name.clone()).into_slot(directory);
+    draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", name.clone()).keep_in(directory);
     let lower = draft.temporary();
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
     draft
         .step(libc::SYS_open_tree, &[Arg::Slot(directory), Draft::EMPTY, flags.into()], "open the root file system", name.clone())
-        .into_slot(lower);
+        .keep_in(lower);
     let ids = owners.namespace.map(|namespace| (namespace, owners.prefer));
     set_attributes(draft, lower, BASE | libc::MOUNT_ATTR_RDONLY, ids, name.clone());
 
@@ -200,9 +200,7 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
     attach(draft, lower, path, name.clone());
     let upper = draft.temporary();
     let path = draft.text("upper");
-    draft
-        .step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer")
-        .into_slot(upper);
+    draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").keep_in(upper);
     if owners.ordinary {
         draft.area(Area::UserXattr);
         draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
@@ -234,7 +232,7 @@ fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
     let name = draft.text("overlay");
     draft
         .step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", "overlay")
-        .into_slot(context)
+        .keep_in(context)
         .layer(Layer::Overlay, false);
     for (key, value) in options {
         let object = format!("overlay option {key}={value}");
@@ -246,7 +244,7 @@ fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
     draft.step(libc::SYS_fsconfig, &create, "create", "the overlay").layer(Layer::Overlay, false);
     draft
         .step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()], "mount", "the overlay")
-        .into_slot(slot::ROOT);
+        .keep_in(slot::ROOT);
     draft.close(context);
 }
 
@@ -289,7 +287,7 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     if sandbox.makes_home() {
         let (path, slot) = (draft.text(sandbox.home()), draft.temporary());
         let args = [Arg::Slot(slot::ROOT), path, 0.into(), 0o700.into(), uid.into(), gid.into()];
-        draft.step(op::MAKE_PATH, &args, "make", sandbox.home()).into_slot(slot);
+        draft.step(op::MAKE_PATH, &args, "make", sandbox.home()).keep_in(slot);
         draft.close(slot);
     }
     for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
@@ -323,7 +321,7 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
                 "make a place to mount",
                 name.clone(),
             )
-            .into_slot(target);
+            .keep_in(target);
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
         draft.step(libc::SYS_move_mount, &[Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()], "mount", name);
         draft.close(target);
@@ -347,7 +345,7 @@ fn fresh_root(draft: &mut Draft, sandbox: &Sandbox) -> u8 {
     draft.step(libc::SYS_mkdirat, &[HERE, root, 0o755.into()], "make", "the writable layer");
     draft.step(libc::SYS_mkdirat, &[HERE, shm, 0o1777.into()], "make", "the writable layer");
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    draft.step(libc::SYS_open_tree, &[HERE, root, flags.into()], "open", "the root").into_slot(slot::ROOT);
+    draft.step(libc::SYS_open_tree, &[HERE, root, flags.into()], "open", "the root").keep_in(slot::ROOT);
     let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
     set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, None, "/dev/shm");
     let slash = draft.text("/");
@@ -377,7 +375,7 @@ fn host_tree(draft: &mut Draft, layout: &HostLayout, outside: &Outside<'_>) {
         let target = draft.temporary();
         let path = draft.text(inside);
         let args = [Arg::Slot(slot::ROOT), path, Arg::Slot(*tree), 0o755.into(), 0.into(), 0.into()];
-        draft.step(op::MAKE_PATH, &args, "make a place to mount", inside.to_string()).into_slot(target);
+        draft.step(op::MAKE_PATH, &args, "make a place to mount", inside.to_string()).keep_in(target);
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
         draft.step(
             libc::SYS_move_mount,

@@ -272,7 +272,7 @@ impl Draft {
 /// What marks a step for [`Layer`] bookkeeping.
 pub(crate) trait Mark {
     /// Keep the result in this slot.
-    fn into_slot(&mut self, slot: u8) -> &mut Self;
+    fn keep_in(&mut self, slot: u8) -> &mut Self;
     /// Count this errno as success.
     fn tolerate(&mut self, errno: i32) -> &mut Self;
     /// If `prefer`, any failure only means that the layer is missing.
@@ -280,7 +280,7 @@ pub(crate) trait Mark {
 }
 
 impl Mark for Step {
-    fn into_slot(&mut self, slot: u8) -> &mut Step {
+    fn keep_in(&mut self, slot: u8) -> &mut Step {
         self.slot = slot;
         self
     }
@@ -312,7 +312,7 @@ mod tests {
         draft
             .step(libc::SYS_mkdirat, &[Arg::Value(wire::AT_FDCWD), path, 0o755.into()], "make", "/some/where")
             .tolerate(libc::EEXIST)
-            .into_slot(90);
+            .keep_in(90);
         draft.settings = Settings { wall_limit: 7, flags: wire::LAST_COMMAND, command: 3 };
         let bytes = draft.encode();
         let plan = Plan::parse(&bytes).expect("a plan of our own passes");

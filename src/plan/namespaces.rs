@@ -72,14 +72,14 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, cgroup: bool
     write_map(draft, "gid_map", &gids);
     wanted.then(|| {
         let (slot, name) = (draft.temporary(), draft.text("ns/user"));
-        draft.step(op::PROC_OPEN, &[name, libc::O_RDONLY.into()], "open", "the user namespace").into_slot(slot);
+        draft.step(op::PROC_OPEN, &[name, libc::O_RDONLY.into()], "open", "the user namespace").keep_in(slot);
         slot
     })
 }
 
 fn write_map(draft: &mut Draft, name: &'static str, map: &str) {
     let (slot, path, text) = (draft.temporary(), draft.text(name), draft.text(map));
-    draft.step(op::PROC_OPEN, &[path, libc::O_WRONLY.into()], "open", name).into_slot(slot);
+    draft.step(op::PROC_OPEN, &[path, libc::O_WRONLY.into()], "open", name).keep_in(slot);
     draft.step(libc::SYS_write, &[Arg::Slot(slot), text, map.len().into()], "write", format!("{name} ({map})"));
     draft.close(slot);
 }
@@ -116,13 +116,13 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, ids: Ids) {
 fn loopback_up(draft: &mut Draft) {
     let socket = draft.temporary();
     let args = [libc::AF_INET.into(), (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC).into(), 0.into()];
-    draft.step(libc::SYS_socket, &args, "open", "a socket").into_slot(socket);
+    draft.step(libc::SYS_socket, &args, "open", "a socket").keep_in(socket);
     // struct ifreq: a name of 16 bytes, then the flags.
     let mut request = [0u8; 40];
     request[..2].copy_from_slice(b"lo");
     request[16..18].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_le_bytes());
     let request = draft.data(&request);
-    draft.step(libc::SYS_ioctl, &[Arg::Slot(socket), (libc::SIOCSIFFLAGS as u64).into(), request], "bring up", "the loopback device");
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(socket), libc::SIOCSIFFLAGS.into(), request], "bring up", "the loopback device");
     draft.close(socket);
 }
 

@@ -59,16 +59,16 @@ pub(crate) fn start_plan(start: Start) -> Draft {
         draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
     }
     let name = draft.text("ns/mnt");
-    draft.step(op::SELF_OPEN, &[name], "open", "/proc/self/ns/mnt").into_slot(slot::HOST_MOUNTS);
+    draft.step(op::SELF_OPEN, &[name], "open", "/proc/self/ns/mnt").keep_in(slot::HOST_MOUNTS);
     let root = draft.text("/");
     draft
         .step(libc::SYS_openat, &[Arg::Value(AT_FDCWD), root, (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "/")
-        .into_slot(slot::HOST_ROOT);
+        .keep_in(slot::HOST_ROOT);
     draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
     let flags = libc::MS_REC | libc::MS_PRIVATE;
     draft.step(libc::SYS_mount, &[0.into(), root, 0.into(), flags.into(), 0.into()], "make private", "/");
     slim_root(&mut draft);
-    draft.step(op::SELF_OPEN, &[name], "open", "/proc/self/ns/mnt").into_slot(slot::INIT_MOUNTS);
+    draft.step(op::SELF_OPEN, &[name], "open", "/proc/self/ns/mnt").keep_in(slot::INIT_MOUNTS);
     draft
 }
 
@@ -124,7 +124,7 @@ fn make_directory(draft: &mut Draft, name: &'static str, mode: u32) {
 fn write_self(draft: &mut Draft, name: &'static str, contents: &str) {
     let path = draft.text(format!("/proc/self/{name}"));
     let slot = draft.temporary();
-    draft.step(libc::SYS_openat, &[Arg::Value(AT_FDCWD), path, (libc::O_WRONLY | libc::O_CLOEXEC).into()], "open", name).into_slot(slot);
+    draft.step(libc::SYS_openat, &[Arg::Value(AT_FDCWD), path, (libc::O_WRONLY | libc::O_CLOEXEC).into()], "open", name).keep_in(slot);
     let text = draft.text(contents);
     draft.step(libc::SYS_write, &[Arg::Slot(slot), text, contents.len().into()], "write", name);
     draft.close(slot);

@@ -230,7 +230,7 @@ impl<'a> Plan<'a> {
         }
         for i in 0..relocations {
             let place = plan.relocation(i);
-            let inside = place % 8 == 0 && place.checked_add(8)? <= length;
+            let inside = place.is_multiple_of(8) && place.checked_add(8)? <= length;
             if !inside || plan.blob_u64(place)? >= length {
                 return None;
             }
@@ -245,8 +245,10 @@ impl<'a> Plan<'a> {
             |start: u64, count: u64, size: u64| count.checked_mul(size).and_then(|n| n.checked_add(start)).is_some_and(|end| end <= length);
         let blob = |i: usize| step.kinds[i] == Kind::Blob;
         match step.op {
-            op::FDS => blob(0) && step.args[0] % 4 == 0 && fits(step.args[0], step.args[1], 8) && self.pairs_fit(step),
-            op::EXEC => blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0] % 8 == 0 && fits(step.args[0], step.args[1], 8),
+            op::FDS => blob(0) && step.args[0].is_multiple_of(4) && fits(step.args[0], step.args[1], 8) && self.pairs_fit(step),
+            op::EXEC => {
+                blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0].is_multiple_of(8) && fits(step.args[0], step.args[1], 8)
+            }
             op::FILE => blob(0) && blob(1) && fits(step.args[1], step.args[2], 1),
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),

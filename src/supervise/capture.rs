@@ -83,6 +83,7 @@ impl Capture {
         let fits = usize::try_from(self.room).unwrap_or(usize::MAX).min(bytes.len());
         self.kept.extend_from_slice(&bytes[..fits]);
         self.room -= fits as u64;
+        self.end.last_byte = bytes[..fits].last().copied().or(self.end.last_byte);
         self.end.bytes += bytes.len() as u64;
         self.end.truncated |= fits < bytes.len();
     }

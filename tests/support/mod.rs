@@ -1,7 +1,7 @@
 //! What the integration tests share: a harness that can skip, and that runs a test
 //! a second time as an ordinary user.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,0 +1,129 @@
+//! Judges submissions to one problem: read two numbers, print their sum.
+//!
+//! ```text
+//! cargo run --release --example judge [DIRECTORY]
+//! ```
+//!
+//! Every file of the directory (by default `examples/judge`) is compiled and run in
+//! sandboxes with the host's own compilers and interpreters, and the verdicts are
+//! printed as a table. The submissions are hostile: endless loops, memory hogs, a
+//! fork bomb, one that looks for what is none of its business.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cofferdam::{Command, Exit, Limit, MIB, Output, Resource, Sandbox};
+
+/// Inputs and what a right program prints.
+const TESTS: [(&str, &str); 2] = [("1 2\n", "3\n"), ("2000000000 2000000000\n", "4000000000\n")];
+
+/// How a language is compiled and run.
+struct Language {
+    extension: &'static str,
+    /// Must be on the host.
+    tool: &'static str,
+    /// Shell commands that leave one file, `/tmp/out`; interpreted languages have none.
+    compile: Option<&'static str>,
+    /// Where that file (or the source) is put, and how it's run.
+    program: &'static str,
+    run: &'static [&'static str],
+}
+
+const LANGUAGES: [Language; 5] = [
+    Language {
+        extension: "c",
+        tool: "gcc",
+        compile: Some("gcc -O2 -o /tmp/out \"$1\""),
+        program: "/work/program",
+        run: &["/work/program"],
+    },
+    Language {
+        extension: "cpp",
+        tool: "g++",
+        compile: Some("g++ -O2 -o /tmp/out \"$1\""),
+        program: "/work/program",
+        run: &["/work/program"],
+    },
+    Language { extension: "py", tool: "python3", compile: None, program: "/work/main.py", run: &["/usr/bin/python3", "/work/main.py"] },
+    Language {
+        extension: "java",
+        tool: "javac",
+        compile: Some("javac -d /tmp/classes \"$1\" && jar cfe /tmp/out \"$(basename \"$1\" .java)\" -C /tmp/classes ."),
+        program: "/work/main.jar",
+        run: &["java", "-XX:+UseSerialGC", "-jar", "/work/main.jar"],
+    },
+    Language { extension: "js", tool: "node", compile: None, program: "/work/main.js", run: &["node", "/work/main.js"] },
+];
+
+/// A line of the table.
+struct Row {
+    verdict: String,
+    time: Duration,
+    memory: Option<u64>,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let directory = std::env::args_os().nth(1).map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/judge"), PathBuf::from);
+    let mut submissions: Vec<PathBuf> = std::fs::read_dir(&directory)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+    submissions.sort();
+    println!("{:<16} {:<24} {:>9} {:>11}", "submission", "verdict", "CPU time", "memory");
+    for submission in submissions {
+        let name = submission.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let extension = submission.extension().unwrap_or_default();
+        let Some(language) = LANGUAGES.iter().find(|l| extension == l.extension) else { continue };
+        let row = judge(language, &name, std::fs::read(&submission)?)?;
+        let memory = row.memory.map_or_else(String::new, |bytes| format!("{} KiB", bytes / 1024));
+        println!("{name:<16} {:<24} {:>6} ms {memory:>11}", row.verdict, row.time.as_millis());
+    }
+    Ok(())
+}
+
+fn judge(language: &Language, name: &str, source: Vec<u8>) -> cofferdam::Result<Row> {
+    let plain = |verdict: String| Row { verdict, time: Duration::ZERO, memory: None };
+    if !Sandbox::new().run(["sh", "-c", "command -v \"$0\"", language.tool])?.success() {
+        return Ok(plain(format!("no {} here", language.tool)));
+    }
+    let program = match language.compile {
+        None => source,
+        Some(script) => {
+            let path = format!("/work/{name}");
+            let compiler = Sandbox::new().file(&path, source).wall_time(Duration::from_secs(30)).output(16 * MIB);
+            let script = format!("exec 3>&1 >&2; {script} && cat /tmp/out >&3");
+            let out = compiler.run(["sh", "-c", &script, "sh", &path])?;
+            match out.status {
+                Exit::Code(0) => out.stdout,
+                Exit::Code(_) => return Ok(plain("compile error".into())),
+                other => return Ok(plain(format!("compiler: {other}"))),
+            }
+        }
+    };
+    let sandbox = Sandbox::new()
+        .file_mode(language.program, program, 0o755)
+        .user(1000, 1000)
+        .wall_time(Duration::from_secs(2))
+        .processes(64)
+        .rlimit(Resource::Data, 1024 * MIB, 1024 * MIB)
+        .output(MIB);
+    let mut row = plain("accepted".into());
+    for (input, expected) in TESTS {
+        let out = sandbox.run(Command::from(language.run).stdin(input))?;
+        row.time = row.time.max(out.usage.cpu());
+        row.memory = row.memory.max(out.usage.peak_memory);
+        if let Some(verdict) = verdict(&out, expected) {
+            row.verdict = verdict;
+            break;
+        }
+    }
+    Ok(row)
+}
+
+/// What's wrong with this run, if anything is.
+fn verdict(out: &Output, expected: &str) -> Option<String> {
+    match out.status {
+        Exit::Code(0) if out.text() == expected => None,
+        Exit::Code(0) => Some("wrong answer".into()),
+        Exit::Limit(Limit::WallTime) => Some("time limit (wall)".into()),
+        Exit::Limit(limit) => Some(limit.to_string()),
+        other => Some(format!("runtime error: {other}")),
+    }
+}
