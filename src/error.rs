@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::probe::Layer;
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -27,6 +29,8 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     source: Option<io::Error>,
+    /// The layer that can't be had, for [`Sandbox::check`](crate::Sandbox::check).
+    layer: Option<Layer>,
 }
 
 /// What kind of thing went wrong.
@@ -124,7 +128,7 @@ impl Error {
     }
 
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { kind, message: message.into(), source: None }))
+        Error(Box::new(Inner { kind, message: message.into(), source: None, layer: None }))
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Error {
@@ -141,7 +145,16 @@ impl Error {
         let space = if object.is_empty() { "" } else { " " };
         let hint = hint.map(|h| format!(" ({h})")).unwrap_or_default();
         let message = format!("cannot {doing}{space}{object}: {}{hint}", errno_text(&source));
-        Error(Box::new(Inner { kind, message, source: Some(source) }))
+        Error(Box::new(Inner { kind, message, source: Some(source), layer: None }))
+    }
+
+    pub(crate) fn about(mut self, layer: Option<Layer>) -> Error {
+        self.0.layer = layer;
+        self
+    }
+
+    pub(crate) fn layer(&self) -> Option<Layer> {
+        self.0.layer
     }
 
     /// A failure of the host program's own system call.
@@ -151,7 +164,7 @@ impl Error {
         let space = if object.is_empty() { "" } else { " " };
         let hint = errno.and_then(exhaustion_hint).map(|h| format!(" ({h})")).unwrap_or_default();
         let message = format!("cannot {doing}{space}{object}: {}{hint}", errno_text(&source));
-        Error(Box::new(Inner { kind, message, source: Some(source) }))
+        Error(Box::new(Inner { kind, message, source: Some(source), layer: None }))
     }
 }
 

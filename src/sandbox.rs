@@ -48,6 +48,7 @@ pub struct Sandbox {
     pub(crate) syscalls: Syscalls,
     pub(crate) capabilities: u64,
     pub(crate) rlimits: Vec<Rlimit>,
+    pub(crate) processes: Option<u32>,
     pub(crate) wall_time: Option<Duration>,
     pub(crate) output: Option<u64>,
     pub(crate) id_base: u32,
@@ -105,6 +106,7 @@ impl Sandbox {
             syscalls: Syscalls::Default,
             capabilities: 0,
             rlimits: Vec::new(),
+            processes: None,
             wall_time: None,
             output: None,
             id_base: ID_BASE,
@@ -274,10 +276,8 @@ impl Sandbox {
     /// run's user).
     pub fn processes(mut self, most: u32) -> Sandbox {
         self.check_that(most >= 1, || "a run of 0 processes can't start; the smallest limit is 1".into());
-        // The kernel counts PID 1 too if it has the same id.
-        let pid1 = u64::from(self.user.0 == 0);
-        let value = u64::from(most) + pid1;
-        self.rlimit(Resource::Processes, value, value)
+        self.processes = Some(most);
+        self
     }
 
     /// The highest number of open descriptors of a process (RLIMIT_NOFILE).

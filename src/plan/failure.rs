@@ -4,6 +4,7 @@ use super::wire::Report;
 use super::{Area, Draft, Note};
 use crate::error::{Error, ErrorKind, exhaustion_hint, is_exhaustion};
 use crate::image::Root;
+use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 
 /// The error for a failed step.
@@ -16,14 +17,28 @@ pub(crate) fn error(draft: &Draft, sandbox: Option<&Sandbox>, report: &Report) -
         return Error::failed(kind, "start", "the sandbox", errno, hint);
     };
     let (kind, hint) = judge(note, errno, report.detail, sandbox);
-    Error::failed(kind, note.doing, &note.object, errno, hint)
+    Error::failed(kind, note.doing, &note.object, errno, hint).about(Some(layer(note.area)))
+}
+
+/// The layer that a step belongs to, for `check`.
+fn layer(area: Area) -> Layer {
+    match area {
+        Area::Namespaces | Area::IdMap => Layer::UserNamespace,
+        Area::Network => Layer::NetworkNamespace,
+        Area::IdMappedMount => Layer::IdMappedMounts,
+        Area::Overlay | Area::UserXattr => Layer::Overlay,
+        Area::Privileges => Layer::Capabilities,
+        Area::Filter => Layer::SyscallFilter,
+        Area::Proc => Layer::PidNamespace,
+        Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec => Layer::MountNamespace,
+    }
 }
 
 fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (ErrorKind, Option<&'static str>) {
     let exhausted = if is_exhaustion(errno) { ErrorKind::Exhausted } else { ErrorKind::Setup };
     let hint = exhaustion_hint(errno);
     match note.area {
-        Area::Setup | Area::Privileges => (exhausted, hint),
+        Area::Setup | Area::Privileges | Area::Network => (exhausted, hint),
         Area::Namespaces => match errno {
             libc::EPERM => (ErrorKind::Unsupported, Some(NO_USER_NAMESPACE)),
             libc::ENOSPC | libc::EUSERS => (

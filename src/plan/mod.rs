@@ -42,6 +42,7 @@ pub(crate) struct Note {
 pub(crate) enum Area {
     Setup,
     Namespaces,
+    Network,
     IdMap,
     IdMappedMount,
     Image,

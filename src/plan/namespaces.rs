@@ -95,7 +95,9 @@ pub(crate) fn hand_over(draft: &mut Draft) {
 pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, ids: Ids) {
     draft.area(Area::Setup);
     if sandbox.network == Network::None {
+        draft.area(Area::Network);
         loopback_up(draft);
+        draft.area(Area::Setup);
     }
     let name = draft.text(&sandbox.hostname);
     draft.step(libc::SYS_sethostname, &[name, sandbox.hostname.len().into()], "set", "the host name");

@@ -75,7 +75,8 @@ pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
             return Err(Error::invalid("`run` waits for the end, so nobody could use a piped stream; take `spawn`"));
         }
     }
-    let (mut live, _) = launch(sandbox, Some(command), 0)?;
+    let (mut live, _) = launch(sandbox, Some(command), wire::NOTIFY_START)?;
+    live.started()?;
     live.wait(None)?;
     live.finish()
 }
@@ -257,6 +258,7 @@ fn check_kind(fd: &OwnedFd, kind: FdKind, name: &str) -> Result<()> {
 }
 
 /// One turn of the poll loop.
+#[derive(PartialEq, Eq)]
 enum Turn {
     Progress,
     TimedOut,
@@ -331,7 +333,9 @@ impl Live {
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let mut buffer = Vec::new();
         while self.ended.is_none() {
-            if let Turn::TimedOut = self.turn(deadline, &mut buffer)? {
+            // The deadline counts also while a workload floods us with output.
+            let passed = deadline.is_some_and(|d| Instant::now() >= d);
+            if self.turn(deadline, &mut buffer)? == Turn::TimedOut || passed && self.ended.is_none() {
                 return Ok(false);
             }
         }
@@ -507,7 +511,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
         }
         Some(error) => {
             works = false;
-            set(culprit(&error), LayerState::Missing(error.to_string()));
+            set(error.layer().unwrap_or(Layer::MountNamespace), LayerState::Missing(error.to_string()));
         }
     }
     if !init.facts.cgroup_namespace {
@@ -515,21 +519,4 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
         works &= sandbox.prefers(Layer::CgroupNamespace);
     }
     Ok(CheckReport { layers, works })
-}
-
-/// The layer that an error of set-up is about.
-fn culprit(error: &Error) -> Layer {
-    let text = error.to_string();
-    let table = [
-        ("the namespaces", Layer::UserNamespace),
-        ("_map", Layer::UserNamespace),
-        ("map the owners", Layer::IdMappedMounts),
-        ("overlay", Layer::Overlay),
-        ("system call filter", Layer::SyscallFilter),
-        ("capabilit", Layer::Capabilities),
-        ("no_new_privs", Layer::NoNewPrivileges),
-        ("host name", Layer::UtsNamespace),
-        ("loopback", Layer::NetworkNamespace),
-    ];
-    table.iter().find(|(word, _)| text.contains(word)).map_or(Layer::MountNamespace, |(_, layer)| *layer)
 }
