@@ -26,7 +26,7 @@
 //!
 //! * `outcome`: `exited`, `signaled`, `limit`, `killed` or `error`
 //! * `code`, `signal` (`"SIGABRT"`; a real-time signal is `"SIG40"`)
-//! * `limit`: `wall_time`, `output`
+//! * `limit`: `wall_time`, `cpu_time`, `idle_time`, `memory`, `output`
 //! * `error`: `kind` and `message`. Kinds: `invalid`, `unsupported`, `image`,
 //!   `mount`, `setup`, `exhausted`, `lost`, `io`, `failed`, and for a command that
 //!   can't be started `not_found`, `permission_denied`, `is_a_directory`,
@@ -326,7 +326,9 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
     options.sandbox = match name {
         "rootfs" if value == "host" => sandbox.rootfs(Image::host()),
         "rootfs" => sandbox.rootfs(Image::dir(&value)),
-        "memory" | "cpu-time" | "cpus" => return Err(not_yet(&format!("--{name}"))),
+        "memory" => sandbox.memory(size(name, text()?)?),
+        "cpu-time" => sandbox.cpu_time(seconds(name, text()?)?),
+        "cpus" => sandbox.cpus(text()?.parse().map_err(|_| invalid("--cpus wants a number like 1.5"))?),
         "wall-time" => sandbox.wall_time(seconds(name, text()?)?),
         "processes" => sandbox.processes(number(name, text()?)?),
         "output" => sandbox.output(size(name, text()?)?),

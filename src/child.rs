@@ -60,7 +60,7 @@ impl Child {
 
     fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Option<Exit>> {
         self.live.wait(deadline)?;
-        Ok(self.live.verdict())
+        self.live.verdict()
     }
 
     /// Waits for the end and returns everything. Like [`wait`](Self::wait) it closes

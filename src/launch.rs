@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::cgroup::{Group, Places};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Ranges;
 use crate::plan::failure;
@@ -47,6 +49,8 @@ pub(crate) struct Init {
     /// Ids inside an ordinary user's sandboxes, and why there aren't more.
     pub(crate) subordinate: std::result::Result<u32, String>,
     pub(crate) ranges: Option<Arc<Ranges>>,
+    pub(crate) places: Arc<Places>,
+    groups: AtomicU64,
 }
 
 /// The init of this process. A forked child of the host finds a foreign pid here
@@ -85,13 +89,16 @@ fn discard(dead: &Arc<Init>) {
 
 /// Asks for a sandbox, of a fresh init if the present one is gone. Returns the
 /// host's end of the reply socket.
-pub(crate) fn start_sandbox(init: Arc<Init>, plan: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+pub(crate) fn start_sandbox(init: Arc<Init>, plan: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], group: &mut Group) -> Result<OwnedFd> {
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut all = vec![theirs.as_fd(), plan];
     all.extend_from_slice(fds);
-    let request = Request { kind: Request::START, command: 0, value: 0, time: 0 };
+    let request = Request { kind: Request::START, command: 0, value: group.number(), time: group.hierarchies() };
     match sys::socket::send(init.control.as_fd(), &request.encode(), &all) {
-        Ok(()) => Ok(ours),
+        Ok(()) => {
+            group.hand_over();
+            Ok(ours)
+        }
         Err(error) if is_gone(&error) => {
             discard(&init);
             Err(Error::new(ErrorKind::Lost, "cannot start the sandbox: init has ended"))
@@ -153,17 +160,19 @@ impl Init {
             ));
         }
         let ranges = if facts.privileged { Some(Arc::new(Ranges::open()?)) } else { None };
+        let places = Arc::new(Places::find());
         let mut why = String::from("/etc/subuid or /etc/subgid gives this user no ids (add a line with usermod --add-subuids)");
         let mut last = None;
         for (start, ids) in starts(&facts) {
-            match attempt(start, ids, ranges.as_deref()) {
+            match attempt(start, ids, ranges.as_deref(), &places) {
                 Ok((control, process)) => {
                     let subordinate = match (start, ids) {
                         (Start::Subordinate, Some(ids)) => Ok(ids.count + 1),
                         (Start::Root, _) => Err("root maps ids without them".into()),
                         _ => Err(why),
                     };
-                    return Ok(Init { control, process: Mutex::new(process), facts, start, subordinate, ranges });
+                    let process = Mutex::new(process);
+                    return Ok(Init { control, process, facts, start, subordinate, ranges, places, groups: AtomicU64::new(1) });
                 }
                 Err(error) => {
                     why = error.to_string();
@@ -175,11 +184,18 @@ impl Init {
     }
 }
 
+impl Init {
+    /// A number that no other group of this init has.
+    pub(crate) fn next_group(&self) -> u64 {
+        self.groups.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
 /// Starts init one way and greets it.
-fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> Result<(OwnedFd, Child)> {
+fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>, places: &Places) -> Result<(OwnedFd, Child)> {
     let (control, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut process = execute(theirs)?;
-    let greeted = greet(&control, &process, start, ids, ranges);
+    let greeted = greet(&control, &process, start, ids, ranges, places);
     if greeted.is_err() {
         drop(control);
         // It ends by itself at the end of its socket; ECHILD is somebody else's reaping.
@@ -189,13 +205,22 @@ fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> R
     Ok((control, process))
 }
 
-fn greet(control: &OwnedFd, process: &Child, start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> Result<()> {
+fn greet(
+    control: &OwnedFd,
+    process: &Child,
+    start: Start,
+    ids: Option<Subordinate>,
+    ranges: Option<&Ranges>,
+    places: &Places,
+) -> Result<()> {
     let draft = start_plan(start);
     let plan = sealed(c"cofferdam-plan", &draft.encode())?;
     let host = sys::pidfd::of_this_process().map_err(|e| Error::io("open", "a pidfd of this process (Linux 5.3)", e))?;
     let mut fds = vec![plan.as_fd(), host.as_fd()];
     fds.extend(ranges.map(Ranges::as_fd));
-    let hello = Request { kind: Request::HELLO, command: 0, value: build(), time: 0 };
+    let directories = places.fds();
+    let hello = Request { kind: Request::HELLO, command: directories.len() as u32 / 2, value: build(), time: places.nonce };
+    fds.extend(directories);
     let talk = |e| Error::io("talk to", "init", e);
     sys::socket::send(control.as_fd(), &hello.encode(), &fds).map_err(talk)?;
     loop {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod capability;
+mod cgroup;
 mod child;
 mod command;
 mod error;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
+use crate::cgroup::Counters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::wire::Report;
 use crate::probe::Layer;
@@ -59,7 +60,8 @@ impl Output {
 /// Why a command is gone. Never an error.
 ///
 /// When several things are true the first of this order is the verdict: killed by
-/// the caller, output limit, wall time, signal, exit code.
+/// the caller, output limit, memory limit, CPU time, wall time, idle time, signal, exit
+/// code.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exit {
@@ -81,6 +83,12 @@ pub enum Limit {
     WallTime,
     /// [`Sandbox::output`](crate::Sandbox::output).
     Output,
+    /// [`Sandbox::memory`](crate::Sandbox::memory).
+    Memory,
+    /// [`Sandbox::cpu_time`](crate::Sandbox::cpu_time).
+    CpuTime,
+    /// [`Sandbox::idle_time`](crate::Sandbox::idle_time).
+    IdleTime,
 }
 
 impl Limit {
@@ -89,6 +97,9 @@ impl Limit {
         match self {
             Limit::WallTime => "wall_time",
             Limit::Output => "output",
+            Limit::Memory => "memory",
+            Limit::CpuTime => "cpu_time",
+            Limit::IdleTime => "idle_time",
         }
     }
 }
@@ -128,6 +139,9 @@ impl fmt::Display for Limit {
         f.write_str(match self {
             Limit::WallTime => "wall time limit",
             Limit::Output => "output limit",
+            Limit::Memory => "memory limit",
+            Limit::CpuTime => "CPU time limit",
+            Limit::IdleTime => "idle time limit",
         })
     }
 }
@@ -165,22 +179,31 @@ pub struct StreamEnd {
 }
 
 /// What a run used. What can't be known is `None`, never 0.
+///
+/// Where there's a control group the kernel has counted the whole run in it; without
+/// one the figures are those of getrusage(2), with the limits that are named here.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// From exec to the end of the main process, on CLOCK_MONOTONIC.
     pub wall: Duration,
-    /// CPU time in user mode, of all processes that ended as somebody's child.
+    /// CPU time in user mode. Without a group: of all processes but those that ended
+    /// unnoticed because their parent ignores SIGCHLD.
     pub user: Duration,
     /// CPU time in the kernel, without our own set-up.
     pub system: Duration,
-    /// Bytes of the largest process's resident set (`ru_maxrss`): an upper bound for
-    /// what one process held, no bound for all together.
+    /// The most memory in use at a time, bytes. In a group: of all processes, with page
+    /// cache and scratch files. Without: the largest resident set of any one process.
     pub peak_memory: Option<u64>,
-    /// The most processes at a time.
+    /// The most processes and threads at a time; needs a group with `pids.peak`
+    /// (Linux 6.1, cgroup v2 and v1).
     pub peak_processes: Option<u64>,
-    /// Processes that the kernel killed for want of memory.
+    /// Processes that the kernel killed for want of memory; needs a group.
     pub oom_kills: Option<u64>,
+    /// How often a fork was refused by the limit on processes; needs a group.
+    pub fork_failures: Option<u64>,
+    /// Time for which [`Sandbox::cpus`](crate::Sandbox::cpus) held the run back.
+    pub throttled: Option<Duration>,
 }
 
 impl Usage {
@@ -194,23 +217,45 @@ impl Usage {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     pub(crate) report: Report,
+    /// What the control group counted.
+    pub(crate) counters: Counters,
     /// The host saw a stream grow beyond its limit.
     pub(crate) output_exceeded: bool,
+    pub(crate) cpu_limit: Option<Duration>,
+    pub(crate) memory_limit: Option<u64>,
 }
 
 impl Facts {
     /// The one table that turns facts into a verdict.
     pub(crate) fn verdict(&self) -> Exit {
-        let cause = self.report.cause;
-        if cause & Report::KILLED != 0 && !self.output_exceeded {
-            Exit::Killed
-        } else if self.output_exceeded {
+        let cause = |bit| self.report.cause & bit != 0;
+        if self.output_exceeded {
             Exit::Limit(Limit::Output)
-        } else if cause & Report::WALL != 0 {
+        } else if cause(Report::KILLED) {
+            Exit::Killed
+        } else if self.out_of_memory() {
+            Exit::Limit(Limit::Memory)
+        } else if cause(Report::CPU) || self.cpu_limit.is_some_and(|limit| self.usage().cpu() > limit) {
+            Exit::Limit(Limit::CpuTime)
+        } else if cause(Report::WALL) {
             Exit::Limit(Limit::WallTime)
+        } else if cause(Report::IDLE) {
+            Exit::Limit(Limit::IdleTime)
         } else {
             self.raw()
         }
+    }
+
+    /// By what the kernel did, never by the peak: that counts page cache, and can stand
+    /// at the limit without anything having been killed.
+    fn out_of_memory(&self) -> bool {
+        self.memory_limit.is_some() && (self.report.cause & Report::MEMORY != 0 || self.counters.oom_kills.is_some_and(|n| n > 0))
+    }
+
+    /// The kernel killed something for want of memory, but not of the run's own: its
+    /// limit never stood in the way. The host, or a group around us, ran out.
+    pub(crate) fn host_out_of_memory(&self) -> bool {
+        self.counters.oom_kills.is_some_and(|n| n > 0) && (self.memory_limit.is_none() || self.counters.limit_hits == Some(0))
     }
 
     pub(crate) fn raw(&self) -> Exit {
@@ -218,14 +263,25 @@ impl Facts {
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        let report = &self.report;
+        let (report, counters) = (&self.report, &self.counters);
+        let (user, system) = match counters.cpu {
+            Some(all) => {
+                // Our own part before exec is the kernel's work.
+                let all = all.saturating_sub(Duration::from_nanos(report.setup));
+                let user = counters.user.unwrap_or(Duration::from_nanos(report.user)).min(all);
+                (user, all - user)
+            }
+            None => (Duration::from_nanos(report.user), Duration::from_nanos(report.system)),
+        };
         Usage {
             wall: Duration::from_nanos(report.ended.saturating_sub(report.began)),
-            user: Duration::from_nanos(report.user),
-            system: Duration::from_nanos(report.system),
-            peak_memory: (report.peak > 0).then_some(report.peak),
-            peak_processes: None,
-            oom_kills: None,
+            user,
+            system,
+            peak_memory: counters.peak_memory.or((report.peak > 0).then_some(report.peak)),
+            peak_processes: counters.peak_processes,
+            oom_kills: counters.oom_kills,
+            fork_failures: counters.fork_failures,
+            throttled: counters.throttled,
         }
     }
 }
@@ -235,7 +291,13 @@ mod tests {
     use super::*;
 
     fn facts(status: u32, cause: u32, output_exceeded: bool) -> Facts {
-        Facts { report: Report { status, cause, ..Report::default() }, output_exceeded }
+        Facts {
+            report: Report { status, cause, ..Report::default() },
+            counters: Counters::default(),
+            output_exceeded,
+            cpu_limit: None,
+            memory_limit: None,
+        }
     }
 
     #[test]
@@ -248,5 +310,32 @@ mod tests {
         assert_eq!(facts(killed, Report::WALL | Report::KILLED, false).verdict(), Exit::Killed);
         assert_eq!(facts(killed, Report::WALL | Report::KILLED, true).verdict(), Exit::Limit(Limit::Output));
         assert_eq!(facts(0, 0, true).verdict(), Exit::Limit(Limit::Output), "it printed too much and then ended by itself");
+        assert_eq!(facts(killed, Report::CPU | Report::WALL, false).verdict(), Exit::Limit(Limit::CpuTime));
+        assert_eq!(facts(killed, Report::IDLE, false).verdict(), Exit::Limit(Limit::IdleTime));
+    }
+
+    #[test]
+    fn memory_is_judged_by_kills_and_never_by_the_peak() {
+        let with = |oom_kills, limit_hits, peak| Facts {
+            counters: Counters { oom_kills: Some(oom_kills), limit_hits: Some(limit_hits), peak_memory: Some(peak), ..Counters::default() },
+            memory_limit: Some(1000),
+            ..facts(9, 0, false)
+        };
+        assert_eq!(with(1, 5, 1000).verdict(), Exit::Limit(Limit::Memory));
+        assert_eq!(with(0, 116, 1000).verdict(), Exit::Signal(9), "page cache at the limit, nothing killed");
+        assert!(!with(1, 5, 1000).host_out_of_memory());
+        assert!(with(1, 0, 700).host_out_of_memory(), "killed although its own limit was never reached");
+    }
+
+    #[test]
+    fn cpu_time_is_judged_by_the_final_count() {
+        let late = Facts {
+            counters: Counters { cpu: Some(Duration::from_millis(1003)), ..Counters::default() },
+            cpu_limit: Some(Duration::from_secs(1)),
+            ..facts(0, 0, false)
+        };
+        assert_eq!(late.verdict(), Exit::Limit(Limit::CpuTime), "it ended by itself, but too late");
+        let setup = Report { setup: 5_000_000, ..late.report };
+        assert_eq!(Facts { report: setup, ..late }.verdict(), Exit::Code(0), "our own part isn't the workload's");
     }
 }

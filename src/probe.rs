@@ -44,11 +44,24 @@ pub enum Layer {
     Capabilities = 11,
     /// The system call filter. *Optional*, and the last to give up.
     SyscallFilter = 12,
+    /// A control group that limits memory (with [`Sandbox::memory`](crate::Sandbox::memory)).
+    /// *Optional.*
+    MemoryLimit = 13,
+    /// A limit on processes. Without a control group each user's processes are counted
+    /// by themselves (RLIMIT_NPROC). *Optional.*
+    ProcessLimit = 14,
+    /// A control group that limits CPU bandwidth (with [`Sandbox::cpus`](crate::Sandbox::cpus)).
+    /// *Optional.*
+    CpuBandwidth = 15,
+    /// A control group that counts CPU time (with [`Sandbox::cpu_time`](crate::Sandbox::cpu_time)
+    /// or [`idle_time`](crate::Sandbox::idle_time)). *Optional*: without it the main process
+    /// and its dead children are counted, and every other process has the limit for itself.
+    CpuAccount = 16,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 13] = [
+    pub const ALL: [Layer; 17] = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -62,6 +75,10 @@ impl Layer {
         Layer::NoNewPrivileges,
         Layer::Capabilities,
         Layer::SyscallFilter,
+        Layer::MemoryLimit,
+        Layer::ProcessLimit,
+        Layer::CpuBandwidth,
+        Layer::CpuAccount,
     ];
 
     /// The name in snake_case.
@@ -80,6 +97,10 @@ impl Layer {
             Layer::NoNewPrivileges => "no_new_privileges",
             Layer::Capabilities => "capabilities",
             Layer::SyscallFilter => "syscall_filter",
+            Layer::MemoryLimit => "memory_limit",
+            Layer::ProcessLimit => "process_limit",
+            Layer::CpuBandwidth => "cpu_bandwidth",
+            Layer::CpuAccount => "cpu_account",
         }
     }
 
@@ -90,7 +111,11 @@ impl Layer {
 
     /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
     pub fn optional(self) -> bool {
-        matches!(self, Layer::CgroupNamespace | Layer::IdMappedMounts | Layer::SubordinateIds | Layer::SyscallFilter)
+        use Layer::{CgroupNamespace, CpuAccount, CpuBandwidth, IdMappedMounts, MemoryLimit, ProcessLimit, SubordinateIds, SyscallFilter};
+        matches!(
+            self,
+            CgroupNamespace | IdMappedMounts | SubordinateIds | SyscallFilter | MemoryLimit | ProcessLimit | CpuBandwidth | CpuAccount
+        )
     }
 
     pub(crate) fn bit(self) -> u64 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capability::Capability;
+use crate::cgroup::Limits;
 use crate::child::Child;
 use crate::command::Command;
 use crate::error::{Error, Result};
@@ -48,7 +49,9 @@ pub struct Sandbox {
     pub(crate) syscalls: Syscalls,
     pub(crate) capabilities: u64,
     pub(crate) rlimits: Vec<Rlimit>,
-    pub(crate) processes: Option<u32>,
+    pub(crate) limits: Limits,
+    pub(crate) cpu_time: Option<Duration>,
+    pub(crate) idle_time: Option<Duration>,
     pub(crate) wall_time: Option<Duration>,
     pub(crate) output: Option<u64>,
     pub(crate) id_base: u32,
@@ -106,7 +109,9 @@ impl Sandbox {
             syscalls: Syscalls::Default,
             capabilities: 0,
             rlimits: Vec::new(),
-            processes: None,
+            limits: Limits::default(),
+            cpu_time: None,
+            idle_time: None,
             wall_time: None,
             output: None,
             id_base: ID_BASE,
@@ -272,11 +277,73 @@ impl Sandbox {
         self
     }
 
-    /// The most processes and threads at a time, at least 1 (RLIMIT_NPROC of the
-    /// run's user).
+    /// The most memory that all processes of the run together may hold, page cache and
+    /// files in the scratch layer included; there's no swap beyond it. When it's not
+    /// enough everything in the sandbox is killed at once, as
+    /// [`Limit::Memory`](crate::Limit::Memory). Default: no limit.
+    ///
+    /// It needs a control group: see [`Layer::MemoryLimit`]. At least 1 MiB, which the
+    /// kernel needs to execute anything.
+    pub fn memory(mut self, bytes: u64) -> Sandbox {
+        let small = || match bytes {
+            0 => "a memory limit of 0 bytes; the smallest is 1 MiB".to_string(),
+            1..4096 => format!("a memory limit of {bytes} bytes; did you mean {bytes} * MIB?"),
+            _ => format!("a memory limit of {bytes} bytes is too small for exec; the smallest is 1 MiB"),
+        };
+        self.check_that(bytes >= MIB, small);
+        self.check_that(bytes <= MAX_SCRATCH, too_large("a memory limit", bytes));
+        self.limits.memory = Some(bytes);
+        self
+    }
+
+    /// With this, running out of [`memory`](Self::memory) ends only the process that
+    /// the kernel picks, and the others go on. The verdict is the memory limit all the
+    /// same.
+    pub fn spare_others_on_memory_limit(mut self) -> Sandbox {
+        self.limits.spare_others = true;
+        self
+    }
+
+    /// The most processes and threads at a time, at least 1. Beyond them fork fails
+    /// with `EAGAIN`, which is no verdict. Where there's no control group for it, it's
+    /// RLIMIT_NPROC, which counts by user; with capabilities that isn't enough and an
+    /// error.
     pub fn processes(mut self, most: u32) -> Sandbox {
         self.check_that(most >= 1, || "a run of 0 processes can't start; the smallest limit is 1".into());
-        self.processes = Some(most);
+        self.check_that(most <= 1 << 22, || {
+            format!("{most} processes are more than the kernel has ids for; the largest limit is 4,194,304")
+        });
+        self.limits.processes = Some(most);
+        self
+    }
+
+    /// How many CPUs' worth of time the run may use at once: 0.5 is half of one.
+    /// Default: all. It needs a control group: see [`Layer::CpuBandwidth`].
+    pub fn cpus(mut self, cpus: f64) -> Sandbox {
+        self.check_that((0.01..=4096.0).contains(&cpus), || format!("{cpus} CPUs: a run can have 0.01 to 4,096"));
+        self.limits.cpus = Some(cpus);
+        self
+    }
+
+    /// Ends the run after this much CPU time, user and system together, of all its
+    /// processes and threads, as [`Limit::CpuTime`](crate::Limit::CpuTime). Default: no
+    /// limit. The verdict goes by the final count, also of a run that ended by itself.
+    pub fn cpu_time(mut self, limit: Duration) -> Sandbox {
+        self.check_that(limit >= Duration::from_millis(1), || {
+            format!("a CPU time of {limit:?} is less than a program's start takes; the smallest is 1 ms")
+        });
+        self.cpu_time = Some(limit);
+        self
+    }
+
+    /// Ends a run that has used no CPU time for this long, as
+    /// [`Limit::IdleTime`](crate::Limit::IdleTime): it waits for something that doesn't
+    /// come. It's noticed up to an eighth later. Default: no limit.
+    pub fn idle_time(mut self, limit: Duration) -> Sandbox {
+        self.check_that(limit >= Duration::from_millis(50), || {
+            format!("an idle time of {limit:?} would end runs that are busy; the smallest is 50 ms")
+        });
+        self.idle_time = Some(limit);
         self
     }
 
@@ -423,6 +490,12 @@ impl Sandbox {
         binds || matches!(self.root.root, Root::Dir(_))
     }
 
+    /// The limits that a control group is to have.
+    pub(crate) fn group_limits(&self) -> Limits {
+        let user_can_change = self.capabilities & (1 << Capability::Setuid.number()) != 0;
+        Limits { cpu_account: self.cpu_time.is_some() || self.idle_time.is_some(), strict_processes: user_can_change, ..self.limits }
+    }
+
     pub(crate) fn writes_to_host(&self) -> bool {
         self.mounts.iter().any(|m| matches!(m.kind, MountKind::Bind { writable: true, .. }))
     }
@@ -451,6 +524,13 @@ mod tests {
             (Sandbox::new().user(70_000, 0), "65,535"),
             (Sandbox::new().hostname("a b"), "host name"),
             (Sandbox::new().processes(0), "smallest"),
+            (Sandbox::new().memory(256), "did you mean 256 * MIB?"),
+            (Sandbox::new().memory(0), "smallest"),
+            (Sandbox::new().memory(u64::MAX), "largest"),
+            (Sandbox::new().cpus(0.0), "0.01"),
+            (Sandbox::new().cpus(f64::NAN), "0.01"),
+            (Sandbox::new().cpu_time(Duration::ZERO), "smallest"),
+            (Sandbox::new().idle_time(Duration::from_millis(1)), "smallest"),
             (Sandbox::new().id_base(5), "multiple"),
             (Sandbox::new().prefer(Layer::UserNamespace), "can't be given up"),
         ];

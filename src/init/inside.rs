@@ -2,13 +2,17 @@
 //!
 //! The workload is never PID 1 itself: as PID 1 it would ignore signals that it
 //! has no handler for, so that `abort()` shows up as SIGSEGV and `raise(SIGFPE)`
-//! returns. PID 1 starts commands, reaps everything, keeps the wall clock and
-//! reports by message; its own exit status says nothing.
+//! returns. PID 1 starts commands, reaps everything, keeps the clocks and reports by
+//! message; its own exit status says nothing.
+//!
+//! It stays outside the control group that limits a command, and watches its
+//! counters: CPU time is checked at the first moment at which what remains can have
+//! run out (remainder divided by CPUs), so a run that waits costs nothing.
 
 use crate::arch::{clone_onto, nr};
 use crate::interpret::{Context, Failure, Ran};
 use crate::sys::*;
-use crate::wire::{self, NO_SLOT, Report, Request, Stage, slot};
+use crate::wire::{self, NO_SLOT, Report, Request, Stage, Watch, slot};
 
 const COMMANDS: usize = 64;
 
@@ -23,13 +27,44 @@ struct Command {
     stop_deadline: u64,
     cause: u32,
     began: u64,
-    /// CPU time that our own code used before exec.
+    /// CPU time that our own code used before exec, all of it and in the group.
     setup: u64,
+    charged: u64,
     missing: u64,
+    watch: Watch,
+    /// Descriptors of what is watched, -1 for none.
+    cpu: i32,
+    oom_event: i32,
+    oom_count: i32,
+    /// When to look at the counter again; 0 for never.
+    next_check: u64,
+    /// What it said last, and since when.
+    last_cpu: u64,
+    active: u64,
 }
 
-const FREE: Command =
-    Command { pid: 0, name: 0, flags: 0, wall_deadline: 0, stop_deadline: 0, cause: 0, began: 0, setup: 0, missing: 0 };
+const FREE: Command = Command {
+    pid: 0,
+    name: 0,
+    flags: 0,
+    wall_deadline: 0,
+    stop_deadline: 0,
+    cause: 0,
+    began: 0,
+    setup: 0,
+    charged: 0,
+    missing: 0,
+    watch: Watch { cpu: NO_SLOT, oom_event: NO_SLOT, oom_count: NO_SLOT, cpu_unit: 1, cpu_rate: 1000, cpu_limit: 0, idle_limit: 0 },
+    cpu: -1,
+    oom_event: -1,
+    oom_count: -1,
+    next_check: 0,
+    last_cpu: 0,
+    active: 0,
+};
+
+/// The least time between two looks at a counter: it moves once a tick.
+const LOOK: u64 = 2_000_000;
 
 /// What the command's process leaves behind for PID 1. It shares our memory
 /// until exec (CLONE_VM), and we're suspended meanwhile (CLONE_VFORK).
@@ -37,7 +72,6 @@ struct Shared {
     context: *mut Context,
     failure: Failure,
     failed: bool,
-    setup: u64,
 }
 
 const STACK: usize = 64 * 1024;
@@ -68,15 +102,8 @@ pub fn main(mut context: Context) -> ! {
         exit(1);
     }
     context.drop_plan();
-    // Pipe ends and sources belong to the command; only these two are ours.
-    let (low, high) = (reply.min(children) as u32, reply.max(children) as u32);
-    if low > 0 {
-        close_range(0, low - 1);
-    }
-    if high - low > 1 {
-        close_range(low + 1, high - 1);
-    }
-    close_range(high + 1, u32::MAX);
+    // Pipe ends and sources belong to the command.
+    inside.close_foreign();
     inside.serve()
 }
 
@@ -104,8 +131,6 @@ extern "C" fn command_main(shared: usize) -> ! {
     let shared = unsafe { &mut *(shared as *mut Shared) };
     // SAFETY: as above.
     let context = unsafe { &mut *shared.context };
-    const CPU_TIME: usize = 2;
-    shared.setup = clock(CPU_TIME);
     match context.run(Stage::Command) {
         Err(failure) => shared.failure = failure,
         // A plan whose command stage doesn't end in exec.
@@ -113,6 +138,45 @@ extern "C" fn command_main(shared: usize) -> ! {
     }
     shared.failed = true;
     exit(127)
+}
+
+impl Command {
+    /// Looks at the CPU counter: what limit has been reached, if one has.
+    fn look(&mut self, now: u64) -> u32 {
+        let used = self.cpu_time();
+        let watch = self.watch;
+        let mut next = u64::MAX;
+        if watch.cpu_limit != 0 {
+            let Some(left) = watch.cpu_limit.checked_sub(used).filter(|left| *left > 0) else { return Report::CPU };
+            next = left.saturating_mul(1000) / u64::from(watch.cpu_rate).max(1);
+        }
+        if watch.idle_limit != 0 {
+            if used != self.last_cpu {
+                self.last_cpu = used;
+                self.active = now;
+            }
+            if now.saturating_sub(self.active) >= watch.idle_limit {
+                return Report::IDLE;
+            }
+            // Often enough to notice short activity not much too late.
+            next = next.min(watch.idle_limit / 8);
+        }
+        self.next_check = now.saturating_add(next.max(LOOK));
+        0
+    }
+
+    /// CPU time of the whole group or, without one, of the main process and of the
+    /// dead: what its living children use doesn't show until they have ended.
+    fn cpu_time(&self) -> u64 {
+        if self.cpu >= 0 {
+            let counted = counter(self.cpu).unwrap_or(0) * u64::from(self.watch.cpu_unit);
+            return counted.saturating_sub(self.charged);
+        }
+        // The clock of another process (CPUCLOCK_SCHED).
+        let main = clock((!(self.pid as isize) << 3 | 2) as usize);
+        let dead = Rusage::of_children();
+        (main + dead.user_ns() + dead.system_ns()).saturating_sub(self.setup)
+    }
 }
 
 impl Inside {
@@ -126,7 +190,7 @@ impl Inside {
             report_failure(self.reply, name, Failure::outside(EMFILE));
             return false;
         };
-        let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false, setup: 0 };
+        let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false };
         let mut pidfd = -1i32;
         let flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
         let stack = &raw mut COMMAND_STACK as u64;
@@ -136,8 +200,7 @@ impl Inside {
         let result = unsafe { clone_onto(args.as_ptr(), size_of_val(&args), command_main, &raw mut shared as usize) };
         let began = clock(1);
         // SAFETY: `shared` is alive; read after the child has let go of our memory.
-        let (failed, failure, setup) =
-            unsafe { ((&raw const shared.failed).read_volatile(), (&raw const shared.failure).read_volatile(), (&raw const shared.setup).read_volatile()) };
+        let (failed, failure) = unsafe { ((&raw const shared.failed).read_volatile(), (&raw const shared.failure).read_volatile()) };
         if result < 0 {
             report_failure(self.reply, name, Failure::outside(-result as i32));
             return false;
@@ -156,31 +219,54 @@ impl Inside {
         }
         close(pidfd);
         let limit = context.plan.wall_limit();
+        let watch = context.plan.watch();
+        let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
         self.commands[place] = Command {
             pid: result as i32,
             name,
             flags,
             wall_deadline: if limit == 0 { 0 } else { began.saturating_add(limit) },
             began,
-            setup,
+            cpu: watched(watch.cpu),
+            oom_event: watched(watch.oom_event),
+            oom_count: watched(watch.oom_count),
+            watch,
+            setup: context.executed,
+            charged: context.charged(),
             missing: context.missing,
+            next_check: if watch.cpu_limit | watch.idle_limit == 0 { 0 } else { began },
+            active: began,
             ..FREE
         };
         true
     }
 
+    /// Closes everything but what PID 1 itself needs.
+    fn close_foreign(&self) {
+        let mut keep = [-1i32; 2 + 3 * COMMANDS];
+        keep[0] = self.reply;
+        keep[1] = self.children;
+        for (places, command) in keep[2..].chunks_mut(3).zip(&self.commands) {
+            places.copy_from_slice(&[command.cpu, command.oom_event, command.oom_count]);
+        }
+        close_all_but(&mut keep);
+    }
+
     fn serve(&mut self) -> ! {
         const POLLIN: u64 = 1;
         const POLLRDHUP: u64 = 0x2000;
+        let entry = |fd: i32, events: u64| u64::from(fd as u32) | events << 32;
         loop {
-            let mut poll = [
-                (self.reply as u32 as u64) | (POLLIN | POLLRDHUP) << 32,
-                (self.children as u32 as u64) | POLLIN << 32,
-            ];
-            let timeout = self.timeout();
-            let time = timeout.map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
+            // A negative descriptor is passed over.
+            let mut poll = [entry(-1, 0); 2 + COMMANDS];
+            poll[0] = entry(self.reply, POLLIN | POLLRDHUP);
+            poll[1] = entry(self.children, POLLIN);
+            for (place, command) in poll[2..].iter_mut().zip(&self.commands) {
+                *place = entry(command.oom_event, POLLIN);
+            }
+            let time = self.timeout().map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
             let time_at = time.as_ref().map_or(0, |t| t.as_ptr() as usize);
-            let ready = call(nr::PPOLL, [poll.as_mut_ptr() as usize, 2, time_at, 0, 0, 0]);
+            let ready = call(nr::PPOLL, [poll.as_mut_ptr() as usize, poll.len(), time_at, 0, 0, 0]);
             if ready.is_err() {
                 continue;
             }
@@ -189,6 +275,11 @@ impl Inside {
             if poll[1] >> 48 != 0 {
                 drain(self.children);
                 self.reap();
+            }
+            for i in 0..COMMANDS {
+                if poll[2 + i] >> 48 != 0 && self.commands[i].pid != 0 {
+                    self.out_of_memory(i);
+                }
             }
             self.deadlines();
             if poll[0] >> 48 != 0 {
@@ -200,12 +291,12 @@ impl Inside {
     /// Nanoseconds until the next deadline.
     fn timeout(&self) -> Option<u64> {
         let live = self.commands.iter().filter(|c| c.pid != 0);
-        let next = live.flat_map(|c| [c.wall_deadline, c.stop_deadline]).filter(|d| *d != 0).min()?;
+        let next = live.flat_map(|c| [c.wall_deadline, c.stop_deadline, c.next_check]).filter(|d| *d != 0).min()?;
         Some(next.saturating_sub(clock(1)))
     }
 
     fn deadlines(&mut self) {
-        if self.commands.iter().all(|c| c.wall_deadline == 0 && c.stop_deadline == 0) {
+        if self.commands.iter().all(|c| c.wall_deadline | c.stop_deadline | c.next_check == 0) {
             return;
         }
         let now = clock(1);
@@ -215,16 +306,42 @@ impl Inside {
                 continue;
             }
             // The cause is latched before the kill: a SIGKILL has no author.
+            let mut cause = 0;
             if command.wall_deadline != 0 && now >= command.wall_deadline {
-                command.wall_deadline = 0;
-                command.cause |= Report::WALL;
-                self.kill(i);
-            } else if command.stop_deadline != 0 && now >= command.stop_deadline {
-                command.stop_deadline = 0;
-                command.cause |= Report::KILLED;
+                cause = Report::WALL;
+            }
+            if command.stop_deadline != 0 && now >= command.stop_deadline {
+                cause |= Report::KILLED;
+            }
+            if command.next_check != 0 && now >= command.next_check {
+                cause |= command.look(now);
+            }
+            if cause != 0 {
+                command.cause |= cause;
+                (command.wall_deadline, command.stop_deadline, command.next_check) = (0, 0, 0);
                 self.kill(i);
             }
         }
+    }
+
+    /// cgroup v1 tells of an out-of-memory before it kills, and kills only one. When
+    /// it has, the others follow.
+    fn out_of_memory(&mut self, i: usize) {
+        const TRIES: u32 = 1000;
+        let command = &mut self.commands[i];
+        let mut buffer = 0u64;
+        let _ = call(nr::READ, [command.oom_event as usize, &raw mut buffer as usize, 8, 0, 0, 0]);
+        for _ in 0..TRIES {
+            if number_after(command.oom_count, b"oom_kill ").unwrap_or(1) > 0 {
+                command.cause |= Report::MEMORY;
+                close(command.oom_event);
+                command.oom_event = -1;
+                return self.kill(i);
+            }
+            let pause = [0u64, 100_000];
+            let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
+        }
+        // Something was freed after all.
     }
 
     fn kill(&self, i: usize) {
@@ -275,7 +392,11 @@ impl Inside {
             user: usage.user_ns(),
             system: usage.system_ns().saturating_sub(command.setup),
             peak: usage.peak_bytes(),
+            setup: command.charged,
         };
+        for fd in [command.cpu, command.oom_event, command.oom_count] {
+            close(fd);
+        }
         report(self.reply, &report_ended, &[]);
         if last {
             exit(0);
@@ -295,7 +416,9 @@ impl Inside {
             Request::SIGNAL | Request::KILL | Request::STOP => self.signal(&request),
             _ => {}
         }
-        received.close();
+        if request.kind != Request::RUN {
+            received.close();
+        }
     }
 
     fn signal(&mut self, request: &Request) {
@@ -341,6 +464,7 @@ impl Inside {
             self.start(&mut context);
             context.drop_plan();
         }
+        self.close_foreign();
     }
 
     /// Does the inner stage of a plan and returns the descriptors it made.

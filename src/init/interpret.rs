@@ -25,6 +25,9 @@ pub struct Context {
     pub init: i32,
     /// Layers left out by tolerated failures.
     pub missing: u64,
+    /// Our own CPU clock when the first control group was joined, and at exec.
+    joined: Option<u64>,
+    pub executed: u64,
 }
 
 /// A step that failed.
@@ -73,7 +76,7 @@ impl Context {
         }
         let mut slots = [-1; SLOTS];
         slots[slot::PLAN as usize] = fd;
-        Ok(Context { plan, base, mapping: (at, size), slots, made: [false; SLOTS], pid1: 0, channel: [-1; 2], init: -1, missing: 0 })
+        Ok(Context { plan, base, mapping: (at, size), slots, made: [false; SLOTS], pid1: 0, channel: [-1; 2], init: -1, missing: 0, joined: None, executed: 0 })
     }
 
     /// Gives the mapping back; nothing of the plan may be used afterwards.
@@ -131,7 +134,11 @@ impl Context {
             op::DROP_BOUNDING => plain(drop_bounding(a[0] as u64)),
             op::DIE_WITH_INIT => plain(self.die_with_init()),
             op::FDS => plain(self.arrange(a[0] as *const u32, a[1])),
-            op::EXEC => Err(execute(a)),
+            op::JOIN => plain(self.join(a[0])),
+            op::EXEC => {
+                self.executed = clock(CPU_TIME);
+                Err(execute(a))
+            }
             op::SELF_OPEN => plain(self_open(a[0] as *const u8)),
             op::RAISE_FILES => plain(raise_files()),
             op::USER_XATTR => plain(user_xattr(a[0])),
@@ -256,6 +263,16 @@ impl Context {
             close(parent);
         }
         made
+    }
+
+    /// CPU time between joining the control group and exec: our own, in its account.
+    pub fn charged(&self) -> u64 {
+        self.joined.map_or(0, |joined| self.executed.saturating_sub(joined))
+    }
+
+    fn join(&mut self, file: usize) -> Result<usize> {
+        self.joined.get_or_insert_with(|| clock(CPU_TIME));
+        call(nr::WRITE, [file, c"0".as_ptr() as usize, 1, 0, 0, 0])
     }
 
     fn die_with_init(&self) -> Result<usize> {

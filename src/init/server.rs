@@ -17,22 +17,30 @@ use crate::wire::{MAX_FDS, Report, Request, Stage, slot};
 
 const CONTROL: i32 = 0;
 const SANDBOXES: usize = 8192;
-/// Asks for an answer once nothing lives.
+/// [`Entry::outer`]: the group could not be removed yet.
+const BUSY: i32 = -3;
+/// How many may ask at once to be told when nothing lives.
 const WAITERS: usize = 16;
 
 /// One sandbox. The table is memory that children share, because the outer
 /// child's clone is what writes `pid1`.
 #[derive(Clone, Copy)]
 struct Entry {
-    /// Free when 0, then outer's pid until it has been reaped (-1 afterwards).
+    /// Free when 0, then outer's pid until it has been reaped (-1 afterwards);
+    /// [`BUSY`] when only its control group is left.
     outer: i32,
     /// 0 until cloned, -1 once reaped.
     pid1: i32,
     reply: i32,
     /// The host let go of it.
     dying: bool,
+    /// Both children have been reaped, and the host told.
+    gone: bool,
     /// Raw wait status of PID 1.
     status: u32,
+    /// Number of its control group, and the hierarchies (a bit each) it's in.
+    group: u64,
+    hierarchies: u32,
 }
 
 struct Server {
@@ -46,7 +54,15 @@ struct Server {
     slots: [i32; slot::KEPT as usize],
     waiters: [i32; WAITERS],
     live: usize,
+    /// Base and home directory of each control group hierarchy.
+    homes: [[i32; 2]; HIERARCHIES],
+    /// The number in the home's name.
+    nonce: u64,
+    /// Entries whose group could not be removed yet.
+    unremoved: usize,
 }
+
+const HIERARCHIES: usize = 8;
 
 const TAG_CONTROL: u64 = u64::MAX;
 const TAG_CHILDREN: u64 = u64::MAX - 1;
@@ -105,8 +121,15 @@ impl Server {
             report(CONTROL, &Report { kind: Report::HELLO, status: Failure::NO_STEP, errno: EPROTO as u32, ..Report::default() }, &[]);
             return None;
         }
-        // Descriptors beyond the second are kept open for as long as we live.
+        // Descriptors beyond the second are kept open for as long as we live; the
+        // last of them are directories of control groups.
         let [plan, host] = [received.fds[0], received.fds[1]];
+        let hierarchies = (request.command as usize).min(HIERARCHIES);
+        let first = received.count.checked_sub(2 * hierarchies).filter(|first| *first >= 2)?;
+        let mut homes = [[-1; 2]; HIERARCHIES];
+        for (i, home) in homes[..hierarchies].iter_mut().enumerate() {
+            *home = [received.fds[first + 2 * i], received.fds[first + 2 * i + 1]];
+        }
         let mut context = match Context::map(plan) {
             Ok(context) => context,
             Err(errno) => return refuse(Failure::outside(errno)),
@@ -129,6 +152,9 @@ impl Server {
             slots,
             waiters: [-1; WAITERS],
             live: 0,
+            homes,
+            nonce: request.time,
+            unremoved: 0,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
         server.watch(server.children, EPOLLIN, TAG_CHILDREN).ok()?;
@@ -153,8 +179,13 @@ impl Server {
     fn serve(&mut self) -> ! {
         loop {
             let mut events = [EpollEvent { events: 0, tag: 0 }; 64];
-            let wait = [self.epoll as usize, events.as_mut_ptr() as usize, events.len(), usize::MAX, 0, 0];
+            // A group that was busy is tried again.
+            let timeout = if self.unremoved > 0 { 5 } else { usize::MAX };
+            let wait = [self.epoll as usize, events.as_mut_ptr() as usize, events.len(), timeout, 0, 0];
             let Ok(count) = call(nr::EPOLL_PWAIT, wait) else { continue };
+            if self.unremoved > 0 {
+                self.remove_groups();
+            }
             for event in &events[..count] {
                 match event.tag {
                     TAG_CONTROL => self.request(),
@@ -183,15 +214,15 @@ impl Server {
             Err(_) => return,
         };
         match request.kind {
-            Request::START if received.count >= 2 => self.start_sandbox(&received),
+            Request::START if received.count >= 2 => self.start_sandbox(&request, &received),
             Request::QUIESCE if received.count == 1 => self.quiesce(received.fds[0]),
             _ => received.close(),
         }
     }
 
-    fn start_sandbox(&mut self, received: &Received) {
+    fn start_sandbox(&mut self, request: &Request, received: &Received) {
         let reply = received.fds[0];
-        let result = if received.truncated { Err(EMFILE) } else { self.launch(received) };
+        let result = if received.truncated { Err(EMFILE) } else { self.launch(request, received) };
         match result {
             Ok(()) => {
                 for fd in &received.fds()[1..] {
@@ -203,15 +234,17 @@ impl Server {
                 report(reply, &failed, &[]);
                 report(reply, &Report { kind: Report::GONE, ..Report::default() }, &[]);
                 received.close();
+                self.remove_group(request.value, request.time as u32);
             }
         }
     }
 
-    fn launch(&mut self, received: &Received) -> Result<()> {
+    fn launch(&mut self, request: &Request, received: &Received) -> Result<()> {
         let index = (0..SANDBOXES).find(|i| self.entry(*i).outer == 0).ok_or(ENOSPC)?;
         let reply = received.fds[0];
         self.watch(reply, EPOLLRDHUP, index as u64)?;
-        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, status: 0 };
+        let (group, hierarchies) = (request.value, request.time as u32);
+        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, gone: false, status: 0, group, hierarchies };
         let place = &raw mut self.entry(index).pid1;
         let mut tid = 0;
         match fork(0, SIGCHLD, &raw mut tid) {
@@ -239,7 +272,11 @@ impl Server {
         let reply = self.entry(index).reply;
         self.unwatch(reply);
         self.entry(index).dying = true;
-        self.kill_sandbox(index);
+        if self.entry(index).gone {
+            self.clear(index);
+        } else {
+            self.kill_sandbox(index);
+        }
     }
 
     fn kill_sandbox(&mut self, index: usize) {
@@ -279,14 +316,35 @@ impl Server {
         }
     }
 
+    /// Every process of a sandbox has been reaped. Its control group stays until the
+    /// host has read the counters and let go.
     fn gone(&mut self, index: usize) {
-        let (reply, status, dying) = (self.entry(index).reply, self.entry(index).status, self.entry(index).dying);
-        if !dying {
-            self.unwatch(reply);
-        }
+        let (reply, status) = (self.entry(index).reply, self.entry(index).status);
         report(reply, &Report { kind: Report::GONE, status, ..Report::default() }, &[]);
-        close(reply);
-        self.entry(index).outer = 0;
+        self.entry(index).gone = true;
+        if self.entry(index).dying {
+            self.clear(index);
+        }
+    }
+
+    fn clear(&mut self, index: usize) {
+        let Entry { reply, group, hierarchies, .. } = *self.entry(index);
+        if reply >= 0 {
+            close(reply);
+            self.entry(index).reply = -1;
+        }
+        let left = self.remove_group(group, hierarchies);
+        let waited = self.entry(index).outer == BUSY;
+        self.entry(index).hierarchies = left;
+        self.entry(index).outer = if left == 0 { 0 } else { BUSY };
+        match (waited, left != 0) {
+            (false, true) => self.unremoved += 1,
+            (true, false) => self.unremoved -= 1,
+            _ => {}
+        }
+        if left != 0 {
+            return;
+        }
         self.live -= 1;
         while self.used > 0 && self.entry(self.used - 1).outer == 0 {
             self.used -= 1;
@@ -299,6 +357,25 @@ impl Server {
                 }
             }
         }
+    }
+
+    fn remove_groups(&mut self) {
+        for index in 0..self.used {
+            if self.entry(index).outer == BUSY {
+                self.clear(index);
+            }
+        }
+    }
+
+    /// Removes a group from the hierarchies that it's in; those that were busy.
+    fn remove_group(&self, group: u64, hierarchies: u32) -> u32 {
+        let mut left = 0;
+        for (i, [_, home]) in self.homes.iter().enumerate() {
+            if hierarchies >> i & 1 == 1 && remove_directory(*home, b"box-", group) == Err(EBUSY) {
+                left |= 1 << i;
+            }
+        }
+        left
     }
 
     fn quiesce(&mut self, socket: i32) {
@@ -333,8 +410,49 @@ impl Server {
                 }
             }
         }
+        // Groups become removable a moment after their last process.
+        for _ in 0..400 {
+            let mut left = 0;
+            for index in 0..self.used {
+                let Entry { outer, group, hierarchies, .. } = *self.entry(index);
+                if outer != 0 {
+                    self.entry(index).hierarchies = self.remove_group(group, hierarchies);
+                    left |= self.entry(index).hierarchies;
+                }
+            }
+            if left == 0 {
+                break;
+            }
+            let pause = [0u64, 5_000_000];
+            let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
+        }
+        for [base, home] in self.homes {
+            if home >= 0 {
+                let _ = remove_directory(base, b"cofferdam-", self.nonce);
+            }
+        }
         exit(0)
     }
+}
+
+/// rmdir of `<prefix><number>`.
+fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
+    const AT_REMOVEDIR: usize = 0x200;
+    let mut name = [0u8; 40];
+    let mut digits = [0u8; 20];
+    let (mut i, mut rest) = (digits.len(), number);
+    loop {
+        i -= 1;
+        digits[i] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..])) {
+        *place = *byte;
+    }
+    call(nr::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
 }
 
 fn refuse(failure: Failure) -> Option<Server> {
@@ -392,26 +510,9 @@ fn outer(server: &Server, received: &Received) -> ! {
 /// Closes every descriptor but this sandbox's own and init's fixed ones: a copy
 /// of another sandbox's reply socket would hide its end from the host.
 fn keep_only(server: &Server, received: &Received) {
-    let mut keep = [0i32; MAX_FDS + slot::KEPT as usize];
-    let mut count = 0;
-    for fd in received.fds().iter().chain(&server.slots) {
-        if *fd >= 0 {
-            // Insertion keeps the list sorted; it's a dozen long.
-            let mut i = count;
-            while i > 0 && keep[i - 1] > *fd {
-                keep[i] = keep[i - 1];
-                i -= 1;
-            }
-            keep[i] = *fd;
-            count += 1;
-        }
+    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize];
+    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots)) {
+        *place = *fd;
     }
-    let mut next = 0u32;
-    for fd in &keep[..count] {
-        if *fd as u32 > next {
-            close_range(next, *fd as u32 - 1);
-        }
-        next = *fd as u32 + 1;
-    }
-    close_range(next, u32::MAX);
+    close_all_but(&mut keep);
 }

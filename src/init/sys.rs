@@ -15,6 +15,7 @@ pub const EACCES: i32 = 13;
 pub const ENOTDIR: i32 = 20;
 pub const EINVAL: i32 = 22;
 pub const EMFILE: i32 = 24;
+pub const EBUSY: i32 = 16;
 pub const ENOSPC: i32 = 28;
 pub const EPROTO: i32 = 71;
 
@@ -69,7 +70,10 @@ pub fn prctl(option: usize, a: usize) -> Result<usize> {
     call(nr::PRCTL, [option, a, 0, 0, 0, 0])
 }
 
-/// Nanoseconds of a clock: 1 is CLOCK_MONOTONIC, 2 the process's CPU time.
+/// Clock id: CPU time of this process.
+pub const CPU_TIME: usize = 2;
+
+/// Nanoseconds of a clock: 1 is CLOCK_MONOTONIC.
 pub fn clock(id: usize) -> u64 {
     let mut time = [0u64; 2];
     let _ = call(nr::CLOCK_GETTIME, [id, time.as_mut_ptr() as usize, 0, 0, 0, 0]);
@@ -279,6 +283,42 @@ pub fn receive_request(socket: i32, wait: bool) -> Result<Option<(Request, Recei
             Err(EPROTO)
         }
     }
+}
+
+/// The first number in a file, read from its start: a counter of a control group.
+pub fn counter(fd: i32) -> Option<u64> {
+    number_after(fd, b"")
+}
+
+/// The first number behind `key` in a file's first bytes.
+pub fn number_after(fd: i32, key: &[u8]) -> Option<u64> {
+    let mut text = [0u8; 256];
+    let length = call(nr::PREAD64, [fd as usize, text.as_mut_ptr() as usize, text.len(), 0, 0, 0]).ok()?;
+    let text = &text[..length];
+    let start = (0..text.len()).find(|i| text[*i..].starts_with(key))? + key.len();
+    let mut digits = text[start..].iter().skip_while(|b| !b.is_ascii_digit()).take_while(|b| b.is_ascii_digit()).peekable();
+    digits.peek()?;
+    Some(digits.fold(0u64, |n, b| n.wrapping_mul(10).wrapping_add(u64::from(b - b'0'))))
+}
+
+/// Closes every descriptor but those of the list, which it sorts; negative ones
+/// don't count.
+pub fn close_all_but(keep: &mut [i32]) {
+    for i in 1..keep.len() {
+        let mut j = i;
+        while j > 0 && keep[j - 1] > keep[j] {
+            keep.swap(j - 1, j);
+            j -= 1;
+        }
+    }
+    let mut next = 0u32;
+    for fd in keep.iter().filter(|fd| **fd >= 0) {
+        if *fd as u32 > next {
+            close_range(next, *fd as u32 - 1);
+        }
+        next = *fd as u32 + 1;
+    }
+    close_range(next, u32::MAX);
 }
 
 /// Memory that forked children share with us.

@@ -16,13 +16,35 @@ use namespaces::Ids;
 /// [`PASSED`](wire::slot::PASSED): the numbers that the command wants them under.
 pub(crate) type Numbers = Vec<u32>;
 
+/// What a command gets of the sandbox's control group: slots of passed descriptors.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Grouped {
+    /// Membership files.
+    pub(crate) join: Vec<u8>,
+    /// Counter of CPU time and its unit in nanoseconds.
+    pub(crate) cpu: Option<(u8, u64)>,
+    /// Out-of-memory event and count.
+    pub(crate) oom: Option<(u8, u8)>,
+    /// It counts processes.
+    pub(crate) processes: bool,
+    /// CPUs that a run can use at once.
+    pub(crate) cpus: f64,
+}
+
+/// A command with what it needs besides the recipe.
+pub(crate) struct Wanted<'a> {
+    pub(crate) command: &'a Command,
+    pub(crate) numbers: &'a Numbers,
+    pub(crate) group: &'a Grouped,
+}
+
 /// The whole way: a fresh sandbox and, if there is one, its only command.
-pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Option<(&Command, &Numbers)>) -> Result<Draft> {
+pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Option<Wanted<'_>>) -> Result<Draft> {
     let mut draft = Draft::new();
     let owners = files::Owners { namespace: None, prefer: sandbox.prefers(Layer::IdMappedMounts), ordinary: !facts.privileged };
     draft.stage(Stage::Outer);
     let wanted = facts.privileged && sandbox.maps_owners();
-    let namespace = namespaces::outer(&mut draft, sandbox, ids, facts.cgroup_namespace, wanted);
+    let namespace = namespaces::outer(&mut draft, sandbox, ids, wanted);
     let outside = files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners });
     namespaces::hand_over(&mut draft);
 
@@ -34,9 +56,9 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }
     match command {
-        Some((command, numbers)) => {
+        Some(wanted) => {
             draft.settings.flags |= wire::LAST_COMMAND;
-            self::command(&mut draft, sandbox, facts, ids, command, numbers)?;
+            self::command(&mut draft, sandbox, facts, ids, &wanted)?;
         }
         None => draft.settings.flags |= wire::NO_COMMAND,
     }
@@ -44,7 +66,8 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
 }
 
 /// The command stage.
-fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, command: &Command, numbers: &Numbers) -> Result<()> {
+fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<()> {
+    let Wanted { command, numbers, group } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -52,6 +75,8 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, comman
     // Dispositions are at their defaults since init's start.
     let none = draft.words(&[0]);
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
+    join(draft, facts, group);
+    draft.area(Area::Setup);
     let pairs: Vec<u8> = numbers
         .iter()
         .enumerate()
@@ -62,7 +87,7 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, comman
         .collect();
     let pairs = draft.data(&pairs);
     draft.step(op::FDS, &[pairs, numbers.len().into()], "arrange", "the descriptors");
-    limits::command(draft, &limits::rlimits(sandbox, facts));
+    limits::command(draft, &limits::rlimits(sandbox, facts, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::Chdir);
     let directory = command.directory();
@@ -70,10 +95,43 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, comman
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
     privileges::fences(draft, sandbox, filter(sandbox).as_deref());
     execute(draft, sandbox, command);
+    draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
         draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
     }
     Ok(())
+}
+
+/// Joins the control group, and hides where it is. Here, because the namespace needs
+/// privileges that are given up next, and because what comes after is little.
+fn join(draft: &mut Draft, facts: &Facts, group: &Grouped) {
+    draft.area(Area::Group);
+    for slot in &group.join {
+        draft.step(op::JOIN, &[Arg::Slot(*slot)], "join", "the control group");
+    }
+    if facts.cgroup_namespace {
+        draft.step(libc::SYS_unshare, &[libc::CLONE_NEWCGROUP.into()], "make", "a control group namespace");
+    }
+}
+
+/// What PID 1 is to watch.
+fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
+    let nanos = |time: Option<std::time::Duration>| time.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX));
+    let cpus = sandbox.limits.cpus.map_or(group.cpus, |cpus| cpus.min(group.cpus));
+    let mut watch = wire::Watch {
+        cpu_rate: ((cpus * 1000.0).ceil() as u32).max(1),
+        cpu_limit: nanos(sandbox.cpu_time),
+        idle_limit: nanos(sandbox.idle_time),
+        ..wire::Watch::default()
+    };
+    // Without a limit there's nothing to watch, and a descriptor less to keep.
+    if let (Some((slot, unit)), true) = (group.cpu, watch.cpu_limit | watch.idle_limit != 0) {
+        (watch.cpu, watch.cpu_unit) = (slot, unit as u32);
+    }
+    if let Some((event, count)) = group.oom {
+        (watch.oom_event, watch.oom_count) = (event, count);
+    }
+    watch
 }
 
 fn filter(sandbox: &Sandbox) -> Option<Vec<Instruction>> {
@@ -121,7 +179,9 @@ mod tests {
             for (privileged, ids) in all_ids() {
                 let facts = Facts { privileged, ..Facts::of_root() };
                 let command = Command::new("sh").arg("-c").arg("true");
-                check(&sandbox(&recipe, &facts, ids, Some((&command, &vec![0, 1, 2]))).expect("a plan"));
+                let group = Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), processes: true, cpus: 2.0 };
+                let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group };
+                check(&sandbox(&recipe, &facts, ids, Some(wanted)).expect("a plan"));
             }
         }
     }

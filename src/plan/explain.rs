@@ -170,6 +170,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::RAISE_FILES, "raise RLIMIT_NOFILE"),
     (op::USER_XATTR, "try user.* attributes"),
     (op::ID_MAP, "mount_setattr idmap"),
+    (op::JOIN, "join group"),
 ];
 
 fn name(op: u32) -> &'static str {

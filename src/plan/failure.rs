@@ -30,6 +30,7 @@ fn layer(area: Area) -> Layer {
         Area::Privileges => Layer::Capabilities,
         Area::Filter => Layer::SyscallFilter,
         Area::Proc => Layer::PidNamespace,
+        Area::Group => Layer::CgroupNamespace,
         Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec => Layer::MountNamespace,
     }
 }
@@ -125,6 +126,10 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
                 ErrorKind::Unsupported,
                 Some("it's above the hard limit of the host program, which only CAP_SYS_RESOURCE may exceed; see `ulimit -H`"),
             ),
+            _ => (exhausted, hint),
+        },
+        Area::Group => match errno {
+            libc::EAGAIN => (ErrorKind::Exhausted, Some("an enclosing control group's limit on processes is reached")),
             _ => (exhausted, hint),
         },
         Area::Chdir => (ErrorKind::BadWorkingDirectory, None),

@@ -18,8 +18,9 @@ pub(crate) struct Rlimit {
 }
 
 /// Every limit that a command gets: the recipe's, else the default, the latter
-/// never above what the host itself may have.
-pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts) -> Vec<Rlimit> {
+/// never above what the host itself may have. `grouped` says that a control group
+/// counts the processes.
+pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, grouped: bool) -> Vec<Rlimit> {
     let mut all: Vec<Rlimit> = Vec::new();
     for (resource, soft, hard) in Resource::DEFAULTS {
         if !sandbox.rlimits.iter().any(|l| l.resource == resource) {
@@ -28,12 +29,21 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts) -> Vec<Rlimit> {
         }
     }
     all.extend(sandbox.rlimits.iter().copied());
-    if let Some(most) = sandbox.processes {
+    if let Some(most) = sandbox.limits.processes
+        && !grouped
+    {
         // Where PID 1 has the same id the kernel counts it too.
         let pid1 = u64::from(!facts.privileged || sandbox.user.0 == 0);
         let value = u64::from(most) + pid1;
         all.retain(|l| l.resource != Resource::Processes);
         all.push(Rlimit { resource: Resource::Processes, soft: value, hard: value });
+    }
+    if let Some(limit) = sandbox.cpu_time
+        && !all.iter().any(|l| l.resource == Resource::CpuSeconds)
+    {
+        // A back-stop: whole seconds, for each process, and never before our own limit.
+        let seconds = limit.as_secs() + 2;
+        all.push(Rlimit { resource: Resource::CpuSeconds, soft: seconds, hard: seconds + 1 });
     }
     all
 }

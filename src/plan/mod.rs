@@ -54,6 +54,7 @@ pub(crate) enum Area {
     Privileges,
     Filter,
     Limit,
+    Group,
     Chdir,
     Exec,
 }
@@ -314,7 +315,7 @@ mod tests {
             .step(libc::SYS_mkdirat, &[Arg::Value(wire::AT_FDCWD), path, 0o755.into()], "make", "/some/where")
             .tolerate(libc::EEXIST)
             .keep_in(90);
-        draft.settings = Settings { wall_limit: 7, flags: wire::LAST_COMMAND, command: 3 };
+        draft.settings = Settings { wall_limit: 7, flags: wire::LAST_COMMAND, command: 3, ..Settings::default() };
         let bytes = draft.encode();
         let plan = Plan::parse(&bytes).expect("a plan of our own passes");
         assert_eq!(plan.len(), 1);

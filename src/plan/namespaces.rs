@@ -56,14 +56,11 @@ impl Ids {
 
 /// Clones PID 1 into new namespaces and maps its ids; returns the slot of its
 /// user namespace if `wanted`.
-pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, cgroup: bool, wanted: bool) -> Option<u8> {
+pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: bool) -> Option<u8> {
     draft.area(Area::Namespaces);
     let mut flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if sandbox.network == Network::None {
         flags |= libc::CLONE_NEWNET;
-    }
-    if cgroup {
-        flags |= libc::CLONE_NEWCGROUP;
     }
     draft.step(op::CLONE, &[(flags as u32).into()], "make", "the namespaces").layer(Layer::UserNamespace, false);
     draft.area(Area::IdMap);

@@ -7,7 +7,7 @@
 //! the format needs no versions.
 //!
 //! ```text
-//! header (64 bytes) | steps (64 bytes each) | relocations (8 bytes each) | blob area
+//! header (96 bytes) | steps (64 bytes each) | relocations (8 bytes each) | blob area
 //! ```
 //!
 //! A step's argument is a number, an offset into the blob area (init adds the
@@ -112,8 +112,10 @@ pub mod op {
     pub const USER_XATTR: u32 = 0x1_000e;
     /// Make detached mount (0) idmapped by user namespace (1), recursively.
     pub const ID_MAP: u32 = 0x1_000f;
+    /// Join the control group whose membership file is slot (0).
+    pub const JOIN: u32 = 0x1_0010;
     /// The last of them.
-    pub const LAST: u32 = 0x1_000f;
+    pub const LAST: u32 = 0x1_0010;
 }
 
 /// How an argument is to be read.
@@ -153,7 +155,7 @@ pub const ANY: u16 = 0xffff;
 pub const NO_LAYER: u8 = 0xff;
 
 const STEP: usize = 64;
-const HEADER: usize = 64;
+const HEADER: usize = 96;
 
 /// Flag: send [`Report::STARTED`] with the command's pidfd.
 pub const NOTIFY_START: u64 = 1;
@@ -342,6 +344,46 @@ impl<'a> Plan<'a> {
     pub fn command(&self) -> u32 {
         u32_at(self.bytes, 40).unwrap_or(0)
     }
+
+    /// What PID 1 watches for this command.
+    pub fn watch(&self) -> Watch {
+        let slot = |at: usize| self.bytes.get(at).copied().filter(|s| (*s as usize) < SLOTS).unwrap_or(NO_SLOT);
+        Watch {
+            cpu: slot(44),
+            oom_event: slot(45),
+            oom_count: slot(46),
+            cpu_unit: u32_at(self.bytes, 48).unwrap_or(1),
+            cpu_rate: u32_at(self.bytes, 52).unwrap_or(1000),
+            cpu_limit: u64_at(self.bytes, 56).unwrap_or(0),
+            idle_limit: u64_at(self.bytes, 64).unwrap_or(0),
+        }
+    }
+}
+
+/// Counters that PID 1 reads, and the limits on them; times are nanoseconds, 0 is "no
+/// limit".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Slot of a file whose first number is CPU time; [`NO_SLOT`] for none.
+    pub cpu: u8,
+    /// Slot of an eventfd that tells of an out-of-memory (cgroup v1).
+    pub oom_event: u8,
+    /// Slot of the file that then tells whether something was killed.
+    pub oom_count: u8,
+    /// Nanoseconds of the counter's unit.
+    pub cpu_unit: u32,
+    /// Thousandths of a CPU that the command can use at once.
+    pub cpu_rate: u32,
+    /// CPU time after which it ends.
+    pub cpu_limit: u64,
+    /// Time without CPU use after which it ends.
+    pub idle_limit: u64,
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch { cpu: NO_SLOT, oom_event: NO_SLOT, oom_count: NO_SLOT, cpu_unit: 1, cpu_rate: 1000, cpu_limit: 0, idle_limit: 0 }
+    }
 }
 
 /// What [`encode`] writes besides steps and blobs.
@@ -353,6 +395,8 @@ pub struct Settings {
     pub flags: u64,
     /// See [`Plan::command`].
     pub command: u32,
+    /// See [`Plan::watch`].
+    pub watch: Watch,
 }
 
 /// Appends one step's 64 bytes.
@@ -378,7 +422,13 @@ pub fn encode_header(steps: usize, relocations: usize, blob: usize, settings: Se
     out.extend(settings.wall_limit.to_le_bytes());
     out.extend(settings.flags.to_le_bytes());
     out.extend(settings.command.to_le_bytes());
-    out.extend([0; HEADER - 44]);
+    let watch = settings.watch;
+    out.extend([watch.cpu, watch.oom_event, watch.oom_count, 0]);
+    out.extend(watch.cpu_unit.to_le_bytes());
+    out.extend(watch.cpu_rate.to_le_bytes());
+    out.extend(watch.cpu_limit.to_le_bytes());
+    out.extend(watch.idle_limit.to_le_bytes());
+    out.extend([0; HEADER - 72]);
 }
 
 /// A message from the host to init or to PID 1; its descriptors travel beside
@@ -399,10 +449,13 @@ pub struct Request {
 }
 
 impl Request {
-    /// First message: `value` is the build hash; descriptors are the start
-    /// plan, a pidfd of the host and whatever must live as long as init.
+    /// First message: `value` is the build hash; descriptors are the start plan, a
+    /// pidfd of the host, whatever must live as long as init and, last, base and home
+    /// directory of `command` control group hierarchies, in which `time` is the number
+    /// of the home.
     pub const HELLO: u32 = 1;
-    /// Start a sandbox: the reply socket, the plan, the plan's descriptors.
+    /// Start a sandbox: the reply socket, the plan, the plan's descriptors. `value`
+    /// is the number of its control group, in the hierarchies whose bits `time` has.
     pub const START: u32 = 2;
     /// Answer on the passed socket once no sandbox is left.
     pub const QUIESCE: u32 = 3;
@@ -468,6 +521,8 @@ pub struct Report {
     pub system: u64,
     /// Largest resident set of any one process, bytes.
     pub peak: u64,
+    /// CPU time that our own code used in the control group, nanoseconds.
+    pub setup: u64,
 }
 
 impl Report {
@@ -494,9 +549,15 @@ impl Report {
     pub const WALL: u32 = 1;
     /// The caller killed it, or it did not stop in time.
     pub const KILLED: u32 = 2;
+    /// The CPU time limit was reached.
+    pub const CPU: u32 = 4;
+    /// It used no CPU for too long.
+    pub const IDLE: u32 = 8;
+    /// The control group ran out of memory, and the kernel killed something in it.
+    pub const MEMORY: u32 = 16;
 
     /// Bytes of a report.
-    pub const SIZE: usize = 72;
+    pub const SIZE: usize = 80;
 
     /// Its byte form.
     pub fn encode(&self) -> [u8; Self::SIZE] {
@@ -505,7 +566,7 @@ impl Report {
         for (i, n) in small.iter().enumerate() {
             out[4 * i..4 * i + 4].copy_from_slice(&n.to_le_bytes());
         }
-        let large = [self.missing, self.began, self.ended, self.user, self.system, self.peak];
+        let large = [self.missing, self.began, self.ended, self.user, self.system, self.peak, self.setup];
         for (i, n) in large.iter().enumerate() {
             out[24 + 8 * i..32 + 8 * i].copy_from_slice(&n.to_le_bytes());
         }
@@ -530,6 +591,7 @@ impl Report {
             user: u64_at(bytes, 48)?,
             system: u64_at(bytes, 56)?,
             peak: u64_at(bytes, 64)?,
+            setup: u64_at(bytes, 72)?,
         })
     }
 }

@@ -16,6 +16,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::{SFlag, fstat};
 use std::os::fd::AsRawFd;
 
+use crate::cgroup::{Counters, Group};
 use crate::child::Child;
 use crate::command::{Command, FdKind, Stdio, Stream};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,7 @@ use crate::ids::Claim;
 use crate::launch::{self, Init, sealed, timeout_until};
 use crate::net::Network;
 use crate::outcome::{Facts, Output};
+use crate::plan::compile::{Grouped, Wanted};
 use crate::plan::explain::Explanation;
 use crate::plan::namespaces::Ids;
 use crate::plan::start::Start;
@@ -47,6 +49,8 @@ pub(crate) struct Live {
     sandbox: Sandbox,
     /// Kept as long as the sandbox may live.
     _claim: Option<Claim>,
+    group: Group,
+    counters: Counters,
     streams: [Option<Capture>; 2],
     ended: Option<Report>,
     output_exceeded: bool,
@@ -92,7 +96,10 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let init = launch::init()?;
     let (ids, _claim) = ids(sandbox, &init)?;
     let command = Command::new("true");
-    let draft = compile::sandbox(sandbox, &init.facts, ids, Some((&command, &vec![0, 1, 2])))?;
+    let group = group(sandbox, &init)?;
+    let (grouped, _handles) = grouped(sandbox, &group, 3)?;
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &grouped };
+    let draft = compile::sandbox(sandbox, &init.facts, ids, Some(wanted))?;
     Ok(Explanation::of(&draft))
 }
 
@@ -120,6 +127,31 @@ fn ids(sandbox: &Sandbox, init: &Init) -> Result<(Ids, Option<Claim>)> {
     Ok((ids, claim))
 }
 
+/// A fresh control group with the recipe's limits.
+fn group(sandbox: &Sandbox, init: &Init) -> Result<Group> {
+    Group::make(&init.places, init.next_group(), sandbox.group_limits(), |layer| sandbox.prefers(layer))
+}
+
+/// What the plan needs of the group, and the descriptors, which are passed after so
+/// many others.
+fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Result<(Grouped, Vec<OwnedFd>)> {
+    let handles = group.handles()?;
+    let mut fds = Vec::new();
+    let mut pass = |fd: OwnedFd| {
+        fds.push(fd);
+        wire::slot::PASSED + (after + fds.len() - 1) as u8
+    };
+    let grouped = Grouped {
+        join: handles.join.into_iter().map(&mut pass).collect(),
+        // The counter is only read where there's a limit.
+        cpu: handles.cpu.filter(|_| sandbox.group_limits().cpu_account).map(|(fd, unit)| (pass(fd), unit)),
+        oom: handles.oom.map(|(event, count)| (pass(event), pass(count))),
+        processes: group.limits_processes(),
+        cpus: std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
+    };
+    Ok((grouped, fds))
+}
+
 fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Live, Pipes)> {
     sandbox.validate()?;
     if let Some(command) = &command {
@@ -139,12 +171,14 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
             break;
         }
     }
-    let (reply, draft, claim) = result?;
+    let (reply, draft, claim, group) = result?;
     let live = Live {
         reply: Arc::new(reply),
         draft,
         sandbox: sandbox.clone(),
         _claim: claim,
+        group,
+        counters: Counters::default(),
         streams: passed.streams,
         ended: None,
         output_exceeded: false,
@@ -155,19 +189,22 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
     Ok((live, passed.pipes))
 }
 
-fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<(OwnedFd, Draft, Option<Claim>)> {
+fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<(OwnedFd, Draft, Option<Claim>, Group)> {
     let init = launch::init()?;
     let (ids, claim) = ids(sandbox, &init)?;
-    let mut draft = compile::sandbox(sandbox, &init.facts, ids, command.map(|c| (c, &passed.numbers)))?;
+    let mut group = group(sandbox, &init)?;
+    let (grouped, handles) = grouped(sandbox, &group, passed.fds.len())?;
+    let wanted = command.map(|command| Wanted { command, numbers: &passed.numbers, group: &grouped });
+    let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
     draft.settings.flags |= flags;
     let bytes = draft.encode();
     if bytes.len() > wire::MAX_PLAN {
         return Err(Error::invalid("files and arguments of the run are larger than 256 MiB together; bind a directory instead"));
     }
     let plan = sealed(c"cofferdam-plan", &bytes)?;
-    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
-    let reply = launch::start_sandbox(init, plan.as_fd(), &fds)?;
-    Ok((reply, draft, claim))
+    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().chain(&handles).map(AsFd::as_fd).collect();
+    let reply = launch::start_sandbox(init, plan.as_fd(), &fds, &mut group)?;
+    Ok((reply, draft, claim, group))
 }
 
 /// Opens what the command's descriptors are connected to.
@@ -300,6 +337,9 @@ impl Live {
             }
             Report::ENDED => {
                 self.ended = Some(report);
+                // All are dead, so this is final; init removes the group when we let go.
+                self.counters = self.group.counters();
+                let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
                 Ok(Some((report, fds)))
             }
             _ => Ok(Some((report, fds))),
@@ -404,17 +444,29 @@ impl Live {
     }
 
     fn facts(&self) -> Option<Facts> {
-        self.ended.map(|report| Facts { report, output_exceeded: self.output_exceeded })
+        self.ended.map(|report| Facts {
+            report,
+            counters: self.counters,
+            output_exceeded: self.output_exceeded,
+            cpu_limit: self.sandbox.cpu_time,
+            memory_limit: self.sandbox.limits.memory,
+        })
     }
 
     /// The verdict, once it has ended.
-    pub(crate) fn verdict(&self) -> Option<crate::Exit> {
-        self.facts().map(|facts| facts.verdict())
+    pub(crate) fn verdict(&self) -> Result<Option<crate::Exit>> {
+        match self.facts() {
+            Some(facts) if facts.host_out_of_memory() => Err(out_of_memory()),
+            facts => Ok(facts.map(|facts| facts.verdict())),
+        }
     }
 
     /// The outcome, once it has ended.
     pub(crate) fn finish(mut self) -> Result<Output> {
         let Some(facts) = self.facts() else { return Err(self.lost(None)) };
+        if facts.host_out_of_memory() {
+            return Err(out_of_memory());
+        }
         let [stdout, stderr] = std::mem::take(&mut self.streams).map(|s| s.map(Capture::finish).unwrap_or_default());
         Ok(Output {
             status: facts.verdict(),
@@ -424,9 +476,16 @@ impl Live {
             stderr_stream: stderr.1,
             usage: facts.usage(),
             raw: facts.raw(),
-            missing: Layer::of_bits(facts.report.missing),
+            missing: Layer::of_bits(facts.report.missing | self.group.missing),
         })
     }
+}
+
+fn out_of_memory() -> Error {
+    Error::new(
+        ErrorKind::Exhausted,
+        "the run was killed because the host, or a control group around it, is out of memory; its own limit was not reached",
+    )
 }
 
 impl Drop for Live {
@@ -498,6 +557,10 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
         Layer::Overlay if matches!(sandbox.root.root, crate::image::Root::Host(_)) => Some("the host's /usr is shown read-only as it is"),
         Layer::IdMappedMounts if !init.facts.privileged => Some("only root can make them"),
         Layer::IdMappedMounts if !sandbox.maps_owners() => Some("the recipe has neither an image nor a bind"),
+        Layer::MemoryLimit if sandbox.limits.memory.is_none() => Some("the recipe limits no memory"),
+        Layer::ProcessLimit if sandbox.limits.processes.is_none() => Some("the recipe limits no processes"),
+        Layer::CpuBandwidth if sandbox.limits.cpus.is_none() => Some("the recipe limits no bandwidth"),
+        Layer::CpuAccount if !sandbox.group_limits().cpu_account => Some("the recipe limits no CPU time"),
         Layer::SyscallFilter if sandbox.syscalls == crate::Syscalls::Unfiltered => Some("the recipe asks for none"),
         _ => None,
     };

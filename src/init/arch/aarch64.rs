@@ -12,6 +12,7 @@ global_asm!(".globl _start", "_start:", "mov x29, xzr", "mov x30, xzr", "bl {mai
 pub mod nr {
     pub const READ: usize = 63;
     pub const WRITE: usize = 64;
+    pub const PREAD64: usize = 67;
     pub const CLOSE: usize = 57;
     pub const MMAP: usize = 222;
     pub const MUNMAP: usize = 215;

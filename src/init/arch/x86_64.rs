@@ -15,6 +15,7 @@ global_asm!(".globl _start", "_start:", "xor %ebp, %ebp", "and $-16, %rsp", "cal
 pub mod nr {
     pub const READ: usize = 0;
     pub const WRITE: usize = 1;
+    pub const PREAD64: usize = 17;
     pub const CLOSE: usize = 3;
     pub const MMAP: usize = 9;
     pub const MUNMAP: usize = 11;

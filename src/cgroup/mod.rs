@@ -1,0 +1,362 @@
+//! Control groups: limits for a whole tree of processes, and what it used.
+//!
+//! One group per sandbox, made fresh, in every hierarchy that has something to offer:
+//! a v2 tree with controllers has it all; v1 has one hierarchy per controller; on a
+//! hybrid machine the v2 tree beside them, although without controllers, still counts
+//! CPU time. `place.rs` finds where groups may be made, `v1.rs` and `v2.rs` know the
+//! names of files.
+//!
+//! The host makes the group, writes its limits, reads every one of them back, and
+//! passes descriptors on: the workload's process joins by writing `0` to its own
+//! membership file, last before it gives up its privileges. That is cheap on v1,
+//! where moving another process by pid waits for a grace period of milliseconds; it
+//! leaves no moment without limits; and init and PID 1 stay outside, where the
+//! out-of-memory killer of the group can't take them. init removes the group when
+//! its processes are gone, also when the host is.
+//!
+//! cgroups-rs doesn't serve for this: it hard-codes its mount point, looks at the
+//! root's controllers instead of the subtree's, and returns success for limits that it
+//! did not set. It's the independent reader in our tests instead.
+
+pub(crate) mod place;
+mod v1;
+mod v2;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::probe::Layer;
+pub(crate) use place::{Hierarchy, Places};
+
+/// What a hierarchy can do, as bits.
+pub(crate) mod controller {
+    pub(crate) const MEMORY: u8 = 1;
+    pub(crate) const PIDS: u8 = 2;
+    pub(crate) const CPU: u8 = 4;
+    /// Counts CPU time: every v2 group does, on v1 it's a controller.
+    pub(crate) const ACCOUNT: u8 = 8;
+    pub(crate) const ALL: [u8; 4] = [MEMORY, PIDS, CPU, ACCOUNT];
+}
+
+/// Limits that a group enforces.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Limits {
+    pub(crate) memory: Option<u64>,
+    /// Only the process that the kernel picks dies when memory runs out.
+    pub(crate) spare_others: bool,
+    pub(crate) processes: Option<u32>,
+    pub(crate) cpus: Option<f64>,
+    /// A limit on CPU time needs the counter.
+    pub(crate) cpu_account: bool,
+    /// Only a group can limit processes: the workload may change its user.
+    pub(crate) strict_processes: bool,
+}
+
+/// Quota and period, in microseconds, of a CPU bandwidth. The period is short, so that
+/// a run is slowed evenly instead of being stopped for most of the kernel's default of
+/// 100 ms; but a quota is at least 1 ms.
+pub(crate) fn bandwidth(cpus: f64) -> (u64, u64) {
+    let period = if cpus < 0.1 { 100_000 } else { 10_000 };
+    ((cpus * period as f64).round() as u64, period)
+}
+
+impl Limits {
+    /// Which controllers they need, each with the layer that is missing without it.
+    fn needs(&self) -> Vec<(u8, Layer)> {
+        let mut needs = Vec::new();
+        if self.memory.is_some() {
+            needs.push((controller::MEMORY, Layer::MemoryLimit));
+        }
+        if self.processes.is_some() && self.strict_processes {
+            needs.push((controller::PIDS, Layer::ProcessLimit));
+        }
+        if self.cpu_account {
+            needs.push((controller::ACCOUNT, Layer::CpuAccount));
+        }
+        if self.cpus.is_some() {
+            needs.push((controller::CPU, Layer::CpuBandwidth));
+        }
+        needs
+    }
+}
+
+/// The group of one sandbox.
+#[derive(Debug)]
+pub(crate) struct Group {
+    places: Arc<Places>,
+    number: u64,
+    /// One directory per hierarchy in which the group was made.
+    members: Vec<Member>,
+    /// Layers that could not be had and were only preferred.
+    pub(crate) missing: u64,
+    /// Set when init has been told of the group and will remove it.
+    handed_over: bool,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct Member {
+    /// Index among the places.
+    hierarchy: usize,
+    directory: OwnedFd,
+    /// What it's used for here.
+    uses: u8,
+}
+
+/// Descriptors that the sandbox needs of its group.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    /// Files that a process joins by writing `0`.
+    pub(crate) join: Vec<OwnedFd>,
+    /// A counter of CPU time, and how many nanoseconds its unit is.
+    pub(crate) cpu: Option<(OwnedFd, u64)>,
+    /// On v1: an eventfd that tells of an out-of-memory, and a file that counts kills.
+    pub(crate) oom: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// What a group counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    pub(crate) cpu: Option<Duration>,
+    pub(crate) user: Option<Duration>,
+    pub(crate) system: Option<Duration>,
+    pub(crate) throttled: Option<Duration>,
+    pub(crate) peak_memory: Option<u64>,
+    pub(crate) anonymous: Option<u64>,
+    pub(crate) page_cache: Option<u64>,
+    pub(crate) oom_kills: Option<u64>,
+    /// The group's own limit stood in the way at least once.
+    pub(crate) limit_hits: Option<u64>,
+    pub(crate) peak_processes: Option<u64>,
+    /// fork was refused this often.
+    pub(crate) fork_failures: Option<u64>,
+}
+
+impl Group {
+    /// Makes a group with these limits. `prefer` says which layers may be missing.
+    pub(crate) fn make(places: &Arc<Places>, number: u64, limits: Limits, prefers: impl Fn(Layer) -> bool) -> Result<Group> {
+        let mut missing = 0;
+        for (need, layer) in limits.needs() {
+            if places.with(need).is_none() {
+                if !prefers(layer) {
+                    return Err(Error::unsupported(format!("cannot set the {layer}: {}", places.why_not(need))).about(Some(layer)));
+                }
+                missing |= layer.bit();
+            }
+        }
+        let mut group = Group { places: places.clone(), number, members: Vec::new(), missing, handed_over: false, limits };
+        for wanted in controller::ALL {
+            if wanted == controller::CPU && limits.cpus.is_none() {
+                continue;
+            }
+            let Some(index) = places.with(wanted) else { continue };
+            match group.members.iter_mut().find(|m| m.hierarchy == index) {
+                Some(member) => member.uses |= wanted,
+                None => {
+                    let directory = group.make_in(index)?;
+                    group.members.push(Member { hierarchy: index, directory, uses: wanted });
+                }
+            }
+        }
+        for member in &group.members {
+            group.set(member)?;
+        }
+        Ok(group)
+    }
+
+    fn name(number: u64) -> String {
+        format!("box-{number}")
+    }
+
+    /// A fresh directory: one that exists is never taken over.
+    fn make_in(&self, index: usize) -> Result<OwnedFd> {
+        let (hierarchy, name) = (&self.places.hierarchies[index], Group::name(self.number));
+        let make = || -> nix::Result<OwnedFd> {
+            mkdirat(&hierarchy.home, name.as_str(), Mode::from_bits_truncate(0o755))?;
+            openat(&hierarchy.home, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        };
+        make().map_err(|errno| {
+            let kind = if matches!(errno, Errno::ENOSPC | Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE) {
+                ErrorKind::Exhausted
+            } else {
+                ErrorKind::Setup
+            };
+            let hint =
+                (errno == Errno::ENOSPC || errno == Errno::EAGAIN).then_some("the limit on groups is reached (cgroup.max.descendants)");
+            Error::failed(kind, "make the control group", &hierarchy.describe(), errno as i32, hint)
+        })
+    }
+
+    fn set(&self, member: &Member) -> Result<()> {
+        let hierarchy = &self.places.hierarchies[member.hierarchy];
+        let settings = if hierarchy.v2 { v2::settings(&self.limits, member.uses) } else { v1::settings(&self.limits, member.uses) };
+        for setting in settings {
+            setting.apply(&member.directory).map_err(|why| {
+                let layer = setting.layer;
+                Error::new(ErrorKind::Unsupported, format!("cannot set the {layer}: {}: {why} (in {})", setting.file, hierarchy.describe()))
+                    .about(Some(layer))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What the sandbox needs of it.
+    pub(crate) fn handles(&self) -> Result<Handles> {
+        let mut handles = Handles::default();
+        for member in &self.members {
+            let v2 = self.places.hierarchies[member.hierarchy].v2;
+            let failed = |what: &'static str| move |e: io::Error| Error::io("open", what, e);
+            let join = if v2 { v2::JOIN } else { v1::JOIN };
+            handles.join.push(open(&member.directory, join, OFlag::O_WRONLY).map_err(failed(join))?);
+            if member.uses & controller::ACCOUNT != 0 {
+                let (file, unit) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
+                handles.cpu = Some((open(&member.directory, file, OFlag::O_RDONLY).map_err(failed(file))?, unit));
+            }
+            if member.uses & controller::MEMORY != 0 && !v2 && self.limits.memory.is_some() && !self.limits.spare_others {
+                handles.oom = Some(v1::watch_oom(&member.directory).map_err(failed("the out-of-memory notice"))?);
+            }
+        }
+        Ok(handles)
+    }
+
+    /// The number under which init knows it.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// From now on init removes it.
+    pub(crate) fn hand_over(&mut self) {
+        self.handed_over = true;
+    }
+
+    /// The hierarchies that it's in, a bit each.
+    pub(crate) fn hierarchies(&self) -> u64 {
+        self.members.iter().fold(0, |all, m| all | 1 << m.hierarchy)
+    }
+
+    /// Whether the kernel counts processes in it.
+    pub(crate) fn limits_processes(&self) -> bool {
+        self.members.iter().any(|m| m.uses & controller::PIDS != 0)
+    }
+
+    /// What it counted so far.
+    pub(crate) fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        for member in &self.members {
+            if self.places.hierarchies[member.hierarchy].v2 {
+                v2::count(&member.directory, member.uses, &mut counters);
+            } else {
+                v1::count(&member.directory, member.uses, &mut counters);
+            }
+        }
+        counters
+    }
+}
+
+impl Drop for Group {
+    /// One that no sandbox was started in is ours to remove; it's empty.
+    fn drop(&mut self) {
+        if !self.handed_over {
+            for member in &self.members {
+                let home = &self.places.hierarchies[member.hierarchy].home;
+                let _ = unlinkat(home, Group::name(self.number).as_str(), UnlinkatFlags::RemoveDir);
+            }
+        }
+    }
+}
+
+/// A file of a group to be written, and what it must say afterwards.
+pub(crate) struct Setting {
+    pub(crate) file: &'static str,
+    pub(crate) value: String,
+    /// Whether what was read back is as good as what was written.
+    pub(crate) holds: fn(wrote: &str, read: &str) -> bool,
+    pub(crate) layer: Layer,
+    /// The kernel may lack it.
+    pub(crate) optional: bool,
+}
+
+impl Setting {
+    fn apply(&self, directory: &OwnedFd) -> std::result::Result<(), String> {
+        match write(directory, self.file, &self.value) {
+            Err(error) if self.optional && error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|e| e.to_string())?,
+        }
+        let read = read(directory, self.file).map_err(|e| format!("can't be read back: {e}"))?;
+        if (self.holds)(&self.value, read.trim()) {
+            Ok(())
+        } else {
+            Err(format!("it says {:?} after {:?} was written", read.trim(), self.value))
+        }
+    }
+}
+
+pub(crate) fn same(wrote: &str, read: &str) -> bool {
+    wrote == read
+}
+
+/// Limits of memory are rounded down to pages.
+pub(crate) fn same_pages(wrote: &str, read: &str) -> bool {
+    let (Ok(wrote), Ok(read)) = (wrote.parse::<u64>(), read.parse::<u64>()) else { return wrote == read };
+    read <= wrote && wrote - read < 65_536
+}
+
+pub(crate) fn open(directory: &OwnedFd, file: &str, flags: OFlag) -> io::Result<OwnedFd> {
+    Ok(openat(directory.as_fd(), file, flags | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+pub(crate) fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<()> {
+    File::from(open(directory, file, OFlag::O_WRONLY)?).write_all(value.as_bytes())
+}
+
+pub(crate) fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
+    let mut text = String::new();
+    // Files of a group are a page or two.
+    File::from(open(directory, file, OFlag::O_RDONLY)?).take(1 << 20).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The number after `key` in a file of lines like `key 123`.
+pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+pub(crate) fn number(directory: &OwnedFd, file: &str) -> Option<u64> {
+    read(directory, file).ok()?.trim().parse().ok()
+}
+
+impl Places {
+    fn with(&self, wanted: u8) -> Option<usize> {
+        self.hierarchies.iter().position(|h: &Hierarchy| h.controllers & wanted != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "oom 3\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(field(text, "oom"), Some(3));
+        assert_eq!(field(text, "oom_kill"), Some(2));
+        assert_eq!(field(text, "oom_ki"), None);
+    }
+
+    #[test]
+    fn a_limit_that_was_not_taken_is_noticed() {
+        assert!(same_pages("1000000", "999424"));
+        assert!(!same_pages("1000000", "max"));
+        assert!(!same_pages("1000000", "9223372036854771712"));
+        assert!(!same_pages("10000000", "4096"));
+    }
+}

@@ -1,0 +1,352 @@
+//! Where groups may be made: tried, never inferred.
+//!
+//! The ladder, for each controller that a limit may need:
+//!
+//! 1. cgroup v2: the group that this process is in, then its parents, the first in
+//!    which a directory can be made that has the controller. (A group with processes
+//!    can't hand controllers on, so a process alone in its delegated group finds its
+//!    place one level up, if that's delegated too; the root group may.)
+//! 2. cgroup v1: the group of this process in the controller's hierarchy, and its
+//!    parents.
+//! 3. cgroup v2 without controllers, as on hybrid machines: CPU time still.
+//! 4. None: the limit is an error with its remedy, or left out if the recipe prefers.
+//!
+//! In each place this process has a directory, `cofferdam-<number>`, locked while it
+//! or its init lives. One whose lock is free belongs to the dead and is swept.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+
+use super::{controller, read, write};
+
+/// A directory of ours in one hierarchy.
+#[derive(Debug)]
+pub(crate) struct Hierarchy {
+    pub(crate) v2: bool,
+    /// What groups below [`home`](Self::home) can do.
+    pub(crate) controllers: u8,
+    /// Where `home` was made.
+    base: OwnedFd,
+    /// This process's directory, locked.
+    pub(crate) home: OwnedFd,
+    path: PathBuf,
+}
+
+impl Hierarchy {
+    pub(crate) fn describe(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// All places of this process.
+#[derive(Debug)]
+pub(crate) struct Places {
+    pub(crate) hierarchies: Vec<Hierarchy>,
+    /// The number in the name of our directories.
+    pub(crate) nonce: u64,
+    /// Why the best place could not be had, for errors.
+    refused: Vec<String>,
+}
+
+/// A mounted hierarchy and our group in it.
+struct Mounted {
+    v2: bool,
+    controllers: u8,
+    /// Path of the mount point.
+    point: PathBuf,
+    /// Our group, below the mount point.
+    own: PathBuf,
+}
+
+impl Places {
+    /// Looks for places, sweeps what dead hosts left there, and makes ours.
+    pub(crate) fn find() -> Places {
+        let nonce = nonce();
+        let mut places = Places { hierarchies: Vec::new(), nonce, refused: Vec::new() };
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
+        let mut covered = 0;
+        for mounted in mounted(&mounts, &groups) {
+            let useful = mounted.v2 || mounted.controllers & !covered != 0;
+            if !useful {
+                continue;
+            }
+            match places.settle(&mounted, covered) {
+                Ok(hierarchy) if hierarchy.controllers & !covered != 0 => {
+                    covered |= hierarchy.controllers;
+                    places.hierarchies.push(hierarchy);
+                }
+                Ok(unused) => remove_home(&unused.base, nonce),
+                Err(why) => places.refused.push(why),
+            }
+        }
+        places
+    }
+
+    /// Descriptors by which init removes our groups: base and home of each place.
+    pub(crate) fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.hierarchies.iter().flat_map(|h| [h.base.as_fd(), h.home.as_fd()]).collect()
+    }
+
+    /// What to do to get a controller.
+    pub(crate) fn why_not(&self, wanted: u8) -> String {
+        let name = match wanted {
+            controller::MEMORY => "memory",
+            controller::PIDS => "pids",
+            controller::CPU => "cpu",
+            _ => "cpuacct",
+        };
+        let tried = if self.refused.is_empty() { "no control groups are mounted".to_string() } else { self.refused.join("; ") };
+        format!(
+            "no control group with the {name} controller can be made here: {tried} (run as root, or in a delegated group: \
+             `systemd-run --user --scope -p Delegate=yes`, then start the program in a child of that group; in a container mount /sys/fs/cgroup writable)"
+        )
+    }
+
+    /// The first group upwards from ours where a directory can be made.
+    fn settle(&self, mounted: &Mounted, covered: u8) -> Result<Hierarchy, String> {
+        let mut relative = Some(mounted.own.as_path());
+        let mut why = String::new();
+        let mut fallback = None;
+        while let Some(group) = relative {
+            let path = join(&mounted.point, group);
+            match self.try_at(&path, mounted) {
+                Ok(hierarchy) if !mounted.v2 || has_controllers(&hierarchy, covered) => return Ok(hierarchy),
+                // A v2 group without controllers: maybe a parent has them.
+                Ok(hierarchy) if fallback.is_none() => fallback = Some(hierarchy),
+                Ok(hierarchy) => remove_home(&hierarchy.base, self.nonce),
+                Err(error) => why = format!("{}: {error}", path.display()),
+            }
+            relative = group.parent();
+        }
+        fallback.ok_or(why)
+    }
+
+    fn try_at(&self, path: &Path, mounted: &Mounted) -> io::Result<Hierarchy> {
+        let base: OwnedFd = File::open(path)?.into();
+        if mounted.v2 {
+            hand_down(&base);
+        }
+        sweep(&base, mounted.v2);
+        let name = home_name(self.nonce);
+        mkdirat(&base, name.as_str(), Mode::from_bits_truncate(0o755))?;
+        let finish = || -> io::Result<(OwnedFd, u8)> {
+            let home = openat(&base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+            let home = locked(home)?;
+            let controllers = if mounted.v2 {
+                hand_down(&home);
+                let enabled = read(&home, "cgroup.subtree_control")?;
+                // Every v2 group counts CPU time.
+                controllers_of(enabled.split_whitespace()) | controller::ACCOUNT
+            } else {
+                mounted.controllers
+            };
+            // A threaded group, as some schedulers leave, takes no processes.
+            if mounted.v2 && read(&home, "cgroup.type").is_ok_and(|kind| !kind.starts_with("domain")) {
+                return Err(io::Error::other("it's a threaded group"));
+            }
+            Ok((home, controllers))
+        };
+        match finish() {
+            Ok((home, controllers)) => {
+                let path = path.join(name);
+                Ok(Hierarchy { v2: mounted.v2, controllers, base, home, path })
+            }
+            Err(error) => {
+                remove_home(&base, self.nonce);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn has_controllers(hierarchy: &Hierarchy, covered: u8) -> bool {
+    const LIMITS: u8 = controller::MEMORY | controller::PIDS;
+    // What v1 hierarchies hold can't be had here.
+    hierarchy.controllers & LIMITS == LIMITS || covered & LIMITS == LIMITS
+}
+
+/// Lets children have what this group has. Fails, for good reason, in groups with
+/// processes: then what is handed down already counts.
+fn hand_down(group: &OwnedFd) {
+    for controller in ["+memory", "+pids", "+cpu"] {
+        let _ = write(group, "cgroup.subtree_control", controller);
+    }
+}
+
+impl Drop for Places {
+    /// Homes are empty unless a sandbox still lives; then init removes them.
+    fn drop(&mut self) {
+        for hierarchy in &self.hierarchies {
+            remove_home(&hierarchy.base, self.nonce);
+        }
+    }
+}
+
+fn home_name(nonce: u64) -> String {
+    format!("cofferdam-{nonce}")
+}
+
+fn remove_home(base: &OwnedFd, nonce: u64) {
+    let _ = unlinkat(base, home_name(nonce).as_str(), UnlinkatFlags::RemoveDir);
+}
+
+/// Unlike any other host's at the same time.
+fn nonce() -> u64 {
+    let mut bytes = [0; 8];
+    let random = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
+    if random.is_err() {
+        bytes = u64::from(std::process::id()).to_le_bytes();
+    }
+    // Decimal digits that init can write too.
+    u64::from_le_bytes(bytes) >> 16
+}
+
+/// Takes the lock (flock(2)) that lasts as long as this open file: here and, because
+/// it's passed on, in init.
+fn locked(home: OwnedFd) -> io::Result<OwnedFd> {
+    let home = File::from(home);
+    home.try_lock()?;
+    Ok(home.into())
+}
+
+/// Removes directories of hosts that are dead: nobody holds their lock.
+fn sweep(base: &OwnedFd, v2: bool) {
+    for name in subdirectories(base) {
+        if !name.starts_with("cofferdam-") {
+            continue;
+        }
+        let Ok(home) = openat(base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else { continue };
+        let Ok(home) = locked(home) else { continue };
+        for group in subdirectories(&home) {
+            if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
+                end_all(&directory, v2);
+            }
+            let _ = unlinkat(home.as_fd(), group.as_str(), UnlinkatFlags::RemoveDir);
+        }
+        let _ = unlinkat(base, name.as_str(), UnlinkatFlags::RemoveDir);
+    }
+}
+
+/// Kills what is still in a dead host's group.
+fn end_all(group: &OwnedFd, v2: bool) {
+    if v2 && write(group, "cgroup.kill", "1").is_ok() {
+        return;
+    }
+    // The members are a dead host's workload: its PID 1 died with init, so these
+    // are on their way out already.
+    for pid in read(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|l| l.parse().ok()) {
+        if pid > 0 {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+fn subdirectories(directory: &impl AsFd) -> Vec<String> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let Ok(mut directory) = Dir::openat(directory.as_fd(), ".", flags, Mode::empty()) else { return Vec::new() };
+    directory
+        .iter()
+        .flatten()
+        .filter(|entry| entry.file_type() == Some(nix::dir::Type::Directory))
+        .filter_map(|entry| entry.file_name().to_str().ok().map(String::from))
+        .filter(|name| name != "." && name != "..")
+        .collect()
+}
+
+fn controllers_of<'a>(names: impl Iterator<Item = &'a str>) -> u8 {
+    names
+        .map(|name| match name {
+            "memory" => controller::MEMORY,
+            "pids" => controller::PIDS,
+            "cpu" => controller::CPU,
+            "cpuacct" => controller::ACCOUNT,
+            _ => 0,
+        })
+        .fold(0, |all, one| all | one)
+}
+
+/// The hierarchies in `mountinfo` (proc_pid_mountinfo(5)) in which we have a group
+/// according to `groups` (cgroups(7)); v2 first, which has all in one.
+fn mounted(mountinfo: &str, groups: &str) -> Vec<Mounted> {
+    let mut all = Vec::new();
+    for line in mountinfo.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let Some(dash) = fields.iter().position(|f| *f == "-") else { continue };
+        let (Some(root), Some(point), Some(kind)) = (fields.get(3), fields.get(4), fields.get(dash + 1)) else { continue };
+        let options = fields.get(dash + 3).copied().unwrap_or_default();
+        let v2 = *kind == "cgroup2";
+        if !v2 && *kind != "cgroup" {
+            continue;
+        }
+        let controllers = controllers_of(options.split(','));
+        let own = groups.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (number, names, path) = (parts.next()?, parts.next()?, parts.next()?);
+            let ours =
+                if v2 { number == "0" && names.is_empty() } else { controllers != 0 && controllers_of(names.split(',')) == controllers };
+            ours.then_some(path)
+        });
+        let Some(own) = own else { continue };
+        // The mount may show only a part of the hierarchy, and our group lie
+        // elsewhere; its root is what can be reached then.
+        let own = Path::new(own).strip_prefix(unescape(root)).unwrap_or(Path::new("")).to_path_buf();
+        let climbs = own.components().any(|c| c == std::path::Component::ParentDir);
+        let own = if climbs { PathBuf::new() } else { own };
+        all.push(Mounted { v2, controllers, point: unescape(point).into(), own });
+    }
+    all.sort_by_key(|m| !m.v2);
+    // A v2 tree without controllers is the last resort: v1 comes first then.
+    if all.iter().any(|m| !m.v2 && m.controllers & controller::MEMORY != 0) {
+        all.sort_by_key(|m| m.v2);
+        // But it counts CPU time better than cpuacct does: with user and system.
+        all.retain(|m| m.v2 || m.controllers & !controller::ACCOUNT != 0 || !has_v2(mountinfo));
+    }
+    all
+}
+
+fn has_v2(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| line.contains(" - cgroup2 "))
+}
+
+/// Mount points have spaces and the like as octal escapes.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+fn join(point: &Path, group: &Path) -> PathBuf {
+    point.join(group.strip_prefix("/").unwrap_or(group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_found_in_every_layout() {
+        let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate";
+        let found = mounted(v2, "0::/user.slice/app.scope\n");
+        assert_eq!(found.len(), 1);
+        assert_eq!(join(&found[0].point, &found[0].own), Path::new("/sys/fs/cgroup/user.slice/app.scope"));
+
+        let hybrid = "1 0 0:1 / /cg/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n2 0 0:2 / /cg/memory rw - cgroup cgroup rw,memory\n\
+                      3 0 0:3 / /cg/unified rw - cgroup2 cgroup2 rw\n4 0 0:4 / /cg/systemd rw - cgroup cgroup rw,name=systemd";
+        let found = mounted(hybrid, "4:name=systemd:/x\n3:memory:/m\n2:cpu,cpuacct:/\n0::/u\n");
+        let points: Vec<_> = found.iter().map(|m| join(&m.point, &m.own)).collect();
+        assert_eq!(points, [Path::new("/cg/cpu,cpuacct"), Path::new("/cg/memory/m"), Path::new("/cg/unified/u")]);
+
+        // A container's view: the mount shows only our part.
+        let part = "5 0 0:5 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory";
+        let found = mounted(part, "1:memory:/docker/abc\n");
+        assert_eq!(join(&found[0].point, &found[0].own), Path::new("/sys/fs/cgroup/memory"));
+        assert!(mounted("nonsense", "more nonsense").is_empty());
+    }
+}

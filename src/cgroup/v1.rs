@@ -1,0 +1,82 @@
+//! Names and formats of cgroup v1 files (the kernel's admin-guide/cgroup-v1).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{Counters, Limits, Setting, bandwidth, controller, field, number, open, read, same, same_pages, write};
+use crate::probe::Layer;
+
+/// Joined by writing `0`. Not `cgroup.procs`: that takes a lock for which the first
+/// comer after a pause waits 15 ms.
+pub(super) const JOIN: &str = "tasks";
+pub(super) const CPU_COUNTER: (&str, u64) = ("cpuacct.usage", 1);
+
+pub(super) fn settings(limits: &Limits, uses: u8) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if uses & controller::MEMORY != 0
+        && let Some(bytes) = limits.memory
+    {
+        let memory = |file, optional| Setting { file, value: bytes.to_string(), holds: same_pages, layer: Layer::MemoryLimit, optional };
+        settings.push(memory("memory.limit_in_bytes", false));
+        // Memory and swap together; absent without swap accounting. It can't be
+        // below the other, so it comes second.
+        settings.push(memory("memory.memsw.limit_in_bytes", true));
+    }
+    if uses & controller::PIDS != 0
+        && let Some(most) = limits.processes
+    {
+        settings.push(Setting { file: "pids.max", value: most.to_string(), holds: same, layer: Layer::ProcessLimit, optional: false });
+    }
+    if uses & controller::CPU != 0
+        && let Some(cpus) = limits.cpus
+    {
+        let (quota, period) = bandwidth(cpus);
+        let cpu = |file, value: u64| Setting { file, value: value.to_string(), holds: same, layer: Layer::CpuBandwidth, optional: false };
+        settings.push(cpu("cpu.cfs_period_us", period));
+        settings.push(cpu("cpu.cfs_quota_us", quota));
+    }
+    settings
+}
+
+/// An eventfd that the kernel signals when the group runs out of memory, and the
+/// file that counts what it killed. v1 has no `memory.oom.group`: PID 1 watches.
+pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
+    let control = open(directory, "memory.oom_control", OFlag::O_RDONLY)?;
+    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let text = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
+    write(directory, "cgroup.event_control", &text)?;
+    Ok((event.into(), control))
+}
+
+pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+    if uses & controller::ACCOUNT != 0 {
+        let nanos = |file| number(directory, file).map(Duration::from_nanos);
+        counters.cpu = nanos("cpuacct.usage");
+        counters.user = nanos("cpuacct.usage_user");
+        counters.system = nanos("cpuacct.usage_sys");
+    }
+    if uses & controller::CPU != 0 {
+        counters.throttled = read(directory, "cpu.stat").ok().and_then(|text| field(&text, "throttled_time")).map(Duration::from_nanos);
+    }
+    if uses & controller::MEMORY != 0 {
+        counters.peak_memory = number(directory, "memory.max_usage_in_bytes");
+        counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
+        // Whichever of the two limits is met first counts; they are the same.
+        let hits = |file| number(directory, file).unwrap_or(0);
+        let counted = hits("memory.failcnt") + hits("memory.memsw.failcnt");
+        // Recent kernels count neither (they stay 0 on 6.18). A run that met its limit
+        // has a peak just below it: charges come in batches for each CPU.
+        const BATCHES: u64 = 4 << 20;
+        let (peak, limit) = (counters.peak_memory.unwrap_or(0), number(directory, "memory.limit_in_bytes").unwrap_or(u64::MAX));
+        let stood_in_the_way = peak.saturating_add(BATCHES.min(limit / 8)) >= limit;
+        counters.limit_hits = Some(counted.max(u64::from(stood_in_the_way)));
+    }
+    if uses & controller::PIDS != 0 {
+        counters.peak_processes = number(directory, "pids.peak");
+        counters.fork_failures = read(directory, "pids.events").ok().and_then(|text| field(&text, "max"));
+    }
+}

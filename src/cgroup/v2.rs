@@ -1,0 +1,67 @@
+//! Names and formats of cgroup v2 files (the kernel's admin-guide/cgroup-v2).
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::{Counters, Limits, Setting, bandwidth, controller, field, number, read, same, same_pages};
+use crate::probe::Layer;
+
+/// Joined by writing `0`.
+pub(super) const JOIN: &str = "cgroup.procs";
+/// Starts with `usage_usec`.
+pub(super) const CPU_COUNTER: (&str, u64) = ("cpu.stat", 1000);
+
+pub(super) fn settings(limits: &Limits, uses: u8) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if uses & controller::MEMORY != 0
+        && let Some(bytes) = limits.memory
+    {
+        let memory = |file, value: String, holds, optional| Setting { file, value, holds, layer: Layer::MemoryLimit, optional };
+        settings.push(memory("memory.max", bytes.to_string(), same_pages, false));
+        // Without this the limit would only make it swap. Absent where the kernel
+        // accounts no swap, which then isn't there to be used.
+        settings.push(memory("memory.swap.max", "0".into(), same, true));
+        settings.push(memory("memory.oom.group", if limits.spare_others { "0" } else { "1" }.into(), same, false));
+    }
+    if uses & controller::PIDS != 0
+        && let Some(most) = limits.processes
+    {
+        settings.push(Setting { file: "pids.max", value: most.to_string(), holds: same, layer: Layer::ProcessLimit, optional: false });
+    }
+    if uses & controller::CPU != 0
+        && let Some(cpus) = limits.cpus
+    {
+        let (quota, period) = bandwidth(cpus);
+        settings.push(Setting {
+            file: "cpu.max",
+            value: format!("{quota} {period}"),
+            holds: same,
+            layer: Layer::CpuBandwidth,
+            optional: false,
+        });
+    }
+    settings
+}
+
+pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+    if uses & controller::ACCOUNT != 0
+        && let Ok(text) = read(directory, "cpu.stat")
+    {
+        let micros = |key| field(&text, key).map(Duration::from_micros);
+        counters.cpu = micros("usage_usec");
+        counters.user = micros("user_usec");
+        counters.system = micros("system_usec");
+        counters.throttled = micros("throttled_usec");
+    }
+    if uses & controller::MEMORY != 0 {
+        counters.peak_memory = number(directory, "memory.peak");
+        if let Ok(text) = read(directory, "memory.events") {
+            counters.oom_kills = field(&text, "oom_kill");
+            counters.limit_hits = field(&text, "oom").zip(field(&text, "max")).map(|(oom, max)| oom + max);
+        }
+    }
+    if uses & controller::PIDS != 0 {
+        counters.peak_processes = number(directory, "pids.peak");
+        counters.fork_failures = read(directory, "pids.events").ok().and_then(|text| field(&text, "max"));
+    }
+}
