@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cofferdam::{Command, Exit, Limit, MIB, Output, Resource, Sandbox};
+use cofferdam::{Command, Exit, Layer, MIB, Output, Resource, Sandbox};
 
 /// Inputs and what a right program prints.
 const TESTS: [(&str, &str); 2] = [("1 2\n", "3\n"), ("2000000000 2000000000\n", "4000000000\n")];
@@ -97,13 +97,7 @@ fn judge(language: &Language, name: &str, source: Vec<u8>) -> cofferdam::Result<
             }
         }
     };
-    let sandbox = Sandbox::new()
-        .file_mode(language.program, program, 0o755)
-        .user(1000, 1000)
-        .wall_time(Duration::from_secs(2))
-        .processes(64)
-        .rlimit(Resource::Data, 1024 * MIB, 1024 * MIB)
-        .output(MIB);
+    let sandbox = limits(Sandbox::new().file_mode(language.program, program, 0o755).user(1000, 1000));
     let mut row = plain("accepted".into());
     for (input, expected) in TESTS {
         let out = sandbox.run(Command::from(language.run).stdin(input))?;
@@ -117,12 +111,26 @@ fn judge(language: &Language, name: &str, source: Vec<u8>) -> cofferdam::Result<
     Ok(row)
 }
 
+/// The limits of the problem. An ordinary user without a control group of their own
+/// can't have all of them: what is preferred is then done as well as it goes, with a
+/// limit on each process's data for that on memory.
+fn limits(sandbox: Sandbox) -> Sandbox {
+    sandbox
+        .cpu_time(Duration::from_secs(1))
+        .wall_time(Duration::from_secs(5))
+        .memory(256 * MIB)
+        .processes(64)
+        .output(MIB)
+        .prefer(Layer::MemoryLimit)
+        .prefer(Layer::CpuAccount)
+        .rlimit(Resource::Data, 1024 * MIB, 1024 * MIB)
+}
+
 /// What's wrong with this run, if anything is.
 fn verdict(out: &Output, expected: &str) -> Option<String> {
     match out.status {
         Exit::Code(0) if out.text() == expected => None,
         Exit::Code(0) => Some("wrong answer".into()),
-        Exit::Limit(Limit::WallTime) => Some("time limit (wall)".into()),
         Exit::Limit(limit) => Some(limit.to_string()),
         other => Some(format!("runtime error: {other}")),
     }

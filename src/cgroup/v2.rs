@@ -51,7 +51,8 @@ pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
         counters.cpu = micros("usage_usec");
         counters.user = micros("user_usec");
         counters.system = micros("system_usec");
-        counters.throttled = micros("throttled_usec");
+        // On a hybrid machine the v1 group knows.
+        counters.throttled = micros("throttled_usec").or(counters.throttled);
     }
     if uses & controller::MEMORY != 0 {
         counters.peak_memory = number(directory, "memory.peak");

@@ -1,0 +1,192 @@
+//! The example programs, as somebody's scripts would use them.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use support::{Need, copy_for_all, fresh_dir};
+
+/// An example that `cargo test` has built.
+fn example(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a path of our own");
+    let built = own.ancestors().nth(2).expect("the target directory").join("examples").join(name);
+    if built.exists() {
+        return built;
+    }
+    // An ordinary user's copy of the tests has one of the examples beside it.
+    own.with_file_name(name)
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(example("run")).args(arguments).stdin(Stdio::null()).output().expect("it starts")
+}
+
+/// The object of `--json -`: the last line.
+fn json(output: &Output) -> serde_json::Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(text.lines().last().expect("a line")).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn exit_codes_say_what_happened() {
+    let cases: &[(&[&str], i32)] = &[
+        (&["true"], 0),
+        (&["--", "sh", "-c", "exit 7"], 7),
+        (&["sh", "-c", "kill -ABRT $$"], 134),
+        (&["--wall-time", "0.2", "sleep", "10"], 124),
+        (&["--output", "1K", "yes"], 124),
+        (&["/no/such/program"], 125),
+        (&["--rootfs", "/no/such/root", "true"], 125),
+        (&["--nonsense", "true"], 125),
+        (&["--wall-time", "soon", "true"], 125),
+        (&["--syscalls", "strict", "true"], 125),
+        (&[], 125),
+        (&["--check"], 0),
+        (&["--explain"], 0),
+    ];
+    for (arguments, code) in cases {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(*code == 125, output.stderr.starts_with(b"run: "), "{arguments:?}: the message goes to standard error");
+    }
+}
+
+fn json_has_every_member_and_null_where_it_does_not_apply() {
+    let members = ["outcome", "code", "signal", "limit", "error", "usage", "stdout", "stderr", "missing"];
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["sh", "-c", "printf hi; exit 3"], "exited", "code"),
+        (&["sh", "-c", "kill -SEGV $$"], "signaled", "signal"),
+        (&["--wall-time", "0.2", "sleep", "9"], "limit", "limit"),
+        (&["/nope"], "error", "error"),
+    ];
+    for (arguments, outcome, member) in cases {
+        let output = run(&[&["--json", "-"], *arguments].concat());
+        let object = json(&output);
+        for name in members {
+            assert!(object.get(name).is_some(), "{arguments:?}: {name}");
+        }
+        assert_eq!(object["outcome"], *outcome);
+        for name in ["code", "signal", "limit", "error"] {
+            assert_eq!(object[name].is_null(), name != *member, "{arguments:?}: {name} in {object}");
+        }
+    }
+    let object = json(&run(&["--json", "-", "sh", "-c", "printf hi; exit 3"]));
+    assert_eq!((&object["code"], &object["stdout"]["bytes"], &object["stdout"]["truncated"]), (&3.into(), &2.into(), &false.into()));
+    for name in ["wall_us", "cpu_us", "user_us", "system_us", "peak_memory"] {
+        assert!(object["usage"][name].is_u64(), "{name}: {object}");
+    }
+    assert_eq!(json(&run(&["--json", "-", "sh", "-c", "kill -SEGV $$"]))["signal"], "SIGSEGV");
+    assert_eq!(json(&run(&["--json", "-", "/nope"]))["error"]["kind"], "not_found");
+}
+
+fn json_starts_on_a_fresh_line() {
+    for (printed, lines) in [("printf open", 2), ("echo closed", 2), ("true", 1), ("printf 'a\\nb'", 3)] {
+        let output = run(&["--json", "-", "sh", "-c", printed]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), lines, "{printed}");
+        json(&output);
+    }
+}
+
+fn streams_go_where_they_are_told() {
+    let directory = fresh_dir("streams-");
+    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
+    std::fs::write(path("in"), "from a file\n").expect("written");
+    let (input, out, err, json) = (path("in"), path("out"), path("err"), path("json"));
+    let script = "cat; echo error >&2";
+    let output = run(&["--stdin", &input, "--stdout", &out, "--stderr", &err, "--json", &json, "sh", "-c", script]);
+    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(std::fs::read_to_string(out).expect("there"), "from a file\n");
+    assert_eq!(std::fs::read_to_string(err).expect("there"), "error\n");
+    let object: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).expect("there")).expect("JSON");
+    assert_eq!(object["stderr"]["bytes"], 6);
+    // Without --stdin its own is passed on.
+    let mut child = Command::new(example("run")).arg("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    std::io::Write::write_all(&mut child.stdin.take().expect("piped"), b"through a pipe").expect("written");
+    assert_eq!(child.wait_with_output().expect("it ends").stdout, b"through a pipe");
+}
+
+fn options_reach_the_sandbox() {
+    let options = [
+        "--env",
+        "A=b=c",
+        "--workdir",
+        "/tmp",
+        "--user",
+        "7:8",
+        "--hostname",
+        "box",
+        "--tmpfs",
+        "/t:1M",
+        "--disk",
+        "10M",
+        "--open-files",
+        "99",
+        "--stack",
+        "4M",
+        "--file-size",
+        "1M",
+        "--network",
+        "none",
+        "--syscalls",
+        "default",
+        "--processes",
+        "20",
+        "--prefer",
+        "syscall_filter",
+    ];
+    let script = "echo $A; pwd; id -u; id -g; hostname; df -k /t | tail -1 | tr -s ' ' | cut -d' ' -f2; ulimit -n; ulimit -s";
+    let output = run(&[&options[..], &["sh", "-c", script]].concat());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(text, "b=c\n/tmp\n7\n8\nbox\n1024\n99\n4096\n", "{}", String::from_utf8_lossy(&output.stderr));
+    let directory = fresh_dir("bind-");
+    std::fs::write(directory.join("file"), "bound").expect("written");
+    let bind = format!("{}:/b", directory.display());
+    assert_eq!(run(&["--bind", &bind, "cat", "/b/file"]).stdout, b"bound");
+}
+
+/// What the README's main job prints: each submission with the verdict that its name
+/// promises.
+fn the_judge_is_right() {
+    let directory = std::env::var_os("COFFERDAM_JUDGE_DIRECTORY")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/judge"), PathBuf::from);
+    let output = Command::new(example("judge")).arg(directory).output().expect("it starts");
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in table.lines().skip(1) {
+        let (name, rest) = line.split_at(17);
+        let stem = name.split('.').next().expect("a name").to_lowercase();
+        let verdict = rest.split("  ").next().expect("a verdict").trim();
+        let expected: &[&str] = match stem.as_str() {
+            "right" | "snoop" => &["accepted"],
+            "wrong" => &["wrong answer"],
+            "broken" => &["compile error"],
+            "crash" => &["runtime error: exit code 1", "runtime error: SIGSEGV", "runtime error: SIGABRT"],
+            "loop" => &["CPU time limit"],
+            "sleep" => &["wall time limit"],
+            "flood" => &["output limit"],
+            "forkbomb" => &["wall time limit", "CPU time limit"],
+            // Without a control group its own data limit gets it, or time does.
+            "hog" => &["memory limit", "runtime error: exit code 1", "CPU time limit"],
+            other => panic!("{other} promises nothing"),
+        };
+        assert!(expected.contains(&verdict) || verdict.starts_with("no "), "{line}");
+    }
+    assert!(table.lines().count() > 20, "{table}");
+}
+
+fn main() {
+    // For the ordinary user's copy of this test.
+    if support::is_root() {
+        for name in ["run", "judge"] {
+            copy_for_all(&example(name));
+        }
+    }
+    support::main(vec![
+        test!(exit_codes_say_what_happened),
+        test!(json_has_every_member_and_null_where_it_does_not_apply),
+        test!(json_starts_on_a_fresh_line),
+        test!(streams_go_where_they_are_told),
+        test!(options_reach_the_sandbox),
+        test!(the_judge_is_right, Need::Tool("gcc")),
+    ])
+}

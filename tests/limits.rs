@@ -1,0 +1,443 @@
+//! Limits hold, and the verdict says which one, for every kind of misbehaviour that
+//! `limits/workload.c` knows; with a control group and without.
+
+mod support;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use cofferdam::{Command, ErrorKind, Exit, GIB, Layer, Limit, MIB, Output, Sandbox, Stdio};
+use support::Need;
+
+/// The workload program, as bytes to be put into a sandbox.
+fn workload() -> &'static [u8] {
+    static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = support::compile_c("workload", include_str!("limits/workload.c"), &["-pthread", "-fno-optimize-sibling-calls"]);
+        std::fs::read(program).expect("the program")
+    })
+}
+
+/// Where this process's runs are limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// A control group with memory and process controllers, v1 or v2.
+    Grouped,
+    /// No control group can be made.
+    Bare,
+}
+
+fn place() -> Place {
+    static PLACE: OnceLock<Place> = OnceLock::new();
+    *PLACE.get_or_init(|| {
+        let report = Sandbox::new().memory(64 * MIB).check().expect("a report");
+        if report.works() { Place::Grouped } else { Place::Bare }
+    })
+}
+
+fn sandbox() -> Sandbox {
+    Sandbox::new().file_mode("/w", workload(), 0o755).wall_time(Duration::from_secs(30)).prefer(Layer::CpuAccount)
+}
+
+fn command(words: &[&str]) -> Command {
+    Command::new("/w").args(words)
+}
+
+fn run(sandbox: &Sandbox, words: &[&str]) -> Output {
+    sandbox.run(command(words)).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+}
+
+/// A row of the table: what is run how, and what comes of it.
+struct Row {
+    words: &'static [&'static str],
+    recipe: fn(Sandbox) -> Sandbox,
+    grouped: Exit,
+    /// Without a control group; `None`: refused.
+    bare: Option<Exit>,
+}
+
+const fn row(words: &'static [&'static str], recipe: fn(Sandbox) -> Sandbox, exit: Exit) -> Row {
+    Row { words, recipe, grouped: exit, bare: Some(exit) }
+}
+
+/// A row that needs a control group.
+const fn grouped(words: &'static [&'static str], recipe: fn(Sandbox) -> Sandbox, exit: Exit) -> Row {
+    Row { words, recipe, grouped: exit, bare: None }
+}
+
+const OK: Exit = Exit::Code(0);
+const CPU: Exit = Exit::Limit(Limit::CpuTime);
+const WALL: Exit = Exit::Limit(Limit::WallTime);
+const IDLE: Exit = Exit::Limit(Limit::IdleTime);
+const MEMORY: Exit = Exit::Limit(Limit::Memory);
+const OUTPUT: Exit = Exit::Limit(Limit::Output);
+
+fn plain(s: Sandbox) -> Sandbox {
+    s
+}
+fn cpu(s: Sandbox) -> Sandbox {
+    s.cpu_time(Duration::from_millis(300))
+}
+fn wall(s: Sandbox) -> Sandbox {
+    s.wall_time(Duration::from_millis(400))
+}
+fn idle(s: Sandbox) -> Sandbox {
+    s.idle_time(Duration::from_millis(400))
+}
+fn memory(s: Sandbox) -> Sandbox {
+    s.memory(64 * MIB)
+}
+fn few(s: Sandbox) -> Sandbox {
+    s.processes(10)
+}
+fn little_output(s: Sandbox) -> Sandbox {
+    s.output(MIB)
+}
+fn small_disk(s: Sandbox) -> Sandbox {
+    s.writable(8 * MIB).writable_files(1000)
+}
+
+const TABLE: &[Row] = &[
+    // By itself
+    row(&["exit", "0"], plain, OK),
+    row(&["exit", "1"], plain, Exit::Code(1)),
+    row(&["exit", "124"], plain, Exit::Code(124)),
+    row(&["exit", "125"], plain, Exit::Code(125)),
+    row(&["exit", "137"], plain, Exit::Code(137)),
+    row(&["exit", "255"], plain, Exit::Code(255)),
+    // Signals
+    row(&["abort"], plain, Exit::Signal(libc::SIGABRT)),
+    row(&["segv"], plain, Exit::Signal(libc::SIGSEGV)),
+    row(&["fpe"], plain, Exit::Signal(libc::SIGFPE)),
+    row(&["ill"], plain, Exit::Signal(libc::SIGILL)),
+    row(&["raise", "1"], plain, Exit::Signal(libc::SIGHUP)),
+    row(&["raise", "2"], plain, Exit::Signal(libc::SIGINT)),
+    row(&["raise", "3"], plain, Exit::Signal(libc::SIGQUIT)),
+    row(&["raise", "5"], plain, Exit::Signal(libc::SIGTRAP)),
+    row(&["raise", "7"], plain, Exit::Signal(libc::SIGBUS)),
+    row(&["raise", "9"], plain, Exit::Signal(libc::SIGKILL)),
+    row(&["raise", "9"], memory_or_plain, Exit::Signal(libc::SIGKILL)),
+    row(&["raise", "10"], plain, Exit::Signal(libc::SIGUSR1)),
+    row(&["raise", "13"], plain, Exit::Signal(libc::SIGPIPE)),
+    row(&["raise", "14"], plain, Exit::Signal(libc::SIGALRM)),
+    row(&["raise", "15"], plain, Exit::Signal(libc::SIGTERM)),
+    row(&["raise", "24"], plain, Exit::Signal(libc::SIGXCPU)),
+    row(&["raise", "25"], plain, Exit::Signal(libc::SIGXFSZ)),
+    row(&["raise", "31"], plain, Exit::Signal(libc::SIGSYS)),
+    row(&["raise", "40"], plain, Exit::Signal(40)),
+    // CPU time
+    row(&["spin"], cpu, CPU),
+    row(&["syscalls"], cpu, CPU),
+    row(&["threads_spin", "8"], cpu, CPU),
+    row(&["child_spins"], cpu, CPU),
+    row(&["stubborn"], cpu, CPU),
+    row(&["catches_xcpu"], cpu, CPU),
+    row(&["daemon_spins"], cpu, CPU),
+    row(&["burn", "100"], cpu, OK),
+    row(&["burn", "350"], cpu, CPU),
+    row(&["sleep", "1"], cpu, OK),
+    // Wall time
+    row(&["spin"], wall, WALL),
+    row(&["sleep", "100"], wall, WALL),
+    row(&["stop"], wall, WALL),
+    row(&["stubborn"], wall, WALL),
+    row(&["threads_spin", "8"], wall, WALL),
+    row(&["daemon_spins"], wall, WALL),
+    row(&["forkbomb"], bomb, WALL),
+    // Idle time
+    row(&["sleep", "100"], idle, IDLE),
+    row(&["stop"], idle, IDLE),
+    row(&["burn", "700"], idle, OK),
+    // Memory
+    grouped(&["malloc", "200"], memory, MEMORY),
+    grouped(&["mmap", "200"], memory, MEMORY),
+    grouped(&["threads_touch", "200"], memory, MEMORY),
+    grouped(&["children_touch", "200"], memory, MEMORY),
+    grouped(&["child_dies_of_memory", "200"], memory, MEMORY),
+    grouped(&["child_dies_of_memory", "200"], spare, MEMORY),
+    grouped(&["fill", "200", "/tmp/x"], memory, MEMORY),
+    grouped(&["fill", "200", "/dev/shm/x"], memory, MEMORY),
+    grouped(&["malloc", "20"], memory, OK),
+    grouped(&["reserve", "65536"], memory, OK),
+    grouped(&["raise", "9"], memory, Exit::Signal(libc::SIGKILL)),
+    grouped(&["exit", "0"], memory, OK),
+    row(&["malloc", "200"], plain, OK),
+    // Processes
+    row(&["fork_until_eagain"], few, OK),
+    row(&["threads_until_eagain"], few, OK),
+    // Output
+    row(&["write", "2000000"], little_output, OUTPUT),
+    row(&["write", "1073741824"], little_output, OUTPUT),
+    row(&["write", "1048576"], little_output, OK),
+    row(&["write", "1048577"], little_output, OUTPUT),
+    row(&["write", "1073741824"], plain, OK),
+    row(&["daemon_holds_stdout"], plain, OK),
+    // Disk
+    row(&["fill", "20", "/tmp/x"], small_disk, Exit::Code(28)),
+    row(&["fill", "20", "/dev/shm/x"], small_disk, Exit::Code(28)),
+    row(&["fill", "4", "/tmp/x"], small_disk, OK),
+    row(&["many_files", "10000"], small_disk, Exit::Code(28)),
+    row(&["many_files", "10000"], plain, OK),
+    row(&["sparse", "10240"], plain, OK),
+    row(&["fill", "20", "/tmp/x"], small_files, Exit::Signal(libc::SIGXFSZ)),
+    // Stack
+    row(&["recurse", "100000"], plain, Exit::Signal(libc::SIGSEGV)),
+    row(&["recurse", "200000"], big_stack, OK),
+    row(&["recurse", "200000"], endless_stack, OK),
+];
+
+fn memory_or_plain(s: Sandbox) -> Sandbox {
+    s.memory(64 * MIB).prefer(Layer::MemoryLimit)
+}
+fn bomb(s: Sandbox) -> Sandbox {
+    s.wall_time(Duration::from_millis(700)).processes(50)
+}
+fn spare(s: Sandbox) -> Sandbox {
+    s.memory(64 * MIB).spare_others_on_memory_limit()
+}
+fn small_files(s: Sandbox) -> Sandbox {
+    s.file_size(MIB)
+}
+fn big_stack(s: Sandbox) -> Sandbox {
+    s.stack(512 * MIB)
+}
+fn endless_stack(s: Sandbox) -> Sandbox {
+    s.stack(u64::MAX)
+}
+
+fn every_workload_gets_its_verdict() {
+    let mut wrong = Vec::new();
+    for row in TABLE {
+        let recipe = (row.recipe)(sandbox().wall_time(Duration::from_secs(8)));
+        let result = recipe.run(command(row.words));
+        let expected = if place() == Place::Grouped { Some(row.grouped) } else { row.bare };
+        match (expected, &result) {
+            (Some(exit), Ok(out)) if out.status == exit => {}
+            (None, Err(error)) if error.kind() == ErrorKind::Unsupported && error.to_string().contains("systemd-run") => {}
+            _ => wrong.push(format!("{:?}: expected {expected:?}, got {:?}", row.words, result.map(|out| (out.status, out.usage)))),
+        }
+    }
+    assert!(TABLE.len() >= 60);
+    assert!(wrong.is_empty(), "{} of {} rows in {:?}:\n{}", wrong.len(), TABLE.len(), place(), wrong.join("\n"));
+}
+
+/// Half a gibibyte of page cache under a limit of 64 MiB is no memory verdict.
+fn page_cache_is_not_a_memory_verdict() {
+    if place() == Place::Bare {
+        return;
+    }
+    let directory = support::fresh_dir("cache-");
+    let file = directory.join("big");
+    let out = std::process::Command::new("dd")
+        .arg("if=/dev/zero")
+        .arg(format!("of={}", file.display()))
+        .args(["bs=1M", "count=512", "oflag=direct"])
+        .output();
+    assert!(out.expect("dd runs").status.success());
+    let out = run(&sandbox().memory(64 * MIB).bind(&file, "/big"), &["read", "/big"]);
+    assert_eq!(out.status, OK, "{:?}", out.usage);
+    assert_eq!(out.usage.oom_kills, Some(0));
+    std::fs::remove_file(file).expect("removed");
+}
+
+fn the_survivor_of_a_memory_limit_may_go_on() {
+    if place() == Place::Bare {
+        return;
+    }
+    let out = run(&spare(sandbox()), &["child_dies_of_memory", "200"]);
+    assert_eq!((out.text().as_ref(), out.raw, out.status), ("survived\n", OK, MEMORY));
+    assert_eq!(out.usage.oom_kills, Some(1));
+    let out = run(&memory(sandbox()), &["child_dies_of_memory", "200"]);
+    assert_eq!(out.text(), "", "by default everything dies together");
+}
+
+fn processes_and_threads_are_counted_exactly() {
+    for kind in ["fork_until_eagain", "threads_until_eagain"] {
+        for user in [0, 1000] {
+            let out = run(&sandbox().processes(10).user(user, user), &[kind]);
+            assert_eq!(out.text(), "9\n", "{kind} as user {user}: ten with itself");
+            if let Some(peak) = out.usage.peak_processes {
+                assert_eq!(peak, 10, "{kind}");
+            }
+            if let Some(failures) = out.usage.fork_failures {
+                assert_eq!(failures, 1, "{kind}");
+            }
+        }
+    }
+}
+
+/// CPU time of loops that know how much they used, within 2 % + 5 ms.
+fn cpu_time_is_what_was_used() {
+    for millis in [100u64, 500, 1000] {
+        let out = run(&sandbox(), &["burn", &millis.to_string()]);
+        let (told, truth) = (out.usage.cpu(), Duration::from_millis(millis));
+        let tolerance = truth / 50 + Duration::from_millis(5);
+        assert!(told >= truth - tolerance && told <= truth + tolerance, "{millis} ms: {told:?}");
+    }
+}
+
+/// Peak memory of programs that touch so much, within 3 % + 2 MiB.
+fn peak_memory_is_what_was_touched() {
+    for megabytes in [32u64, 128, 512] {
+        let out = run(&sandbox(), &["mmap", &megabytes.to_string()]);
+        let (told, truth) = (out.usage.peak_memory.expect("a figure"), megabytes * MIB);
+        let tolerance = truth / 33 + 2 * MIB;
+        assert!(told + tolerance >= truth && told <= truth + tolerance, "{megabytes} MiB: {told}");
+    }
+}
+
+/// The precision that is promised: one thread at most 2 ticks over, eight threads on
+/// all cores at most 4 ticks for each busy core more. Medians of 5; a tick is 4 ms at
+/// HZ=250, 10 ms at HZ=100, which is assumed.
+fn cpu_limits_end_loops_in_time() {
+    let tick = Duration::from_millis(10);
+    let cores = std::thread::available_parallelism().expect("a number").get() as u32;
+    let limit = Duration::from_secs(1);
+    for (words, slack) in [(&["spin"][..], tick * 2), (&["threads_spin", "8"][..], tick * 4 * cores + tick * 2)] {
+        let mut over: Vec<Duration> = (0..5)
+            .map(|_| {
+                let out = run(&sandbox().cpu_time(limit), words);
+                assert_eq!(out.status, CPU);
+                assert!(out.usage.cpu() >= limit, "not before the limit: {:?}", out.usage.cpu());
+                out.usage.cpu() - limit
+            })
+            .collect();
+        over.sort();
+        println!("{words:?}: over the limit by {over:?}");
+        assert!(over[2] <= slack, "{words:?}: over by {over:?}, allowed {slack:?}");
+    }
+}
+
+fn bandwidth_slows_a_run_down() {
+    if place() == Place::Bare {
+        let error = sandbox().cpus(0.5).run("true").expect_err("no group");
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        return;
+    }
+    let out = run(&sandbox().cpus(0.25).wall_time(Duration::from_secs(2)), &["threads_spin", "4"]);
+    assert_eq!(out.status, WALL);
+    let cpu = out.usage.cpu();
+    assert!(cpu > Duration::from_millis(300) && cpu < Duration::from_millis(800), "a quarter of two seconds: {cpu:?}");
+    assert!(out.usage.throttled.is_some_and(|t| t > Duration::from_millis(500)), "{:?}", out.usage);
+}
+
+/// A gigabyte of output under a limit, and without one, leaves the host's memory as it
+/// was.
+fn the_hosts_memory_is_bounded_whatever_is_printed() {
+    let resident = || -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("status");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a line");
+        line.split_whitespace().next().expect("a number").parse::<u64>().expect("a number") * 1024
+    };
+    let _ = workload();
+    let before = resident();
+    for sandbox in [little_output(sandbox()), sandbox()] {
+        let out = run(&sandbox, &["write", "1073741824"]);
+        assert!(out.stdout_stream.truncated);
+        assert!(out.stdout.len() as u64 <= 16 * MIB);
+    }
+    // What's kept, twice while a vector grows, for two tests at once.
+    assert!(resident() - before < 96 * MIB, "grew by {}", resident() - before);
+}
+
+fn output_below_the_limit_is_kept_exactly() {
+    let out = run(&sandbox().output(64 * MIB), &["write", "67108864"]);
+    assert_eq!(out.status, OK);
+    assert_eq!(out.stdout.len() as u64, 64 * MIB);
+    assert!(out.stdout.iter().all(|b| *b == b'x') && !out.stdout_stream.truncated);
+    let out = run(&sandbox(), &["write", "33554432"]);
+    assert_eq!((out.status, out.stdout.len() as u64, out.stdout_stream.bytes), (OK, 16 * MIB, 32 * MIB));
+}
+
+fn input_of_any_size_goes_in() {
+    let bytes = vec![b'i'; 100_000_000];
+    let out = sandbox().run(command(&["count"]).stdin(bytes.clone())).expect("it runs");
+    assert_eq!(out.text(), "100000000\n");
+    for words in [&["exit", "0"][..], &["read_some"]] {
+        let out = sandbox().run(command(words).stdin(bytes.clone())).expect("it runs");
+        assert_eq!(out.status, OK, "{words:?}: unread input is no error");
+    }
+    let echoed = &bytes[..10_000_000];
+    let out = sandbox().output(GIB).run(command(&["echo"]).stdin(echoed)).expect("it runs");
+    assert_eq!((out.status, out.stdout.len(), out.stderr.len()), (OK, echoed.len(), echoed.len()));
+}
+
+/// Everything through pipes at once: no deadlock between feeding and reading.
+fn piped_streams_are_pumped_together() {
+    let mut child = sandbox().output(GIB).spawn(command(&["echo"]).stdin(Stdio::piped())).expect("it starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    let feeder = std::thread::spawn(move || std::io::Write::write_all(&mut stdin, &vec![b'p'; 10_000_000]));
+    let out = child.wait_with_output().expect("it ends");
+    feeder.join().expect("no panic").expect("all was read");
+    assert_eq!((out.status, out.stdout.len(), out.stderr.len()), (OK, 10_000_000, 10_000_000));
+}
+
+fn rlimits_really_work() {
+    assert_eq!(run(&sandbox().open_files(32), &["open_files"]).text(), "32\n");
+    assert_eq!(run(&sandbox().stack(256 * MIB), &["limit_of_stack"]).text(), format!("{}\n", 256 * MIB));
+    assert_eq!(run(&sandbox().stack(u64::MAX), &["limit_of_stack"]).text(), "-1\n");
+}
+
+fn kills_by_the_caller_are_told_from_limits() {
+    let child = memory_or_plain(sandbox()).cpu_time(Duration::from_secs(20)).spawn(command(&["spin"])).expect("it starts");
+    child.kill().expect("killed");
+    assert_eq!(child.wait_with_output().expect("it ends").status, Exit::Killed);
+}
+
+fn a_preferred_limit_that_is_missing_is_told() {
+    let out = run(&memory_or_plain(sandbox()), &["exit", "0"]);
+    let missing = if place() == Place::Bare { vec![Layer::MemoryLimit] } else { vec![] };
+    assert_eq!(out.missing, missing);
+}
+
+/// Groups are gone soon after their runs, also after failures and kills.
+fn no_group_stays() {
+    let mut paths = Vec::new();
+    for _ in 0..20 {
+        let _ = memory_or_plain(sandbox()).run("/no/such");
+        let child = memory_or_plain(sandbox()).spawn(command(&["forkbomb"])).expect("it starts");
+        if let Some(pid) = child.id() {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            paths.extend(text.lines().filter_map(|l| l.rsplit(':').next()).filter(|p| p.contains("/box-")).map(String::from));
+        }
+        drop(child);
+    }
+    assert!(cofferdam::quiesce(Duration::from_secs(10)).expect("an answer"));
+    assert!(place() == Place::Bare || !paths.is_empty(), "runs were in groups");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let points: Vec<&str> = mounts.lines().filter(|l| l.contains(" - cgroup")).filter_map(|l| l.split(' ').nth(4)).collect();
+    for path in paths {
+        for point in &points {
+            assert!(!std::path::Path::new(&format!("{point}{path}")).exists(), "{point}{path}");
+        }
+    }
+}
+
+fn wall_time_starts_at_exec_and_ends_with_the_program() {
+    let before = Instant::now();
+    let out = run(&sandbox(), &["sleep", "1"]);
+    let (told, whole) = (out.usage.wall, before.elapsed());
+    assert!(told >= Duration::from_secs(1) && told <= whole, "{told:?} of {whole:?}");
+}
+
+fn main() {
+    support::main(vec![
+        test!(every_workload_gets_its_verdict, Need::Tool("gcc")),
+        test!(page_cache_is_not_a_memory_verdict, Need::Tool("gcc")),
+        test!(the_survivor_of_a_memory_limit_may_go_on, Need::Tool("gcc")),
+        test!(processes_and_threads_are_counted_exactly, Need::Tool("gcc")),
+        test!(cpu_time_is_what_was_used, Need::Tool("gcc")),
+        test!(peak_memory_is_what_was_touched, Need::Tool("gcc")),
+        test!(cpu_limits_end_loops_in_time, Need::Tool("gcc")),
+        test!(bandwidth_slows_a_run_down, Need::Tool("gcc")),
+        test!(the_hosts_memory_is_bounded_whatever_is_printed, Need::Tool("gcc")),
+        test!(output_below_the_limit_is_kept_exactly, Need::Tool("gcc")),
+        test!(input_of_any_size_goes_in, Need::Tool("gcc")),
+        test!(piped_streams_are_pumped_together, Need::Tool("gcc")),
+        test!(rlimits_really_work, Need::Tool("gcc")),
+        test!(kills_by_the_caller_are_told_from_limits, Need::Tool("gcc")),
+        test!(a_preferred_limit_that_is_missing_is_told, Need::Tool("gcc")),
+        test!(no_group_stays, Need::Tool("gcc")),
+        test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Tool("gcc")),
+    ])
+}
