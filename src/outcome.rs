@@ -30,6 +30,70 @@ pub struct Output {
     pub raw: Exit,
     /// Layers that the recipe preferred and that could not be had.
     pub missing: Vec<Layer>,
+    pub(crate) limits: Values,
+}
+
+/// The values of a recipe's limits, for the evidence.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Values {
+    pub(crate) output: Option<u64>,
+    pub(crate) memory: Option<u64>,
+    pub(crate) cpu_time: Option<Duration>,
+    pub(crate) wall_time: Option<Duration>,
+    pub(crate) idle_time: Option<Duration>,
+}
+
+impl fmt::Display for Output {
+    /// The verdict and its evidence in one line, such as
+    /// `memory limit: 256 MiB, 1 OOM kill, peak 256 MiB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.status.fmt(f)?;
+        let Exit::Limit(limit) = self.status else { return Ok(()) };
+        let (usage, limits) = (&self.usage, &self.limits);
+        let time = |limit: Option<Duration>| limit.map_or_else(String::new, |t| format!(": {t:?}"));
+        match limit {
+            Limit::Memory => {
+                write!(f, ": {}", Bytes(limits.memory.unwrap_or(0)))?;
+                if let Some(kills) = usage.oom_kills {
+                    write!(f, ", {kills} OOM kill{}", if kills == 1 { "" } else { "s" })?;
+                }
+                usage.peak_memory.map_or(Ok(()), |peak| write!(f, ", peak {}", Bytes(peak)))
+            }
+            Limit::CpuTime => write!(f, "{}, used {:.3} s", time(limits.cpu_time), usage.cpu().as_secs_f64()),
+            Limit::WallTime => write!(f, "{}, used {:.3} s of CPU", time(limits.wall_time), usage.cpu().as_secs_f64()),
+            Limit::IdleTime => write!(f, "{}, used {:.3} s of CPU before", time(limits.idle_time), usage.cpu().as_secs_f64()),
+            Limit::Output => {
+                let (out, err) = (self.stdout_stream.bytes, self.stderr_stream.bytes);
+                write!(
+                    f,
+                    ": {}, wrote {} to standard output and {} to standard error",
+                    Bytes(limits.output.unwrap_or(0)),
+                    Bytes(out),
+                    Bytes(err)
+                )
+            }
+        }
+    }
+}
+
+/// A size as people read it: `256 MiB`, `1.5 KiB`, `17 bytes`.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0;
+        let (unit, name) = match bytes {
+            0..1024 => return write!(f, "{bytes} bytes"),
+            1024..0x10_0000 => (1u64 << 10, "KiB"),
+            0x10_0000..0x4000_0000 => (1 << 20, "MiB"),
+            _ => (1 << 30, "GiB"),
+        };
+        if bytes.is_multiple_of(unit) {
+            write!(f, "{} {name}", bytes / unit)
+        } else {
+            write!(f, "{:.1} {name}", bytes as f64 / unit as f64)
+        }
+    }
 }
 
 impl Output {
@@ -204,6 +268,23 @@ pub struct Usage {
     pub fork_failures: Option<u64>,
     /// Time for which [`Sandbox::cpus`](crate::Sandbox::cpus) held the run back.
     pub throttled: Option<Duration>,
+    /// From the call to exec: what the sandbox itself cost.
+    pub setup: Duration,
+    /// Bytes in the scratch layer at the end.
+    pub scratch: Option<u64>,
+    /// Files and directories in the scratch layer at the end, our own among them.
+    pub scratch_files: Option<u64>,
+    /// The scratch layer was full at the end: the workload has seen ENOSPC, or was about
+    /// to. A fact, never a verdict.
+    pub scratch_full: Option<bool>,
+    /// Voluntary context switches: waits.
+    pub context_switches: Option<u64>,
+    /// Involuntary context switches: the CPU was given to somebody else.
+    pub preemptions: Option<u64>,
+    /// Bytes read from block devices; what was cached doesn't count.
+    pub read_bytes: Option<u64>,
+    /// Bytes written to block devices.
+    pub written_bytes: Option<u64>,
 }
 
 impl Usage {
@@ -223,6 +304,8 @@ pub(crate) struct Facts {
     pub(crate) output_exceeded: bool,
     pub(crate) cpu_limit: Option<Duration>,
     pub(crate) memory_limit: Option<u64>,
+    /// CLOCK_MONOTONIC, nanoseconds, when the run was asked for.
+    pub(crate) asked: u64,
 }
 
 impl Facts {
@@ -282,6 +365,14 @@ impl Facts {
             oom_kills: counters.oom_kills,
             fork_failures: counters.fork_failures,
             throttled: counters.throttled,
+            setup: Duration::from_nanos(report.began.saturating_sub(self.asked)),
+            scratch: Some(report.scratch),
+            scratch_files: Some(report.scratch_files),
+            scratch_full: Some(report.full != 0),
+            context_switches: Some(report.switches),
+            preemptions: Some(report.preemptions),
+            read_bytes: Some(report.read),
+            written_bytes: Some(report.written),
         }
     }
 }
@@ -297,6 +388,7 @@ mod tests {
             output_exceeded,
             cpu_limit: None,
             memory_limit: None,
+            asked: 0,
         }
     }
 
@@ -312,6 +404,28 @@ mod tests {
         assert_eq!(facts(0, 0, true).verdict(), Exit::Limit(Limit::Output), "it printed too much and then ended by itself");
         assert_eq!(facts(killed, Report::CPU | Report::WALL, false).verdict(), Exit::Limit(Limit::CpuTime));
         assert_eq!(facts(killed, Report::IDLE, false).verdict(), Exit::Limit(Limit::IdleTime));
+    }
+
+    #[test]
+    fn the_evidence_is_one_line() {
+        let output = |limit, usage| Output {
+            status: Exit::Limit(limit),
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            stdout_stream: StreamEnd { bytes: 1536, ..StreamEnd::default() },
+            stderr_stream: StreamEnd::default(),
+            usage,
+            raw: Exit::Signal(9),
+            missing: Vec::new(),
+            limits: Values { output: Some(1024), memory: Some(256 << 20), cpu_time: Some(Duration::from_secs(1)), ..Values::default() },
+        };
+        let usage = Usage { oom_kills: Some(1), peak_memory: Some(256 << 20), user: Duration::from_millis(1003), ..Usage::default() };
+        assert_eq!(output(Limit::Memory, usage).to_string(), "memory limit: 256 MiB, 1 OOM kill, peak 256 MiB");
+        assert_eq!(output(Limit::CpuTime, usage).to_string(), "CPU time limit: 1s, used 1.003 s");
+        assert_eq!(
+            output(Limit::Output, usage).to_string(),
+            "output limit: 1 KiB, wrote 1.5 KiB to standard output and 0 bytes to standard error"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::image::{HostLayout, Image, Root, USER_HOME, hosts};
 use crate::limits::Resource;
 use crate::net::Network;
-use crate::outcome::Output;
+use crate::outcome::{Output, Values};
 use crate::plan::explain::Explanation;
 use crate::plan::limits::Rlimit;
 use crate::policy::Syscalls;
@@ -488,6 +488,16 @@ impl Sandbox {
     pub(crate) fn maps_owners(&self) -> bool {
         let binds = self.mounts.iter().any(|m| matches!(m.kind, MountKind::Bind { .. }));
         binds || matches!(self.root.root, Root::Dir(_))
+    }
+
+    pub(crate) fn limit_values(&self) -> Values {
+        Values {
+            output: self.output,
+            memory: self.limits.memory,
+            cpu_time: self.cpu_time,
+            wall_time: self.wall_time,
+            idle_time: self.idle_time,
+        }
     }
 
     /// The limits that a control group is to have.

@@ -413,6 +413,71 @@ fn no_group_stays() {
     }
 }
 
+fn facts_are_kept_beside_the_verdict() {
+    let out = run(&small_disk(sandbox()), &["fill", "20", "/tmp/x"]);
+    assert_eq!((out.status, out.usage.scratch_full), (Exit::Code(28), Some(true)));
+    assert!(out.usage.scratch.is_some_and(|bytes| bytes > 7 * MIB), "{:?}", out.usage);
+    let out = run(&sandbox(), &["many_files", "500"]);
+    assert_eq!(out.usage.scratch_full, Some(false));
+    assert!(out.usage.scratch_files.is_some_and(|files| (500..600).contains(&files)), "{:?}", out.usage);
+    let out = run(&sandbox(), &["sleep", "1"]);
+    assert!(out.usage.context_switches.is_some_and(|n| n > 0));
+    assert!(out.usage.setup > Duration::ZERO && out.usage.setup < Duration::from_secs(1), "{:?}", out.usage.setup);
+    let out = run(&cpu(sandbox()), &["spin"]);
+    assert!(out.to_string().starts_with("CPU time limit: 300ms, used 0.3"), "{out}");
+}
+
+/// cgroups-rs reads our groups back, and agrees on every limit.
+fn an_independent_reader_agrees() {
+    use cgroups_rs::fs::{Cgroup, MaxValue, cpu::CpuController, hierarchies, memory::MemController, pid::PidController};
+    if place() == Place::Bare {
+        return;
+    }
+    let child = sandbox().memory(96 * MIB).processes(17).cpus(0.5).spawn(command(&["sleep", "100"])).expect("it starts");
+    let pid = child.id().expect("alive");
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its groups");
+    let path = |controller: &str| {
+        let own = |line: &&str| {
+            line.split(':').nth(1).is_some_and(|names| names.split(',').any(|n| n == controller) || names.is_empty() && controller == "v2")
+        };
+        groups.lines().find(own).and_then(|line| line.splitn(3, ':').nth(2)).map(|p| p.trim_start_matches('/').to_string())
+    };
+    let unified = hierarchies::is_cgroup2_unified_mode();
+    let load = |controller: &str| Cgroup::load(hierarchies::auto(), path(if unified { "v2" } else { controller }).expect("a group"));
+    let group = load("memory");
+    let memory: &MemController = group.controller_of().expect("a memory controller");
+    assert_eq!(memory.memory_stat().limit_in_bytes, 96 * MIB as i64);
+    let group = load("pids");
+    let pids: &PidController = group.controller_of().expect("a pids controller");
+    assert_eq!(pids.get_pid_max().expect("a limit"), MaxValue::Value(17));
+    let group = load("cpu");
+    let cpu: &CpuController = group.controller_of().expect("a cpu controller");
+    assert_eq!(cpu.cfs_quota().expect("a quota") as u64 * 2, cpu.cfs_period().expect("a period"));
+}
+
+/// What a dead host left is swept when the next one starts, and a living host's isn't.
+fn leftovers_of_dead_hosts_are_swept() {
+    let Some(home) = own_home() else { return };
+    let base = home.parent().expect("a place");
+    let dead = base.join("cofferdam-1");
+    std::fs::create_dir_all(dead.join("box-7")).expect("a leftover");
+    // Another process of ours looks for a place when it starts.
+    let own = std::env::current_exe().expect("a path of our own");
+    let helper = std::process::Command::new(own).env("COFFERDAM_TEST_HELPER", "run").output().expect("it runs");
+    assert!(helper.status.success(), "{helper:?}");
+    assert!(!dead.exists(), "swept");
+    assert!(home.exists(), "ours stays");
+}
+
+/// This process's directory in the hierarchy that limits memory.
+fn own_home() -> Option<std::path::PathBuf> {
+    let child = memory_or_plain(sandbox()).spawn(command(&["sleep", "100"])).expect("it starts");
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id()?)).ok()?;
+    let path = groups.lines().find(|l| l.contains(":memory:") || l.starts_with("0::")).and_then(|l| l.splitn(3, ':').nth(2))?;
+    let point = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].into_iter().find(|p| std::path::Path::new(&format!("{p}{path}")).exists())?;
+    std::path::Path::new(&format!("{point}{path}")).parent().filter(|p| p.to_string_lossy().contains("cofferdam-")).map(Into::into)
+}
+
 fn wall_time_starts_at_exec_and_ends_with_the_program() {
     let before = Instant::now();
     let out = run(&sandbox(), &["sleep", "1"]);
@@ -421,6 +486,10 @@ fn wall_time_starts_at_exec_and_ends_with_the_program() {
 }
 
 fn main() {
+    if std::env::var_os("COFFERDAM_TEST_HELPER").is_some() {
+        let out = Sandbox::new().run("true").expect("it runs");
+        std::process::exit(if out.success() { 0 } else { 1 });
+    }
     support::main(vec![
         test!(every_workload_gets_its_verdict, Need::Tool("gcc")),
         test!(page_cache_is_not_a_memory_verdict, Need::Tool("gcc")),
@@ -438,6 +507,9 @@ fn main() {
         test!(kills_by_the_caller_are_told_from_limits, Need::Tool("gcc")),
         test!(a_preferred_limit_that_is_missing_is_told, Need::Tool("gcc")),
         test!(no_group_stays, Need::Tool("gcc")),
+        test!(facts_are_kept_beside_the_verdict, Need::Tool("gcc")),
+        test!(an_independent_reader_agrees, Need::Tool("gcc")),
+        test!(leftovers_of_dead_hosts_are_swept, Need::Tool("gcc")),
         test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Tool("gcc")),
     ])
 }

@@ -131,8 +131,6 @@ pub(crate) struct Counters {
     pub(crate) system: Option<Duration>,
     pub(crate) throttled: Option<Duration>,
     pub(crate) peak_memory: Option<u64>,
-    pub(crate) anonymous: Option<u64>,
-    pub(crate) page_cache: Option<u64>,
     pub(crate) oom_kills: Option<u64>,
     /// The group's own limit stood in the way at least once.
     pub(crate) limit_hits: Option<u64>,

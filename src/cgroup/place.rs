@@ -115,11 +115,16 @@ impl Places {
     fn settle(&self, mounted: &Mounted, covered: u8) -> Result<Hierarchy, String> {
         let mut relative = Some(mounted.own.as_path());
         let mut why = String::new();
-        let mut fallback = None;
+        let mut fallback: Option<Hierarchy> = None;
         while let Some(group) = relative {
             let path = join(&mounted.point, group);
             match self.try_at(&path, mounted) {
-                Ok(hierarchy) if !mounted.v2 || has_controllers(&hierarchy, covered) => return Ok(hierarchy),
+                Ok(hierarchy) if !mounted.v2 || has_controllers(&hierarchy, covered) => {
+                    if let Some(poorer) = fallback {
+                        remove_home(&poorer.base, self.nonce);
+                    }
+                    return Ok(hierarchy);
+                }
                 // A v2 group without controllers: maybe a parent has them.
                 Ok(hierarchy) if fallback.is_none() => fallback = Some(hierarchy),
                 Ok(hierarchy) => remove_home(&hierarchy.base, self.nonce),

@@ -379,6 +379,8 @@ impl Inside {
             while reap(false, &mut each).is_ok() {}
             usage = Rusage::of_children();
         }
+        let (scratch, scratch_files, full) = usage_of_root();
+        let ((switches, preemptions), (read, written)) = (usage.switches(), usage.blocks());
         let report_ended = Report {
             kind: Report::ENDED,
             command: command.name,
@@ -393,6 +395,13 @@ impl Inside {
             system: usage.system_ns().saturating_sub(command.setup),
             peak: usage.peak_bytes(),
             setup: command.charged,
+            scratch,
+            scratch_files,
+            full: u64::from(full),
+            switches,
+            preemptions,
+            read,
+            written,
         };
         for fd in [command.cpu, command.oom_event, command.oom_count] {
             close(fd);

@@ -136,6 +136,16 @@ impl Rusage {
         self.system[0] as u64 * 1_000_000_000 + self.system[1] as u64 * 1000
     }
 
+    /// Voluntary and involuntary context switches.
+    pub fn switches(&self) -> (u64, u64) {
+        (self.rest[11] as u64, self.rest[12] as u64)
+    }
+
+    /// Bytes read and written, in blocks of 512 (getrusage(2): `ru_inblock`).
+    pub fn blocks(&self) -> (u64, u64) {
+        (self.rest[6] as u64 * 512, self.rest[7] as u64 * 512)
+    }
+
     pub fn peak_bytes(&self) -> u64 {
         self.maxrss_kib as u64 * 1024
     }
@@ -149,6 +159,17 @@ pub fn stat(dir: i32, path: *const u8) -> Result<(u32, u32, u32)> {
     call(nr::STATX, [dir as usize, path as usize, AT_EMPTY_PATH, STATX_BASIC_STATS, buffer.as_mut_ptr() as usize, 0])?;
     // struct statx: mask, blksize, attributes (u64), nlink, uid, gid, mode (u16)
     Ok((buffer[7] & 0xffff, buffer[5], buffer[6]))
+}
+
+/// Bytes and files in use on the file system of `/`, and whether it's full.
+pub fn usage_of_root() -> (u64, u64, bool) {
+    // struct statfs: type, bsize, blocks, bfree, bavail, files, ffree, ...
+    let mut buffer = [0u64; 15];
+    if call(nr::STATFS, [c"/".as_ptr() as usize, buffer.as_mut_ptr() as usize, 0, 0, 0, 0]).is_err() {
+        return (0, 0, false);
+    }
+    let [_, size, blocks, free, available, files, free_files, ..] = buffer;
+    (blocks.saturating_sub(free) * size, files.saturating_sub(free_files), available == 0 || free_files == 0)
 }
 
 /// A signalfd for SIGCHLD, which must be blocked.

@@ -523,6 +523,20 @@ pub struct Report {
     pub peak: u64,
     /// CPU time that our own code used in the control group, nanoseconds.
     pub setup: u64,
+    /// Bytes and files in the scratch layer at the end.
+    pub scratch: u64,
+    /// See [`scratch`](Self::scratch).
+    pub scratch_files: u64,
+    /// 1 if the scratch layer was full at the end.
+    pub full: u64,
+    /// Voluntary and involuntary context switches.
+    pub switches: u64,
+    /// See [`switches`](Self::switches).
+    pub preemptions: u64,
+    /// Bytes read from and written to block devices.
+    pub read: u64,
+    /// See [`read`](Self::read).
+    pub written: u64,
 }
 
 impl Report {
@@ -557,7 +571,7 @@ impl Report {
     pub const MEMORY: u32 = 16;
 
     /// Bytes of a report.
-    pub const SIZE: usize = 80;
+    pub const SIZE: usize = 136;
 
     /// Its byte form.
     pub fn encode(&self) -> [u8; Self::SIZE] {
@@ -566,7 +580,22 @@ impl Report {
         for (i, n) in small.iter().enumerate() {
             out[4 * i..4 * i + 4].copy_from_slice(&n.to_le_bytes());
         }
-        let large = [self.missing, self.began, self.ended, self.user, self.system, self.peak, self.setup];
+        let large = [
+            self.missing,
+            self.began,
+            self.ended,
+            self.user,
+            self.system,
+            self.peak,
+            self.setup,
+            self.scratch,
+            self.scratch_files,
+            self.full,
+            self.switches,
+            self.preemptions,
+            self.read,
+            self.written,
+        ];
         for (i, n) in large.iter().enumerate() {
             out[24 + 8 * i..32 + 8 * i].copy_from_slice(&n.to_le_bytes());
         }
@@ -592,6 +621,13 @@ impl Report {
             system: u64_at(bytes, 56)?,
             peak: u64_at(bytes, 64)?,
             setup: u64_at(bytes, 72)?,
+            scratch: u64_at(bytes, 80)?,
+            scratch_files: u64_at(bytes, 88)?,
+            full: u64_at(bytes, 96)?,
+            switches: u64_at(bytes, 104)?,
+            preemptions: u64_at(bytes, 112)?,
+            read: u64_at(bytes, 120)?,
+            written: u64_at(bytes, 128)?,
         })
     }
 }

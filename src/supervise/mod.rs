@@ -51,6 +51,7 @@ pub(crate) struct Live {
     _claim: Option<Claim>,
     group: Group,
     counters: Counters,
+    asked: u64,
     streams: [Option<Capture>; 2],
     ended: Option<Report>,
     output_exceeded: bool,
@@ -152,7 +153,13 @@ fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Result<(Grouped, V
     Ok((grouped, fds))
 }
 
+/// CLOCK_MONOTONIC in nanoseconds, as PID 1 stamps its reports.
+fn monotonic() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
 fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Live, Pipes)> {
+    let asked = monotonic();
     sandbox.validate()?;
     if let Some(command) = &command {
         command.validate()?;
@@ -179,6 +186,7 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
         _claim: claim,
         group,
         counters: Counters::default(),
+        asked,
         streams: passed.streams,
         ended: None,
         output_exceeded: false,
@@ -450,6 +458,7 @@ impl Live {
             output_exceeded: self.output_exceeded,
             cpu_limit: self.sandbox.cpu_time,
             memory_limit: self.sandbox.limits.memory,
+            asked: self.asked,
         })
     }
 
@@ -477,6 +486,7 @@ impl Live {
             usage: facts.usage(),
             raw: facts.raw(),
             missing: Layer::of_bits(facts.report.missing | self.group.missing),
+            limits: self.sandbox.limit_values(),
         })
     }
 }

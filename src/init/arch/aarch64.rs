@@ -47,6 +47,7 @@ pub mod nr {
     pub const PRLIMIT64: usize = 261;
     pub const EXECVE: usize = 221;
     pub const FSETXATTR: usize = 7;
+    pub const STATFS: usize = 43;
     pub const STATX: usize = 291;
     pub const PIDFD_OPEN: usize = 434;
     pub const CLONE3: usize = 435;

@@ -50,6 +50,7 @@ pub mod nr {
     pub const PRLIMIT64: usize = 302;
     pub const EXECVE: usize = 59;
     pub const FSETXATTR: usize = 190;
+    pub const STATFS: usize = 137;
     pub const STATX: usize = 332;
     pub const PIDFD_OPEN: usize = 434;
     pub const CLONE3: usize = 435;
