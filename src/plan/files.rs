@@ -207,6 +207,16 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
         draft.area(Area::Overlay);
     }
     draft.step(op::LIKE, &[Arg::Slot(lower), Arg::Slot(upper), u32::from(!owners.ordinary).into()], "copy the owner and mode of", name);
+    if owners.ordinary {
+        // Directories of an image that belongs to somebody else can't be copied up:
+        // their owner doesn't exist in this user namespace. So those that every run
+        // writes to stand in the upper layer from the start, owned by its root, and
+        // overlayfs merges them with the image's.
+        for (directory, mode) in [("upper/etc", 0o755), ("upper/tmp", 0o1777)] {
+            let path = draft.text(directory);
+            draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", "the writable layer");
+        }
+    }
     let mut options = vec![("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")];
     if owners.ordinary {
         options.push(("userxattr", ""));
