@@ -327,6 +327,9 @@ fn images_on_a_file_system_without_idmapped_mounts_are_refused() {
     let sandbox = sandbox.prefer(Layer::IdMappedMounts);
     assert_eq!(sh(&sandbox, owner), "65534\nwritten\n");
     assert_eq!(sandbox.run("true").expect("it runs").missing, [Layer::IdMappedMounts]);
+    let report = sandbox.check().expect("a report");
+    assert!(report.works(), "{report}");
+    assert!(matches!(report.state(Layer::IdMappedMounts), LayerState::Missing(why) if why.contains("Linux 6.3")), "{report}");
 }
 
 /// What is the same for every tree of files: names, sizes and times of change.
