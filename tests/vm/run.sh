@@ -120,7 +120,7 @@ make_initramfs() {
 fill_disk() {
     size=$(($(du -sm "$2" | cut -f 1) * 12 / 10 + $3))
     rm -f "$1"
-    mke2fs -q -t ext4 -L "$(basename "$1" .img)" -d "$2" "$1" "${size}M"
+    mke2fs -q -t ext4 -L "$(basename "$1" .img)" -d "$2" "$1" "${size}M" >/dev/null
 }
 
 # The machine's root file system, and in it a second one as an image for sandboxes.
@@ -133,7 +133,7 @@ make_root() {
     # The same release as the host's: the test binaries are linked with its libc.
     sources=$(ls /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1)
     mmdebstrap --quiet --variant=minbase --include="$packages" "${recipe#* }" "$tree" ${sources:+"$sources"} >"$cache/root.log" 2>&1 || {
-        say "cannot make a Debian root: $(grep -v '^I:' "$cache/root.log" | tail -n 1)"
+        say "cannot make a Debian root: $(grep -m 1 -e '^E:' -e '^W:' "$cache/root.log")"
         rm -rf "$tree"
         return 1
     }
@@ -184,6 +184,10 @@ boot() {
 count() {
     sed -n "s/^vm: [a-z_]*: test result:.* \([0-9][0-9]*\) $1;.*/\1/p" "$console" | awk '{ n += $1 } END { print n + 0 }'
 }
+
+# One lane at a time: they share the disks.
+exec 9>"$cache/lock"
+flock 9
 
 make_root || skip_all "there's no root file system for the machine"
 make_scratch
