@@ -442,6 +442,11 @@ impl Sandbox {
         self.prefer & layer.bit() != 0
     }
 
+    pub(crate) fn without_preferences(mut self) -> Sandbox {
+        self.prefer = 0;
+        self
+    }
+
     pub(crate) fn requires(&self, layer: Layer) -> bool {
         self.require & layer.bit() != 0
     }

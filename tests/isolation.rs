@@ -3,9 +3,10 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, MIB, Network, Sandbox};
+use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, LayerState, MIB, Network, Sandbox};
 use support::{Need, busybox_root, fresh_dir, is_root};
 
 fn sandbox() -> Sandbox {
@@ -128,12 +129,22 @@ fn the_host_root_is_read_only_and_scratch_is_limited() {
     assert!(!out.success(), "inodes");
 }
 
+/// A sandbox on an image. An ordinary user's overlay needs a tmpfs with user.*
+/// attributes: where the kernel has none, `None`, and the refusal says so.
+fn on_image(root: impl AsRef<Path>) -> Option<Sandbox> {
+    let sandbox = sandbox().rootfs(Image::dir(root));
+    if is_root() || support::kernel() >= (6, 6) {
+        return Some(sandbox);
+    }
+    let error = sandbox.run("true").expect_err("no user.* attributes");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("needs Linux 6.6"), "{error}");
+    None
+}
+
 fn mounts_are_nosuid_and_nodev() {
-    let root = busybox_root();
-    for sandbox in [sandbox(), sandbox().rootfs(Image::dir(root)).tmpfs("/t", MIB)] {
-        if !is_root() && support::kernel() < (6, 6) {
-            continue;
-        }
+    let image = on_image(busybox_root()).map(|sandbox| sandbox.tmpfs("/t", MIB));
+    for sandbox in [Some(sandbox()), image].into_iter().flatten() {
         for line in text(&sandbox, ["cat", "/proc/self/mountinfo"]).lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             let (point, options) = (fields[4], fields[5]);
@@ -232,7 +243,7 @@ fn binds_show_what_they_name() {
     assert_eq!(sh(&nested, "cat /a/b/file"), "hello");
 }
 
-fn support_nested(dir: &std::path::Path) -> Sandbox {
+fn support_nested(dir: &Path) -> Sandbox {
     sandbox().bind(dir, "/a/b").tmpfs("/a", MIB)
 }
 
@@ -281,7 +292,7 @@ fn missing_objects_are_named() {
 fn an_unpacked_root_is_shared_and_never_written() {
     let root = busybox_root();
     let before = fs::read_dir(&root).expect("the root").count();
-    let sandbox = sandbox().rootfs(Image::dir(&root));
+    let Some(sandbox) = on_image(&root) else { return };
     let first = sandbox.spawn(["sh", "-c", "echo mine > /own; read x; cat /own"]).expect("it starts");
     assert_eq!(sh(&sandbox, "cat /own 2>/dev/null; echo other > /own; cat /own"), "other\n");
     drop(first);
@@ -294,6 +305,135 @@ fn images_of_root_have_their_owners_inside() {
     let sandbox = sandbox().rootfs(Image::dir(&root));
     assert_eq!(sh(&sandbox, "stat -c %u:%g /bin/busybox; rm /bin/ls; test -e /bin/ls || echo gone; rm -r /bin; echo $?"), "0:0\ngone\n0\n");
     assert!(root.join("bin/ls").exists() || root.join("bin/ls").is_symlink());
+}
+
+fn images_on_a_file_system_without_idmapped_mounts_are_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir_in("/dev/shm").expect("a directory on a tmpfs");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let root = directory.path().join("root");
+    let copied = std::process::Command::new("cp").arg("-a").arg(busybox_root()).arg(&root).status().expect("cp runs");
+    assert!(copied.success());
+    let sandbox = sandbox().rootfs(Image::dir(&root));
+    let owner = "stat -c %u /bin/busybox; echo x > /tmp/x && echo written";
+    if support::kernel() >= (6, 3) {
+        assert_eq!(sh(&sandbox, owner), "0\nwritten\n");
+        return;
+    }
+    let error = sandbox.run("true").expect_err("tmpfs has none yet");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("Linux 6.3"), "{error}");
+    assert!(matches!(sandbox.check().expect("a report").state(Layer::IdMappedMounts), LayerState::Missing(_)));
+    let sandbox = sandbox.prefer(Layer::IdMappedMounts);
+    assert_eq!(sh(&sandbox, owner), "65534\nwritten\n");
+    assert_eq!(sandbox.run("true").expect("it runs").missing, [Layer::IdMappedMounts]);
+    let report = sandbox.check().expect("a report");
+    assert!(report.works(), "{report}");
+    assert!(matches!(report.state(Layer::IdMappedMounts), LayerState::Missing(why) if why.contains("Linux 6.3")), "{report}");
+}
+
+/// What is the same for every tree of files: names, sizes and times of change.
+fn state(directory: &Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let (mut states, mut left) = (Vec::new(), vec![directory.to_path_buf()]);
+    while let Some(path) = left.pop() {
+        let m = fs::symlink_metadata(&path).expect("metadata");
+        states.push(format!("{} {} {:o} {}:{} {}", path.display(), m.len(), m.mode(), m.uid(), m.gid(), m.ctime_nsec()));
+        if m.is_dir() {
+            // What is closed to us is closed to our sandbox.
+            left.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
+    }
+    states.sort();
+    states
+}
+
+fn a_debian_root_works_and_stays_as_it_is() {
+    let root = support::debian_root().expect("it was looked for");
+    let Some(sandbox) = on_image(&root) else { return };
+    let before = state(&root);
+    assert!(text(&sandbox, ["apt-get", "--version"]).starts_with("apt "));
+    assert!(text(&sandbox, ["dpkg", "-l"]).lines().filter(|line| line.starts_with("ii ")).count() > 50);
+    assert_eq!(text(&sandbox, ["perl", "-e", "print join ',', map { $_ ** 2 } 1..4"]), "1,4,9,16");
+    let script = "#!/bin/bash\nset -o pipefail\ndeclare -A a=([x]=1 [y]=2)\nfor k in x y; do echo $k=${a[$k]}; done | sort -r > /tmp/out\ncat /tmp/out\n";
+    assert_eq!(text(&sandbox.clone().file_mode("/tmp/script", script, 0o755), "/tmp/script"), "y=2\nx=1\n");
+    // What every run may write, and what only the owner of the image may.
+    assert_eq!(
+        sh(&sandbox, "cat /etc/hostname; echo new > /etc/new && rm /etc/issue && cat /etc/new; ls /etc/issue 2>&1 | wc -l"),
+        "sandbox\nnew\n1\n"
+    );
+    let owner = sh(&sandbox, "stat -c %u:%g /etc/passwd");
+    let changed =
+        sandbox.run(["sh", "-c", "echo user:x:7:7::/:/bin/sh >> /etc/passwd && id -u user && rm -r /var/lib/dpkg"]).expect("it runs");
+    if is_root() {
+        assert_eq!((owner.as_str(), &*changed.text()), ("0:0\n", "7\n"));
+        assert!(changed.success(), "{}", String::from_utf8_lossy(&changed.stderr));
+        let docker = sandbox.clone().capabilities(Capability::DOCKER);
+        assert_eq!(
+            sh(&docker, "useradd --create-home alice && su alice -c 'id -un; echo $HOME; touch ~/x' && stat -c %U /home/alice/x"),
+            "alice\n/home/alice\nalice\n"
+        );
+    } else {
+        assert_eq!((owner.as_str(), &*changed.text()), ("65534:65534\n", ""));
+        assert!(!changed.success());
+    }
+    assert_eq!(state(&root), before);
+}
+
+/// In a user namespace of the test's own, which a limit of 0 makes useless.
+fn used_up_user_namespaces_are_named() {
+    if support::is_again() {
+        let error = sandbox().run("true").expect_err("the limit is 0");
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("user.max_user_namespaces"), "{error}");
+        let report = sandbox().check().expect("a report");
+        assert!(!report.works());
+        assert!(
+            matches!(report.state(Layer::UserNamespace), LayerState::Missing(why) if why.contains("user.max_user_namespaces")),
+            "{report}"
+        );
+        return;
+    }
+    let name = "used_up_user_namespaces_are_named";
+    let closed = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+    // Somebody else there: capabilities are gone after exec.
+    let ordinary = ["unshare", "--user", "--map-user=1234", "--keep-caps", "sh", "-c", closed, "sh", "setpriv", "--ambient-caps=-all"];
+    support::again(&ordinary, name);
+    if is_root() {
+        support::again(&["unshare", "--user", "--map-root-user", "sh", "-c", closed, "sh"], name);
+    }
+}
+
+/// As an ordinary user to whom a copy of /etc gives subordinate ids.
+fn subordinate_ids_are_used_where_there_are_some() {
+    if support::is_again() {
+        assert!(!is_root());
+        let sandbox = sandbox().require(Layer::SubordinateIds);
+        let report = sandbox.check().expect("a report");
+        assert!(report.works(), "{report}");
+        assert_eq!(*report.state(Layer::SubordinateIds), LayerState::Works);
+        let map = text(&sandbox, ["cat", "/proc/self/uid_map", "/proc/self/gid_map"]);
+        let lines: Vec<Vec<&str>> = map.lines().map(|line| line.split_whitespace().collect()).collect();
+        // As the parent, init's user namespace, numbers them: the user's own id, then the others.
+        assert_eq!(lines, [["0", "0", "1"], ["1", "1", "65535"], ["0", "0", "1"], ["1", "1", "65535"]]);
+        let docker = sandbox.clone().capabilities(Capability::DOCKER);
+        let changes = "touch /tmp/x; chown 33:44 /tmp/x; stat -c %u:%g /tmp/x; setpriv --reuid=1000 --regid=1001 --groups=7 id";
+        assert_eq!(sh(&docker, changes), "33:44\nuid=1000 gid=1001 groups=1001,7\n");
+        let user = sandbox.user(1000, 1000);
+        assert_eq!(sh(&user, "id -u; id -g; touch /tmp/x; stat -c %u:%g /tmp/x"), "1000\n1000\n1000:1000\n");
+        return;
+    }
+    let etc = fresh_dir("etc-");
+    let id = support::ORDINARY;
+    let script = format!(
+        "set -e; cp -a /etc/. {etc}; cd {etc}; rm -f subuid subgid
+        echo ordinary:x:{id}:{id}::/nonexistent:/bin/sh >> passwd
+        echo ordinary:200000:65536 | tee subuid > subgid
+        mount --bind {etc} /etc
+        exec setpriv --reuid={id} --regid={id} --clear-groups \"$@\"",
+        etc = etc.display()
+    );
+    support::again(&["unshare", "--mount", "sh", "-c", &script, "sh"], "subordinate_ids_are_used_where_there_are_some");
 }
 
 fn capabilities_are_what_was_asked_for() {
@@ -316,7 +456,7 @@ fn explain_and_check_tell_what_a_run_does() {
     }
     let report = sandbox().check().expect("a report");
     assert!(report.works(), "{report}");
-    assert_eq!(*report.state(Layer::UserNamespace), cofferdam::LayerState::Works);
+    assert_eq!(*report.state(Layer::UserNamespace), LayerState::Works);
     let bad = sandbox().rootfs(Image::dir("/no/such")).check().expect("a report");
     assert!(!bad.works());
     assert!(bad.to_string().contains("/no/such"), "{bad}");
@@ -340,8 +480,12 @@ fn main() {
         test!(binds_show_what_they_name),
         test!(writable_binds_keep_owners_and_refuse_set_id_bits),
         test!(missing_objects_are_named),
-        test!(an_unpacked_root_is_shared_and_never_written, Need::Tool("busybox"), Need::UserOverlay),
+        test!(an_unpacked_root_is_shared_and_never_written, Need::Tool("busybox")),
         test!(images_of_root_have_their_owners_inside, root),
+        test!(images_on_a_file_system_without_idmapped_mounts_are_refused, root, Need::Tool("busybox")),
+        test!(a_debian_root_works_and_stays_as_it_is, Need::DebianRoot),
+        test!(used_up_user_namespaces_are_named),
+        test!(subordinate_ids_are_used_where_there_are_some, root, Need::Tool("newuidmap")),
         test!(capabilities_are_what_was_asked_for),
         test!(explain_and_check_tell_what_a_run_does),
     ])

@@ -43,8 +43,9 @@ impl Image {
     ///
     /// As root its files keep their owners inside (idmapped mounts: the file
     /// system must support them, as ext4, xfs and btrfs do, and tmpfs from Linux
-    /// 6.3). An ordinary user sees files of other users as nobody's, and needs
-    /// Linux 6.6.
+    /// 6.3). An ordinary user sees files of other users as nobody's, can't change
+    /// those, can make new ones in `/`, `/etc`, `/tmp` and directories of its own, and
+    /// needs Linux 6.6.
     ///
     /// A relative path is taken from the current directory of this call. The
     /// directory is opened when a sandbox starts; what is wrong with it is an

@@ -30,6 +30,10 @@ pub struct Context {
     pub executed: u64,
 }
 
+/// Bytes before the slot names in a message from the outer child to PID 1: whether
+/// another message follows, and the layers that the outer stage left out.
+const HANDED: usize = 1 + size_of::<u64>();
+
 /// A step that failed.
 #[derive(Clone, Copy)]
 pub struct Failure {
@@ -186,7 +190,8 @@ impl Context {
     }
 
     fn hand_over(&mut self) -> Result<usize> {
-        let (mut names, mut fds, mut count) = ([0u8; MAX_FDS + 1], [0i32; MAX_FDS], 0);
+        let (mut names, mut fds, mut count) = ([0u8; HANDED + MAX_FDS], [0i32; MAX_FDS], 0);
+        names[1..HANDED].copy_from_slice(&self.missing.to_le_bytes());
         for slot in 0..SLOTS {
             if self.made[slot] {
                 if count == MAX_FDS {
@@ -194,28 +199,31 @@ impl Context {
                     send(self.channel[0], &names, &fds)?;
                     count = 0;
                 }
-                names[1 + count] = slot as u8;
+                names[HANDED + count] = slot as u8;
                 fds[count] = self.slots[slot];
                 count += 1;
             }
         }
         names[0] = 0;
-        send(self.channel[0], &names[..count + 1], &fds[..count])?;
+        send(self.channel[0], &names[..HANDED + count], &fds[..count])?;
         Ok(0)
     }
 
     fn receive(&mut self) -> Result<usize> {
         loop {
-            let mut names = [0u8; MAX_FDS + 1];
+            let mut names = [0u8; HANDED + MAX_FDS];
             let received = receive(self.channel[1], &mut names, true)?;
             if received.length == 0 {
                 // The outer child failed and has said why.
                 exit(1);
             }
-            if received.truncated || received.count + 1 != received.length {
+            if received.truncated || received.count + HANDED != received.length {
                 return Err(EMFILE);
             }
-            for (slot, fd) in names[1..].iter().zip(received.fds()) {
+            let mut missing = [0; 8];
+            missing.copy_from_slice(&names[1..HANDED]);
+            self.missing |= u64::from_le_bytes(missing);
+            for (slot, fd) in names[HANDED..].iter().zip(received.fds()) {
                 self.slots[*slot as usize] = *fd;
             }
             if names[0] == 0 {

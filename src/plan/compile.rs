@@ -41,7 +41,12 @@ pub(crate) struct Wanted<'a> {
 /// The whole way: a fresh sandbox and, if there is one, its only command.
 pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Option<Wanted<'_>>) -> Result<Draft> {
     let mut draft = Draft::new();
-    let owners = files::Owners { namespace: None, prefer: sandbox.prefers(Layer::IdMappedMounts), ordinary: !facts.privileged };
+    let prefer = sandbox.prefers(Layer::IdMappedMounts);
+    let substitute = match ids {
+        Ids::Range { first } => prefer.then_some(first),
+        Ids::Outer { .. } | Ids::Single { .. } => Some(0),
+    };
+    let owners = files::Owners { namespace: None, prefer, ordinary: !facts.privileged, substitute };
     draft.stage(Stage::Outer);
     let wanted = facts.privileged && sandbox.maps_owners();
     let namespace = namespaces::outer(&mut draft, sandbox, ids, wanted);
@@ -167,6 +172,7 @@ mod tests {
             Sandbox::new().user(1000, 1000).capabilities(crate::Capability::DOCKER),
             Sandbox::new().network(Network::Host).syscalls(Syscalls::Unfiltered),
             Sandbox::new().rootfs(Image::dir("/some/root")).bind("/a", "/b").bind_rw("/c", "/d").tmpfs("/t", MIB).file("/f", "contents"),
+            Sandbox::new().rootfs(Image::dir("/some/root")).prefer(Layer::IdMappedMounts),
         ]
     }
 

@@ -131,6 +131,9 @@ pub(crate) struct Owners {
     pub(crate) prefer: bool,
     /// An ordinary user: overlayfs keeps its marks in `user.*` attributes.
     pub(crate) ordinary: bool,
+    /// The sandbox's root in the numbers of the outer stage, if an image may belong
+    /// to ids that don't exist inside: an ordinary user's, or one not idmapped.
+    pub(crate) substitute: Option<u32>,
 }
 
 /// Outer stage: everything that needs the host's files.
@@ -206,7 +209,21 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
         draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
         draft.area(Area::Overlay);
     }
-    draft.step(op::LIKE, &[Arg::Slot(lower), Arg::Slot(upper), u32::from(!owners.ordinary).into()], "copy the owner and mode of", name);
+    let same_owner = u32::from(owners.substitute.is_none());
+    draft.step(op::LIKE, &[Arg::Slot(lower), Arg::Slot(upper), same_owner.into()], "copy the owner and mode of", name);
+    if let Some(root) = owners.substitute {
+        // Directories whose owner doesn't exist inside can be neither written nor
+        // copied up. So those that every run writes to stand in the upper layer from
+        // the start, owned by the sandbox's root; overlayfs merges them with the
+        // image's.
+        for (directory, mode) in [("upper", None), ("upper/etc", Some(0o755)), ("upper/tmp", Some(0o1777))] {
+            let path = draft.text(directory);
+            if let Some(mode) = mode {
+                draft.step(libc::SYS_mkdirat, &[HERE, path, Arg::from(mode)], "make", "the writable layer");
+            }
+            draft.step(libc::SYS_fchownat, &[HERE, path, root.into(), root.into(), 0.into()], "own", "the writable layer");
+        }
+    }
     let mut options = vec![("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")];
     if owners.ordinary {
         options.push(("userxattr", ""));

@@ -26,7 +26,12 @@ impl Ids {
     fn maps(self) -> (String, String) {
         match self {
             Ids::Range { first } => (format!("0 {first} {RANGE}"), format!("0 {first} {RANGE}")),
-            Ids::Outer { count } => (format!("0 0 {count}"), format!("0 0 {count}")),
+            // Two lines: one may not span two lines of the parent's map, which are
+            // the user's own id and the subordinate ones (map_write in the kernel).
+            Ids::Outer { count } => {
+                let map = format!("0 0 1\n1 1 {}", count - 1);
+                (map.clone(), map)
+            }
             Ids::Single { uid, gid } => (format!("{uid} 0 1"), format!("{gid} 0 1")),
         }
     }
@@ -77,7 +82,7 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: bool
 fn write_map(draft: &mut Draft, name: &'static str, map: &str) {
     let (slot, path, text) = (draft.temporary(), draft.text(name), draft.text(map));
     draft.step(op::PROC_OPEN, &[path, libc::O_WRONLY.into()], "open", name).keep_in(slot);
-    draft.step(libc::SYS_write, &[Arg::Slot(slot), text, map.len().into()], "write", format!("{name} ({map})"));
+    draft.step(libc::SYS_write, &[Arg::Slot(slot), text, map.len().into()], "write", format!("{name} ({})", map.replace('\n', ", ")));
     draft.close(slot);
 }
 

@@ -554,13 +554,20 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
     }
     // The command stage can't be tried without a command: one that any image has,
     // because it's our own. Its exec fails with ENOEXEC after everything else worked.
-    let probe = sandbox.clone().file_mode("/.cofferdam-check", "\n", 0o755);
-    let attempt =
-        launch(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
-    let failed = match attempt {
-        Ok(()) => None,
-        Err(error) if error.kind() == ErrorKind::ExecFormat => None,
-        Err(error) => Some(error),
+    // Without preferences at first: a layer that was left out can't say why.
+    let mut probe = sandbox.clone().without_preferences().file_mode("/.cofferdam-check", "\n", 0o755);
+    let failed = loop {
+        let attempt =
+            launch(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
+        match attempt {
+            Err(error) if error.kind() != ErrorKind::ExecFormat => {
+                let preferred = error.layer().filter(|layer| sandbox.prefers(*layer) && !probe.prefers(*layer));
+                let Some(layer) = preferred else { break Some(error) };
+                set(layer, LayerState::Missing(error.to_string()));
+                probe = probe.prefer(layer);
+            }
+            _ => break None,
+        }
     };
     let unused = |layer: Layer| match layer {
         Layer::NetworkNamespace if sandbox.network == Network::Host => Some("the recipe shares the host's network"),
@@ -577,7 +584,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
     match failed {
         None => {
             for layer in Layer::ALL {
-                if layer != Layer::SubordinateIds {
+                if layer != Layer::SubordinateIds && !probe.prefers(layer) {
                     set(layer, unused(layer).map_or(LayerState::Works, |why| LayerState::Unused(why.into())));
                 }
             }
