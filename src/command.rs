@@ -151,7 +151,7 @@ impl Command {
     /// Passes a further descriptor under this number: a regular file, a pipe or a
     /// character device. Anything else is refused when the command starts,
     /// because it can be a way out: see [`socket`](Self::socket) and
-    /// [`directory`](Self::directory). About 55 are possible.
+    /// [`directory_fd`](Self::directory_fd). About 55 are possible.
     pub fn fd(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
         self.fds.push((number, fd.into(), FdKind::Plain));
         self

@@ -153,7 +153,7 @@ pub(crate) fn timeout_until(deadline: Instant) -> PollTimeout {
 impl Init {
     fn start() -> Result<Init> {
         let facts = Facts::gather();
-        if !facts.privileged && facts.uid == 0 {
+        if !facts.privileged && !facts.nested && facts.uid == 0 {
             return Err(Error::unsupported(
                 "cannot start as root without CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_FOWNER, CAP_DAC_OVERRIDE and CAP_SYS_CHROOT \
                  (grant them, or run as an ordinary user)",

@@ -193,6 +193,9 @@ impl fmt::Display for Report {
 pub(crate) struct Facts {
     /// It may map any id and mount: CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID.
     pub(crate) privileged: bool,
+    /// It's in a user namespace that has only some ids: a rootless container, or
+    /// `unshare -r`. Whatever it's called there, it's an ordinary user to us.
+    pub(crate) nested: bool,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) cgroup_namespace: bool,
@@ -213,8 +216,10 @@ impl Facts {
         const SYS_CHROOT: u64 = 1 << 18;
         const SYS_ADMIN: u64 = 1 << 21;
         const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
+        let nested = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map));
         Facts {
-            privileged: effective.is_some_and(|set| set & NEEDED == NEEDED),
+            privileged: !nested && effective.is_some_and(|set| set & NEEDED == NEEDED),
+            nested,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
@@ -229,8 +234,14 @@ impl Facts {
     /// Facts for tests of plans, which look at no machine.
     #[cfg(test)]
     pub(crate) fn of_root() -> Facts {
-        Facts { privileged: true, uid: 0, gid: 0, cgroup_namespace: true, hard_limits: Vec::new() }
+        Facts { privileged: true, nested: false, uid: 0, gid: 0, cgroup_namespace: true, hard_limits: Vec::new() }
     }
+}
+
+/// Whether a map (user_namespaces(7)) is that of the initial user namespace.
+fn has_all_ids(map: &str) -> bool {
+    let numbers: Vec<u64> = map.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    numbers == [0, 0, u64::from(u32::MAX)]
 }
 
 fn hard_limit(resource: Resource) -> u64 {
@@ -307,6 +318,14 @@ mod tests {
         assert_eq!(range(table, 1001, None), Some((200_000, 65_536)));
         assert_eq!(range(table, 1002, Some("empty")), None);
         assert_eq!(range(table, 1003, Some("broken")), None);
+    }
+
+    #[test]
+    fn the_initial_user_namespace_is_known_by_its_map() {
+        assert!(has_all_ids("         0          0 4294967295\n"));
+        assert!(!has_all_ids("0 1000 1\n"));
+        assert!(!has_all_ids("0 1000 1\n1 100000 65536\n"));
+        assert!(!has_all_ids(""));
     }
 
     #[test]

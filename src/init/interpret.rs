@@ -80,7 +80,19 @@ impl Context {
         }
         let mut slots = [-1; SLOTS];
         slots[slot::PLAN as usize] = fd;
-        Ok(Context { plan, base, mapping: (at, size), slots, made: [false; SLOTS], pid1: 0, channel: [-1; 2], init: -1, missing: 0, joined: None, executed: 0 })
+        Ok(Context {
+            plan,
+            base,
+            mapping: (at, size),
+            slots,
+            made: [false; SLOTS],
+            pid1: 0,
+            channel: [-1; 2],
+            init: -1,
+            missing: 0,
+            joined: None,
+            executed: 0,
+        })
     }
 
     /// Gives the mapping back; nothing of the plan may be used afterwards.
