@@ -283,7 +283,6 @@ impl Live {
         let mut bytes = [0; Report::SIZE];
         let (length, fds) = match sys::socket::receive(self.reply.as_fd(), &mut bytes, wait) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => (0, Vec::new()),
             other => other.map_err(|e| Error::io("hear from", "the sandbox", e))?,
         };
         let Some(report) = Report::decode(&bytes[..length]) else {
