@@ -256,12 +256,6 @@ fn check_kind(fd: &OwnedFd, kind: FdKind, name: &str) -> Result<()> {
     Err(Error::invalid(format!("{name} is {what}, {instead}")))
 }
 
-/// One turn of the poll loop.
-enum Turn {
-    Progress,
-    TimedOut,
-}
-
 impl Live {
     /// Waits for the program's exec; the pidfd of its process.
     fn started(&mut self) -> Result<OwnedFd> {
@@ -330,7 +324,10 @@ impl Live {
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let mut buffer = Vec::new();
         while self.ended.is_none() {
-            if let Turn::TimedOut = self.turn(deadline, &mut buffer)? {
+            self.turn(deadline, &mut buffer)?;
+            // Asked here and not when poll times out: with a stream that always has
+            // something to read it never does.
+            if self.ended.is_none() && deadline.is_some_and(|d| Instant::now() >= d) {
                 return Ok(false);
             }
         }
@@ -353,7 +350,8 @@ impl Live {
         Ok(true)
     }
 
-    fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<Turn> {
+    /// One turn of the poll loop: until something happens, or until `deadline`.
+    fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<()> {
         let ready: Vec<bool> = {
             let mut polled = vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN)];
             let mut places = Vec::new();
@@ -364,7 +362,6 @@ impl Live {
                 }
             }
             match poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until)) {
-                Ok(0) if deadline.is_some_and(|d| Instant::now() >= d) => return Ok(Turn::TimedOut),
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
             }
@@ -384,7 +381,7 @@ impl Live {
         if ready[0] {
             self.message(false)?;
         }
-        Ok(Turn::Progress)
+        Ok(())
     }
 
     /// Latches that a stream is too long, and ends the run.
