@@ -1,7 +1,10 @@
 //! What the integration tests share: a harness that can skip, and that runs a test
 //! a second time as an ordinary user.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+pub mod host;
+pub mod processes;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
