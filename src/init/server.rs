@@ -31,6 +31,8 @@ struct Entry {
     reply: i32,
     /// The host let go of it.
     dying: bool,
+    /// Tells it from others that had this place, see [`Server::let_go`].
+    generation: u32,
     /// Raw wait status of PID 1.
     status: u32,
 }
@@ -46,8 +48,11 @@ struct Server {
     slots: [i32; slot::KEPT as usize],
     waiters: [i32; WAITERS],
     live: usize,
+    /// Sandboxes so far.
+    generation: u32,
 }
 
+/// The upper half of a tag is a generation, the lower one an index, far from these.
 const TAG_CONTROL: u64 = u64::MAX;
 const TAG_CHILDREN: u64 = u64::MAX - 1;
 const TAG_HOST: u64 = u64::MAX - 2;
@@ -129,6 +134,7 @@ impl Server {
             slots,
             waiters: [-1; WAITERS],
             live: 0,
+            generation: 0,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
         server.watch(server.children, EPOLLIN, TAG_CHILDREN).ok()?;
@@ -163,7 +169,7 @@ impl Server {
                         self.reap();
                     }
                     TAG_HOST => self.end(),
-                    index => self.let_go(index as usize),
+                    tag => self.let_go(tag as u32 as usize, (tag >> 32) as u32),
                 }
             }
         }
@@ -210,8 +216,10 @@ impl Server {
     fn launch(&mut self, received: &Received) -> Result<()> {
         let index = (0..SANDBOXES).find(|i| self.entry(*i).outer == 0).ok_or(ENOSPC)?;
         let reply = received.fds[0];
-        self.watch(reply, EPOLLRDHUP, index as u64)?;
-        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, status: 0 };
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        self.watch(reply, EPOLLRDHUP, u64::from(generation) << 32 | index as u64)?;
+        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, generation, status: 0 };
         let place = &raw mut self.entry(index).pid1;
         let mut tid = 0;
         match fork(0, SIGCHLD, &raw mut tid) {
@@ -235,7 +243,13 @@ impl Server {
     }
 
     /// The host closed its end, or shut it down: kill what is left.
-    fn let_go(&mut self, index: usize) {
+    ///
+    /// Earlier events of the same batch may have ended that sandbox and given its
+    /// place to another, which this event isn't about.
+    fn let_go(&mut self, index: usize, generation: u32) {
+        if self.entry(index).outer == 0 || self.entry(index).generation != generation {
+            return;
+        }
         let reply = self.entry(index).reply;
         self.unwatch(reply);
         self.entry(index).dying = true;
