@@ -15,7 +15,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -49,32 +50,55 @@ pub(crate) struct Init {
     pub(crate) ranges: Option<Arc<Ranges>>,
 }
 
-/// The init of this process. A forked child of the host finds a foreign pid here
-/// and starts its own.
-static CURRENT: Mutex<Option<(u32, Arc<Init>)>> = Mutex::new(None);
+/// Where a process keeps its init. A forked child of the host finds a foreign pid
+/// in its parent's place and takes the next one, with a lock of its own: the
+/// parent's may have been held by a thread that the child doesn't have.
+struct Place {
+    owner: AtomicU32,
+    init: Mutex<Option<Arc<Init>>>,
+    next: OnceLock<Box<Place>>,
+}
 
-fn current() -> MutexGuard<'static, Option<(u32, Arc<Init>)>> {
-    CURRENT.lock().unwrap_or_else(|e| e.into_inner())
+impl Place {
+    const fn new() -> Place {
+        Place { owner: AtomicU32::new(0), init: Mutex::new(None), next: OnceLock::new() }
+    }
+}
+
+static FIRST: Place = Place::new();
+
+/// The init of this process, if it has one.
+fn current() -> MutexGuard<'static, Option<Arc<Init>>> {
+    let pid = std::process::id();
+    let mut place = &FIRST;
+    while let Err(owner) = place.owner.compare_exchange(0, pid, Ordering::Relaxed, Ordering::Relaxed) {
+        if owner == pid {
+            break;
+        }
+        // Our copies of the parent's descriptors have no use here.
+        if let Ok(mut parents) = place.init.try_lock() {
+            *parents = None;
+        }
+        place = place.next.get_or_init(|| Box::new(Place::new()));
+    }
+    place.init.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// The init of this process, started if need be.
 pub(crate) fn init() -> Result<Arc<Init>> {
     let mut current = current();
-    let pid = std::process::id();
-    if let Some((owner, init)) = &*current
-        && *owner == pid
-    {
+    if let Some(init) = &*current {
         return Ok(init.clone());
     }
     let init = Arc::new(Init::start()?);
-    *current = Some((pid, init.clone()));
+    *current = Some(init.clone());
     Ok(init)
 }
 
 /// Forgets an init that turned out to be dead.
 fn discard(dead: &Arc<Init>) {
     let mut current = current();
-    if current.as_ref().is_some_and(|(_, init)| Arc::ptr_eq(init, dead)) {
+    if current.as_ref().is_some_and(|init| Arc::ptr_eq(init, dead)) {
         *current = None;
     }
     // So that no zombie stays; somebody else may have reaped it.
@@ -110,8 +134,8 @@ fn is_gone(error: &io::Error) -> bool {
 /// milliseconds more. For tests that count mounts and processes.
 pub fn quiesce(limit: Duration) -> Result<bool> {
     let init = match &*current() {
-        Some((pid, init)) if *pid == std::process::id() => init.clone(),
-        _ => return Ok(true),
+        Some(init) => init.clone(),
+        None => return Ok(true),
     };
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
