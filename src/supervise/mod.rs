@@ -51,6 +51,9 @@ pub(crate) struct Live {
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
+    /// The process that started it. A forked child has a copy of this value, whose
+    /// end means nothing.
+    owner: u32,
 }
 
 /// Streams of a command that the caller holds.
@@ -148,6 +151,7 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
         ended: None,
         output_exceeded: false,
         gone: false,
+        owner: std::process::id(),
     };
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
@@ -425,7 +429,7 @@ impl Drop for Live {
     /// What has not ended is killed, and its end is awaited: init does it when our
     /// end of the socket is shut.
     fn drop(&mut self) {
-        if self.ended.is_some() || self.gone {
+        if self.ended.is_some() || self.gone || self.owner != std::process::id() {
             return;
         }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
