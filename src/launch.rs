@@ -43,6 +43,9 @@ fn build() -> u64 {
 pub(crate) struct Init {
     control: OwnedFd,
     process: Mutex<Child>,
+    /// Tells its end even while a forked child of the host keeps a copy of init's
+    /// end of the socket, made in the moment before that was closed here.
+    pidfd: OwnedFd,
     pub(crate) facts: Facts,
     pub(crate) start: Start,
     /// Ids inside an ordinary user's sandboxes, and why there aren't more.
@@ -114,7 +117,11 @@ pub(crate) fn start_sandbox(init: Arc<Init>, plan: BorrowedFd<'_>, fds: &[Borrow
     let mut all = vec![theirs.as_fd(), plan];
     all.extend_from_slice(fds);
     let request = Request { kind: Request::START, command: 0, value: 0, time: 0 };
-    match sys::socket::send(init.control.as_fd(), &request.encode(), &all) {
+    let sent = match wait_readable(init.pidfd.as_fd(), Duration::ZERO) {
+        Ok(true) => Err(io::ErrorKind::BrokenPipe.into()),
+        _ => sys::socket::send(init.control.as_fd(), &request.encode(), &all),
+    };
+    match sent {
         Ok(()) => Ok(ours),
         Err(error) if is_gone(&error) => {
             discard(&init);
@@ -125,7 +132,8 @@ pub(crate) fn start_sandbox(init: Arc<Init>, plan: BorrowedFd<'_>, fds: &[Borrow
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN))
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 /// Waits until every sandbox of this process is torn down to the last mount, or the
@@ -181,13 +189,13 @@ impl Init {
         let mut last = None;
         for (start, ids) in starts(&facts) {
             match attempt(start, ids, ranges.as_deref()) {
-                Ok((control, process)) => {
+                Ok((control, process, pidfd)) => {
                     let subordinate = match (start, ids) {
                         (Start::Subordinate, Some(ids)) => Ok(ids.count + 1),
                         (Start::Root, _) => Err("root maps ids without them".into()),
                         _ => Err(why),
                     };
-                    return Ok(Init { control, process: Mutex::new(process), facts, start, subordinate, ranges });
+                    return Ok(Init { control, process: Mutex::new(process), pidfd, facts, start, subordinate, ranges });
                 }
                 Err(error) => {
                     why = error.to_string();
@@ -200,17 +208,19 @@ impl Init {
 }
 
 /// Starts init one way and greets it.
-fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> Result<(OwnedFd, Child)> {
+fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> Result<(OwnedFd, Child, OwnedFd)> {
     let (control, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut process = execute(theirs)?;
-    let greeted = greet(&control, &process, start, ids, ranges);
-    if greeted.is_err() {
-        drop(control);
-        // It ends by itself at the end of its socket; ECHILD is somebody else's reaping.
-        let _ = process.wait();
-        return Err(greeted.err().unwrap_or_else(|| Error::unsupported("init did not start")));
+    let pidfd = sys::pidfd::of(process.id()).map_err(|e| Error::io("open", "a pidfd of init (Linux 5.3)", e));
+    match pidfd.and_then(|pidfd| greet(&control, &process, start, ids, ranges).map(|()| pidfd)) {
+        Ok(pidfd) => Ok((control, process, pidfd)),
+        Err(error) => {
+            drop(control);
+            // It ends by itself at the end of its socket; ECHILD is somebody else's reaping.
+            let _ = process.wait();
+            Err(error)
+        }
     }
-    Ok((control, process))
 }
 
 fn greet(control: &OwnedFd, process: &Child, start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>) -> Result<()> {
