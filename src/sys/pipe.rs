@@ -24,7 +24,9 @@ pub(crate) fn write(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
             let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             // SAFETY: as above; the signal is directed at this thread and pending.
-            while unsafe { libc::sigtimedwait(&pipe, null_mut(), &now) } == -1 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {}
+            while unsafe { libc::sigtimedwait(&pipe, null_mut(), &now) } == -1
+                && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+            {}
         }
         // SAFETY: as above.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, null_mut()) };
