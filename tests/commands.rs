@@ -126,7 +126,9 @@ fn piped_output_can_be_collected_after_all() {
 }
 
 fn run_refuses_pipes_that_nobody_could_hold() {
-    for command in [Command::new("cat").stdin(Stdio::piped()), Command::new("cat").stdout(Stdio::piped()), Command::new("cat").stderr(Stdio::piped())] {
+    for command in
+        [Command::new("cat").stdin(Stdio::piped()), Command::new("cat").stdout(Stdio::piped()), Command::new("cat").stderr(Stdio::piped())]
+    {
         assert_eq!(sandbox().run(command).expect_err("refused").kind(), ErrorKind::Invalid);
     }
     let (_, writer) = io::pipe().expect("a pipe");
@@ -445,7 +447,9 @@ fn a_daemon_that_holds_the_output_open_neither_outlives_nor_hangs() {
 fn wall_time_ends_a_run() {
     let marker = marker();
     let limit = Duration::from_millis(150);
-    for script in [format!("sleep {marker}"), format!("trap '' TERM INT; sleep {marker} & sleep {marker}; wait"), "while :; do :; done".into()] {
+    for script in
+        [format!("sleep {marker}"), format!("trap '' TERM INT; sleep {marker} & sleep {marker}; wait"), "while :; do :; done".into()]
+    {
         let out = Sandbox::new().wall_time(limit).run(shell(&script)).expect("it runs");
         assert_eq!((out.status, out.raw), (Exit::Limit(Limit::WallTime), Exit::Signal(libc::SIGKILL)), "{script}");
         assert!(out.usage.wall >= limit && out.usage.wall < LONG / 3, "{:?}", out.usage.wall);

@@ -123,9 +123,7 @@ fn a_host_may_reap_everything_itself() {
             works();
             let init = own_init();
             signal_to(&init, Signal::SIGKILL);
-            eventually(SOON, "the host's own loop reaps init", || {
-                reaped.lock().expect("a lock").contains(&Pid::from_raw(init.pid as i32))
-            });
+            eventually(SOON, "the host's own loop reaps init", || reaped.lock().expect("a lock").contains(&Pid::from_raw(init.pid as i32)));
         }
         works();
         stop.store(true, Ordering::Relaxed);
@@ -308,6 +306,27 @@ fn a_child_forked_while_init_starts_is_not_stuck() {
     });
 }
 
+/// Such a child may have got a copy of init's end of its socket.
+fn a_child_forked_while_init_starts_does_not_hide_its_end() {
+    host::alone("a_child_forked_while_init_starts_does_not_hide_its_end", || {
+        for _ in 0..5 {
+            let first = thread::spawn(works);
+            let mut children = Vec::new();
+            while !first.is_finished() && children.len() < 100 {
+                children.push(fork(|| thread::sleep(LONG)));
+            }
+            first.join().expect("a thread");
+            end_init();
+            works();
+            end_init();
+            for child in children {
+                kill(child, Signal::SIGKILL).expect("a signal");
+                waitpid(child, None).expect("a status");
+            }
+        }
+    });
+}
+
 fn a_forked_childs_copy_of_a_child_can_be_dropped() {
     host::alone("a_forked_childs_copy_of_a_child_can_be_dropped", || {
         let mut child = Some(sandbox().spawn(shell("read x; exit 5").stdin(Stdio::piped())).expect("it starts"));
@@ -438,9 +457,7 @@ fn a_sandbox_is_not_killed_in_the_place_of_one_that_ended() {
         let init = own_init();
         eventually(LONG, "only PID 1 is left of the start", || processes::children(init.pid).len() == 1);
         signal_to(&init, Signal::SIGSTOP);
-        eventually(LONG, "init stops", || {
-            fs::read_to_string(format!("/proc/{}/status", init.pid)).is_ok_and(|s| s.contains("State:\tT"))
-        });
+        eventually(LONG, "init stops", || fs::read_to_string(format!("/proc/{}/status", init.pid)).is_ok_and(|s| s.contains("State:\tT")));
         // The order matters: PID 1 dies, a sandbox is asked for, the first one's
         // socket is closed.
         assert_eq!(first.wait().expect("a verdict"), Exit::Code(1));
@@ -510,8 +527,15 @@ fn a_hung_bind_delays_no_other_sandbox() {
     if host::inside() {
         // SAFETY: plain numbers and C strings.
         let private = unsafe {
-            Errno::result(libc::unshare(libc::CLONE_NEWNS))
-                .and_then(|_| Errno::result(libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null())))
+            Errno::result(libc::unshare(libc::CLONE_NEWNS)).and_then(|_| {
+                Errno::result(libc::mount(
+                    std::ptr::null(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_REC | libc::MS_PRIVATE,
+                    std::ptr::null(),
+                ))
+            })
         };
         private.expect("a mount namespace of our own");
         let (first, second) = (fresh_dir("mute-"), fresh_dir("mute-"));
@@ -522,7 +546,9 @@ fn a_hung_bind_delays_no_other_sandbox() {
         let hang = |at: PathBuf| thread::spawn(move || sandbox().bind(at.join("below"), "/mute").spawn("true").map(drop));
         let hung = [hang(first), hang(second)];
         let init = own_init();
-        let waits = |p: &Process| fs::read_to_string(format!("/proc/{}/syscall", p.pid)).is_ok_and(|s| s.starts_with(&format!("{} ", libc::SYS_open_tree)));
+        let waits = |p: &Process| {
+            fs::read_to_string(format!("/proc/{}/syscall", p.pid)).is_ok_and(|s| s.starts_with(&format!("{} ", libc::SYS_open_tree)))
+        };
         eventually(LONG, "two hang", || processes::children(init.pid).iter().filter(|p| waits(p)).count() == 2);
         let began = Instant::now();
         for _ in 0..20 {
@@ -626,6 +652,7 @@ fn main() {
         test!(sixty_four_threads_run_at_once),
         test!(a_forked_child_has_an_init_of_its_own),
         test!(a_child_forked_while_init_starts_is_not_stuck),
+        test!(a_child_forked_while_init_starts_does_not_hide_its_end),
         test!(a_forked_childs_copy_of_a_child_can_be_dropped),
         test!(nothing_is_left_of_a_killed_host),
         test!(nothing_is_left_of_a_killed_host_whose_descriptors_live_on),

@@ -42,6 +42,8 @@ impl Host {
     pub fn start(name: &str) -> Host {
         let mut command = Command::new(std::env::current_exe().expect("a path of our own"));
         command.args([name, "--exact", "--test-threads=1", "--nocapture"]);
+        // What it leaves when it's killed goes with our own.
+        command.env("TMPDIR", fresh_dir("tmp-"));
         Host::start_command(command)
     }
 

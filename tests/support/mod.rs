@@ -70,7 +70,11 @@ pub fn main(tests: Vec<Test>) -> ! {
             trials.push(Trial::test(format!("{name}::as_ordinary_user"), move || as_ordinary_user(name)));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(directory) = SCRATCH.get() {
+        let _ = fs::remove_dir_all(directory.path());
+    }
+    conclusion.exit()
 }
 
 fn trial(name: String, needs: &[Need], body: fn()) -> Trial {
@@ -130,9 +134,10 @@ pub fn copy_for_all(executable: &Path) -> PathBuf {
     copy
 }
 
-/// A directory of this process's, open to all, removed at its end if it can be.
+static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
+
+/// A directory of this process's, open to all, removed when the tests have ended.
 pub fn scratch() -> PathBuf {
-    static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
     let directory = SCRATCH.get_or_init(|| {
         let directory = tempfile::Builder::new().prefix("cofferdam-test-").tempdir().expect("a directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
