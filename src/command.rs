@@ -362,7 +362,7 @@ impl Stdio {
 
     /// Output is passed on to this descriptor as it comes, by the host while it
     /// waits: unlike [`inherit`](Self::inherit) it's counted and limited, and the
-    /// workload never holds the descriptor.
+    /// workload never holds the descriptor. If nobody reads there, waiting waits.
     pub fn relay(to: impl Into<OwnedFd>) -> Stdio {
         Stdio(Stream::Relay(to.into()))
     }

@@ -28,6 +28,9 @@ const RANGES: u32 = 4096;
 pub(crate) struct Ranges {
     file: File,
     state: Mutex<State>,
+    /// The process that claims. A forked child shares the open file, so what it
+    /// unlocked would be unlocked for its parent too.
+    owner: u32,
 }
 
 #[derive(Debug)]
@@ -52,6 +55,9 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        if self.ranges.owner != std::process::id() {
+            return;
+        }
         let mut state = self.ranges.state.lock().unwrap_or_else(|e| e.into_inner());
         state.taken.retain(|unit| *unit != self.unit);
         // Unlocking can't fail for a reason that matters: the lock ends with us.
@@ -80,8 +86,8 @@ impl Ranges {
             .open(format!("{DIRECTORY}/ids"))
             .map_err(failed)?;
         // Two processes that start at once begin in different places.
-        let next = std::process::id();
-        Ok(Ranges { file, state: Mutex::new(State { taken: Vec::new(), next }) })
+        let owner = std::process::id();
+        Ok(Ranges { file, state: Mutex::new(State { taken: Vec::new(), next: owner }), owner })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -15,8 +15,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -44,6 +44,9 @@ fn build() -> u64 {
 pub(crate) struct Init {
     control: OwnedFd,
     process: Mutex<Child>,
+    /// Tells its end even while a forked child of the host keeps a copy of init's
+    /// end of the socket, made in the moment before that was closed here.
+    pidfd: OwnedFd,
     pub(crate) facts: Facts,
     pub(crate) start: Start,
     /// Ids inside an ordinary user's sandboxes, and why there aren't more.
@@ -53,32 +56,55 @@ pub(crate) struct Init {
     groups: AtomicU64,
 }
 
-/// The init of this process. A forked child of the host finds a foreign pid here
-/// and starts its own.
-static CURRENT: Mutex<Option<(u32, Arc<Init>)>> = Mutex::new(None);
+/// Where a process keeps its init. A forked child of the host finds a foreign pid
+/// in its parent's place and takes the next one, with a lock of its own: the
+/// parent's may have been held by a thread that the child doesn't have.
+struct Place {
+    owner: AtomicU32,
+    init: Mutex<Option<Arc<Init>>>,
+    next: OnceLock<Box<Place>>,
+}
 
-fn current() -> MutexGuard<'static, Option<(u32, Arc<Init>)>> {
-    CURRENT.lock().unwrap_or_else(|e| e.into_inner())
+impl Place {
+    const fn new() -> Place {
+        Place { owner: AtomicU32::new(0), init: Mutex::new(None), next: OnceLock::new() }
+    }
+}
+
+static FIRST: Place = Place::new();
+
+/// The init of this process, if it has one.
+fn current() -> MutexGuard<'static, Option<Arc<Init>>> {
+    let pid = std::process::id();
+    let mut place = &FIRST;
+    while let Err(owner) = place.owner.compare_exchange(0, pid, Ordering::Relaxed, Ordering::Relaxed) {
+        if owner == pid {
+            break;
+        }
+        // Our copies of the parent's descriptors have no use here.
+        if let Ok(mut parents) = place.init.try_lock() {
+            *parents = None;
+        }
+        place = place.next.get_or_init(|| Box::new(Place::new()));
+    }
+    place.init.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// The init of this process, started if need be.
 pub(crate) fn init() -> Result<Arc<Init>> {
     let mut current = current();
-    let pid = std::process::id();
-    if let Some((owner, init)) = &*current
-        && *owner == pid
-    {
+    if let Some(init) = &*current {
         return Ok(init.clone());
     }
     let init = Arc::new(Init::start()?);
-    *current = Some((pid, init.clone()));
+    *current = Some(init.clone());
     Ok(init)
 }
 
 /// Forgets an init that turned out to be dead.
 fn discard(dead: &Arc<Init>) {
     let mut current = current();
-    if current.as_ref().is_some_and(|(_, init)| Arc::ptr_eq(init, dead)) {
+    if current.as_ref().is_some_and(|init| Arc::ptr_eq(init, dead)) {
         *current = None;
     }
     // So that no zombie stays; somebody else may have reaped it.
@@ -89,18 +115,22 @@ fn discard(dead: &Arc<Init>) {
 
 /// Asks for a sandbox, of a fresh init if the present one is gone. Returns the
 /// host's end of the reply socket.
-pub(crate) fn start_sandbox(init: Arc<Init>, plan: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], group: &mut Group) -> Result<OwnedFd> {
+pub(crate) fn start_sandbox(init: &Arc<Init>, plan: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], group: &mut Group) -> Result<OwnedFd> {
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut all = vec![theirs.as_fd(), plan];
     all.extend_from_slice(fds);
     let request = Request { kind: Request::START, command: 0, value: group.number(), time: group.hierarchies() };
-    match sys::socket::send(init.control.as_fd(), &request.encode(), &all) {
+    let sent = match wait_readable(init.pidfd.as_fd(), Duration::ZERO) {
+        Ok(true) => Err(io::ErrorKind::BrokenPipe.into()),
+        _ => sys::socket::send(init.control.as_fd(), &request.encode(), &all),
+    };
+    match sent {
         Ok(()) => {
             group.hand_over();
             Ok(ours)
         }
         Err(error) if is_gone(&error) => {
-            discard(&init);
+            discard(init);
             Err(Error::new(ErrorKind::Lost, "cannot start the sandbox: init has ended"))
         }
         Err(error) => Err(Error::io("ask init for", "a sandbox", error)),
@@ -108,7 +138,8 @@ pub(crate) fn start_sandbox(init: Arc<Init>, plan: BorrowedFd<'_>, fds: &[Borrow
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN))
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 /// Waits until every sandbox of this process is torn down to the last mount, or the
@@ -117,8 +148,8 @@ fn is_gone(error: &io::Error) -> bool {
 /// milliseconds more. For tests that count mounts and processes.
 pub fn quiesce(limit: Duration) -> Result<bool> {
     let init = match &*current() {
-        Some((pid, init)) if *pid == std::process::id() => init.clone(),
-        _ => return Ok(true),
+        Some(init) => init.clone(),
+        None => return Ok(true),
     };
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
@@ -165,14 +196,14 @@ impl Init {
         let mut last = None;
         for (start, ids) in starts(&facts) {
             match attempt(start, ids, ranges.as_deref(), &places) {
-                Ok((control, process)) => {
+                Ok((control, process, pidfd)) => {
                     let subordinate = match (start, ids) {
                         (Start::Subordinate, Some(ids)) => Ok(ids.count + 1),
                         (Start::Root, _) => Err("root maps ids without them".into()),
                         _ => Err(why),
                     };
                     let process = Mutex::new(process);
-                    return Ok(Init { control, process, facts, start, subordinate, ranges, places, groups: AtomicU64::new(1) });
+                    return Ok(Init { control, process, pidfd, facts, start, subordinate, ranges, places, groups: AtomicU64::new(1) });
                 }
                 Err(error) => {
                     why = error.to_string();
@@ -185,6 +216,11 @@ impl Init {
 }
 
 impl Init {
+    /// Readable when init has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
     /// A number that no other group of this init has.
     pub(crate) fn next_group(&self) -> u64 {
         self.groups.fetch_add(1, Ordering::Relaxed)
@@ -192,17 +228,19 @@ impl Init {
 }
 
 /// Starts init one way and greets it.
-fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>, places: &Places) -> Result<(OwnedFd, Child)> {
+fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>, places: &Places) -> Result<(OwnedFd, Child, OwnedFd)> {
     let (control, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut process = execute(theirs)?;
-    let greeted = greet(&control, &process, start, ids, ranges, places);
-    if greeted.is_err() {
-        drop(control);
-        // It ends by itself at the end of its socket; ECHILD is somebody else's reaping.
-        let _ = process.wait();
-        return Err(greeted.err().unwrap_or_else(|| Error::unsupported("init did not start")));
+    let pidfd = sys::pidfd::of(process.id()).map_err(|e| Error::io("open", "a pidfd of init (Linux 5.3)", e));
+    match pidfd.and_then(|pidfd| greet(&control, &process, start, ids, ranges, places).map(|()| pidfd)) {
+        Ok(pidfd) => Ok((control, process, pidfd)),
+        Err(error) => {
+            drop(control);
+            // It ends by itself at the end of its socket; ECHILD is somebody else's reaping.
+            let _ = process.wait();
+            Err(error)
+        }
     }
-    Ok((control, process))
 }
 
 fn greet(

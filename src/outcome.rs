@@ -312,10 +312,10 @@ impl Facts {
     /// The one table that turns facts into a verdict.
     pub(crate) fn verdict(&self) -> Exit {
         let cause = |bit| self.report.cause & bit != 0;
-        if self.output_exceeded {
-            Exit::Limit(Limit::Output)
-        } else if cause(Report::KILLED) {
+        if cause(Report::KILLED) {
             Exit::Killed
+        } else if self.output_exceeded {
+            Exit::Limit(Limit::Output)
         } else if self.out_of_memory() {
             Exit::Limit(Limit::Memory)
         } else if cause(Report::CPU) || self.cpu_limit.is_some_and(|limit| self.usage().cpu() > limit) {
@@ -400,7 +400,8 @@ mod tests {
         assert_eq!(facts(killed, 0, false).verdict(), Exit::Signal(9), "a SIGKILL of its own");
         assert_eq!(facts(killed, Report::WALL, false).verdict(), Exit::Limit(Limit::WallTime));
         assert_eq!(facts(killed, Report::WALL | Report::KILLED, false).verdict(), Exit::Killed);
-        assert_eq!(facts(killed, Report::WALL | Report::KILLED, true).verdict(), Exit::Limit(Limit::Output));
+        assert_eq!(facts(killed, Report::WALL, true).verdict(), Exit::Limit(Limit::Output));
+        assert_eq!(facts(killed, Report::KILLED, true).verdict(), Exit::Killed, "by the caller, whatever it printed");
         assert_eq!(facts(0, 0, true).verdict(), Exit::Limit(Limit::Output), "it printed too much and then ended by itself");
         assert_eq!(facts(killed, Report::CPU | Report::WALL, false).verdict(), Exit::Limit(Limit::CpuTime));
         assert_eq!(facts(killed, Report::IDLE, false).verdict(), Exit::Limit(Limit::IdleTime));

@@ -263,7 +263,7 @@ impl Group {
 impl Drop for Group {
     /// One that no sandbox was started in is ours to remove; it's empty.
     fn drop(&mut self) {
-        if !self.handed_over {
+        if !self.handed_over && self.places.is_ours() {
             for member in &self.members {
                 let home = &self.places.hierarchies[member.hierarchy].home;
                 let _ = unlinkat(home, Group::name(self.number).as_str(), UnlinkatFlags::RemoveDir);

@@ -54,6 +54,8 @@ pub(crate) struct Places {
     pub(crate) nonce: u64,
     /// Why the best place could not be had, for errors.
     refused: Vec<String>,
+    /// The process that made them. A forked child's copy means nothing.
+    owner: u32,
 }
 
 /// A mounted hierarchy and our group in it.
@@ -70,7 +72,7 @@ impl Places {
     /// Looks for places, sweeps what dead hosts left there, and makes ours.
     pub(crate) fn find() -> Places {
         let nonce = nonce();
-        let mut places = Places { hierarchies: Vec::new(), nonce, refused: Vec::new() };
+        let mut places = Places { hierarchies: Vec::new(), nonce, refused: Vec::new(), owner: std::process::id() };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
         let mut covered = 0;
@@ -94,6 +96,11 @@ impl Places {
     /// Descriptors by which init removes our groups: base and home of each place.
     pub(crate) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         self.hierarchies.iter().flat_map(|h| [h.base.as_fd(), h.home.as_fd()]).collect()
+    }
+
+    /// Not a forked child's copy.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
     }
 
     /// What to do to get a controller.
@@ -190,6 +197,9 @@ fn hand_down(group: &OwnedFd) {
 impl Drop for Places {
     /// Homes are empty unless a sandbox still lives; then init removes them.
     fn drop(&mut self) {
+        if !self.is_ours() {
+            return;
+        }
         for hierarchy in &self.hierarchies {
             remove_home(&hierarchy.base, self.nonce);
         }

@@ -434,7 +434,9 @@ impl Inside {
         let Some(i) = self.commands.iter().position(|c| c.pid != 0 && c.name == request.command) else { return };
         match request.kind {
             Request::KILL => {
-                self.commands[i].cause |= Report::KILLED;
+                if request.value == 0 {
+                    self.commands[i].cause |= Report::KILLED;
+                }
                 self.kill(i);
             }
             Request::STOP => {

@@ -36,6 +36,8 @@ struct Entry {
     dying: bool,
     /// Both children have been reaped, and the host told.
     gone: bool,
+    /// Tells it from others that had this place, see [`Server::let_go`].
+    generation: u32,
     /// Raw wait status of PID 1.
     status: u32,
     /// Number of its control group, and the hierarchies (a bit each) it's in.
@@ -60,10 +62,13 @@ struct Server {
     nonce: u64,
     /// Entries whose group could not be removed yet.
     unremoved: usize,
+    /// Sandboxes so far.
+    generation: u32,
 }
 
 const HIERARCHIES: usize = 8;
 
+/// The upper half of a tag is a generation, the lower one an index, far from these.
 const TAG_CONTROL: u64 = u64::MAX;
 const TAG_CHILDREN: u64 = u64::MAX - 1;
 const TAG_HOST: u64 = u64::MAX - 2;
@@ -155,6 +160,7 @@ impl Server {
             homes,
             nonce: request.time,
             unremoved: 0,
+            generation: 0,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
         server.watch(server.children, EPOLLIN, TAG_CHILDREN).ok()?;
@@ -194,7 +200,7 @@ impl Server {
                         self.reap();
                     }
                     TAG_HOST => self.end(),
-                    index => self.let_go(index as usize),
+                    tag => self.let_go(tag as u32 as usize, (tag >> 32) as u32),
                 }
             }
         }
@@ -242,9 +248,11 @@ impl Server {
     fn launch(&mut self, request: &Request, received: &Received) -> Result<()> {
         let index = (0..SANDBOXES).find(|i| self.entry(*i).outer == 0).ok_or(ENOSPC)?;
         let reply = received.fds[0];
-        self.watch(reply, EPOLLRDHUP, index as u64)?;
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        self.watch(reply, EPOLLRDHUP, u64::from(generation) << 32 | index as u64)?;
         let (group, hierarchies) = (request.value, request.time as u32);
-        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, gone: false, status: 0, group, hierarchies };
+        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, gone: false, generation, status: 0, group, hierarchies };
         let place = &raw mut self.entry(index).pid1;
         let mut tid = 0;
         match fork(0, SIGCHLD, &raw mut tid) {
@@ -268,7 +276,13 @@ impl Server {
     }
 
     /// The host closed its end, or shut it down: kill what is left.
-    fn let_go(&mut self, index: usize) {
+    ///
+    /// Earlier events of the same batch may have ended that sandbox and given its
+    /// place to another, which this event isn't about.
+    fn let_go(&mut self, index: usize, generation: u32) {
+        if self.entry(index).outer == 0 || self.entry(index).generation != generation {
+            return;
+        }
         let reply = self.entry(index).reply;
         self.unwatch(reply);
         self.entry(index).dying = true;

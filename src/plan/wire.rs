@@ -467,7 +467,8 @@ impl Request {
     pub const DO: u32 = 6;
     /// Send signal `value` to the command.
     pub const SIGNAL: u32 = 7;
-    /// Kill the command and all that it left; reported as killed.
+    /// Kill the command and all that it left; reported as killed unless `value` is 1,
+    /// which stands for a limit that the host enforces.
     pub const KILL: u32 = 8;
     /// Send signal `value`, then kill after `time`.
     pub const STOP: u32 = 9;

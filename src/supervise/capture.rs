@@ -8,6 +8,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 
 use crate::outcome::StreamEnd;
+use crate::sys;
 
 /// What is kept of a captured stream when the recipe names no limit.
 pub(crate) const DEFAULT_KEPT: u64 = 16 << 20;
@@ -91,7 +92,7 @@ impl Capture {
     fn write(&mut self) -> io::Result<()> {
         let Some(target) = &mut self.target else { return Ok(()) };
         let chunk = self.kept.len().min(RELAY_CHUNK);
-        match io::Write::write(target, &self.kept[..chunk]) {
+        match sys::pipe::write(target, &self.kept[..chunk]) {
             Ok(n) => {
                 self.kept.drain(..n);
                 Ok(())

@@ -50,12 +50,16 @@ pub(crate) struct Live {
     /// Kept as long as the sandbox may live.
     _claim: Option<Claim>,
     group: Group,
+    init: Arc<Init>,
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
+    /// The process that started it. A forked child has a copy of this value, whose
+    /// end means nothing.
+    owner: u32,
 }
 
 /// Streams of a command that the caller holds.
@@ -178,26 +182,37 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
             break;
         }
     }
-    let (reply, draft, claim, group) = result?;
+    let Asked { reply, draft, claim, group, init } = result?;
     let live = Live {
         reply: Arc::new(reply),
         draft,
         sandbox: sandbox.clone(),
         _claim: claim,
         group,
+        init,
         counters: Counters::default(),
         asked,
         streams: passed.streams,
         ended: None,
         output_exceeded: false,
         gone: false,
+        owner: std::process::id(),
     };
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
     Ok((live, passed.pipes))
 }
 
-fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<(OwnedFd, Draft, Option<Claim>, Group)> {
+/// What init has been asked for, and what lives as long.
+struct Asked {
+    reply: OwnedFd,
+    draft: Draft,
+    claim: Option<Claim>,
+    group: Group,
+    init: Arc<Init>,
+}
+
+fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<Asked> {
     let init = launch::init()?;
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = group(sandbox, &init)?;
@@ -211,8 +226,8 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     }
     let plan = sealed(c"cofferdam-plan", &bytes)?;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().chain(&handles).map(AsFd::as_fd).collect();
-    let reply = launch::start_sandbox(init, plan.as_fd(), &fds, &mut group)?;
-    Ok((reply, draft, claim, group))
+    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, &mut group)?;
+    Ok(Asked { reply, draft, claim, group, init })
 }
 
 /// Opens what the command's descriptors are connected to.
@@ -302,13 +317,6 @@ fn check_kind(fd: &OwnedFd, kind: FdKind, name: &str) -> Result<()> {
     Err(Error::invalid(format!("{name} is {what}, {instead}")))
 }
 
-/// One turn of the poll loop.
-#[derive(PartialEq, Eq)]
-enum Turn {
-    Progress,
-    TimedOut,
-}
-
 impl Live {
     /// Waits for the program's exec; the pidfd of its process.
     fn started(&mut self) -> Result<OwnedFd> {
@@ -330,7 +338,6 @@ impl Live {
         let mut bytes = [0; Report::SIZE];
         let (length, fds) = match sys::socket::receive(self.reply.as_fd(), &mut bytes, wait) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => (0, Vec::new()),
             other => other.map_err(|e| Error::io("hear from", "the sandbox", e))?,
         };
         let Some(report) = Report::decode(&bytes[..length]) else {
@@ -381,9 +388,10 @@ impl Live {
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let mut buffer = Vec::new();
         while self.ended.is_none() {
-            // The deadline counts also while a workload floods us with output.
-            let passed = deadline.is_some_and(|d| Instant::now() >= d);
-            if self.turn(deadline, &mut buffer)? == Turn::TimedOut || passed && self.ended.is_none() {
+            self.turn(deadline, &mut buffer)?;
+            // Asked here and not when poll times out: with a stream that always has
+            // something to read it never does.
+            if self.ended.is_none() && deadline.is_some_and(|d| Instant::now() >= d) {
                 return Ok(false);
             }
         }
@@ -406,9 +414,12 @@ impl Live {
         Ok(true)
     }
 
-    fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<Turn> {
+    /// One turn of the poll loop: until something happens, or until `deadline`.
+    fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<()> {
         let ready: Vec<bool> = {
-            let mut polled = vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN)];
+            // init's end is the sandbox's, and is seen here even if a forked child of
+            // ours holds a copy of the other end of the socket.
+            let mut polled = vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.init.pidfd(), PollFlags::POLLIN)];
             let mut places = Vec::new();
             for (i, stream) in self.streams.iter().enumerate() {
                 if let Some((fd, events)) = stream.as_ref().and_then(Capture::wants) {
@@ -417,18 +428,17 @@ impl Live {
                 }
             }
             match poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until)) {
-                Ok(0) if deadline.is_some_and(|d| Instant::now() >= d) => return Ok(Turn::TimedOut),
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
             }
             let happened = |p: &PollFd<'_>| p.revents().is_some_and(|r| !r.is_empty());
-            let mut ready = vec![happened(&polled[0]), false, false];
-            for (place, p) in places.iter().zip(&polled[1..]) {
+            let mut ready = vec![happened(&polled[0]), false, false, happened(&polled[1])];
+            for (place, p) in places.iter().zip(&polled[2..]) {
                 ready[place + 1] = happened(p);
             }
             ready
         };
-        for (stream, ready) in self.streams.iter_mut().zip(&ready[1..]) {
+        for (stream, ready) in self.streams.iter_mut().zip(&ready[1..3]) {
             if let (Some(stream), true) = (stream, ready) {
                 stream.advance(buffer).map_err(|e| Error::io("read", "the output", e))?;
             }
@@ -436,8 +446,11 @@ impl Live {
         self.note_excess()?;
         if ready[0] {
             self.message(false)?;
+        } else if ready[3] {
+            self.gone = true;
+            return Err(self.lost(None));
         }
-        Ok(Turn::Progress)
+        Ok(())
     }
 
     /// Latches that a stream is too long, and ends the run.
@@ -445,7 +458,7 @@ impl Live {
         if !self.output_exceeded && self.streams.iter().flatten().any(Capture::exceeded) {
             self.output_exceeded = true;
             if self.ended.is_none() {
-                self.tell(Request::KILL, 0, Duration::ZERO)?;
+                self.tell(Request::KILL, 1, Duration::ZERO)?;
             }
         }
         Ok(())
@@ -502,7 +515,7 @@ impl Drop for Live {
     /// What has not ended is killed, and its end is awaited: init does it when our
     /// end of the socket is shut.
     fn drop(&mut self) {
-        if self.ended.is_some() || self.gone {
+        if self.ended.is_some() || self.gone || self.owner != std::process::id() {
             return;
         }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);

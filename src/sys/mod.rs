@@ -8,4 +8,5 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod pidfd;
+pub(crate) mod pipe;
 pub(crate) mod socket;

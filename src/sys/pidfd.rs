@@ -6,8 +6,13 @@ use std::os::fd::{FromRawFd, OwnedFd};
 /// A pidfd of this very process, by which init learns of our end even while a
 /// forked child keeps our sockets open.
 pub(crate) fn of_this_process() -> io::Result<OwnedFd> {
+    of(std::process::id())
+}
+
+/// A pidfd of a process that nobody has reaped; it becomes readable at its end.
+pub(crate) fn of(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = i32::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
     if fd < 0 {
         return Err(io::Error::last_os_error());

@@ -40,7 +40,9 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], wait: bool) -> i
         let mut vectors = [IoSliceMut::new(bytes)];
         let message = match recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), flags) {
             Ok(message) => message,
-            Err(Errno::EINTR) => continue,
+            // A peer that closed before it read all of ours is told once, and before
+            // what it has sent: its last messages, then the end, come next.
+            Err(Errno::EINTR | Errno::ECONNRESET) => continue,
             Err(errno) => return Err(errno.into()),
         };
         let (length, truncated) = (message.bytes, message.flags.contains(MsgFlags::MSG_CTRUNC));

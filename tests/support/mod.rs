@@ -3,6 +3,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod host;
+pub mod processes;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -24,6 +27,8 @@ pub enum Need {
     Tool(&'static str),
     /// A Debian root file system; see [`debian_root`].
     DebianRoot,
+    /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
+    Overlay,
 }
 
 impl Need {
@@ -32,6 +37,7 @@ impl Need {
         match self {
             Need::Root => (!root).then(|| "needs root".into()),
             Need::Tool(name) => which(name).is_none().then(|| format!("needs the program `{name}` (tests/run.sh installs it)")),
+            Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
             Need::DebianRoot => match debian_root() {
                 Ok(path) if !root && !open_to_all(&path) => Some(format!("an ordinary user can't reach {}", path.display())),
                 Ok(_) => None,
@@ -77,7 +83,11 @@ pub fn main(tests: Vec<Test>) -> ! {
             trials.push(unless_missing(trial, needs, false, &arguments));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(directory) = SCRATCH.get() {
+        let _ = fs::remove_dir_all(directory.path());
+    }
+    conclusion.exit()
 }
 
 /// Marks a test as ignored, aloud, if something that it needs isn't there. What
@@ -149,9 +159,10 @@ pub fn copy_for_all(executable: &Path) -> PathBuf {
     copy
 }
 
-/// A directory of this process's, open to all, removed at its end if it can be.
+static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
+
+/// A directory of this process's, open to all, removed when the tests have ended.
 pub fn scratch() -> PathBuf {
-    static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
     let directory = SCRATCH.get_or_init(|| {
         let directory = tempfile::Builder::new().prefix("cofferdam-test-").tempdir().expect("a directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("its mode");

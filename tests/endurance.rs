@@ -1,0 +1,156 @@
+//! What thousands of runs leave behind: nothing.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cofferdam::{Command, ErrorKind, Exit, Image, Limit, Sandbox, Stdio};
+use support::processes::{children, inits};
+use support::{Need, host};
+
+const THREADS: usize = 4;
+
+/// One run, every second of which fails or is ended.
+fn one(sandbox: &Sandbox, i: usize) {
+    let sleep = || sandbox.spawn(Command::new("sleep").arg("1000")).expect("it starts");
+    match i % 12 {
+        1 => assert_eq!(sandbox.run("no-such-program").expect_err("not there").kind(), ErrorKind::NotFound),
+        3 => {
+            let mut child = sleep();
+            child.kill().expect("told");
+            assert_eq!(child.wait().expect("a verdict"), Exit::Killed);
+        }
+        5 => {
+            let out = sandbox.clone().wall_time(Duration::from_millis(1)).run(["sleep", "1000"]).expect("it runs");
+            assert_eq!(out.status, Exit::Limit(Limit::WallTime));
+        }
+        7 => drop(sleep()),
+        9 => {
+            let out = sandbox.clone().output(10).run(["yes"]).expect("it runs");
+            assert_eq!(out.status, Exit::Limit(Limit::Output));
+        }
+        11 => {
+            let error = sandbox.clone().bind("/no/such/place", "/x").spawn("true").expect_err("no such bind");
+            assert_eq!(error.kind(), ErrorKind::Mount);
+        }
+        // Files, streams and mounts of all kinds.
+        2 => {
+            let sandbox = sandbox.clone().file("/a/b", "x").tmpfs("/t", 1 << 20).bind("/usr/bin", "/u");
+            let mut child = sandbox.spawn(Command::new("cat").stdin("text").stdout(Stdio::piped())).expect("it starts");
+            assert_eq!(child.wait().expect("a verdict"), Exit::Code(0));
+        }
+        _ => assert_eq!(sandbox.run("true").expect("it runs").status, Exit::Code(0)),
+    }
+}
+
+/// Everything that runs could leave, counted.
+fn inventory() -> BTreeMap<String, usize> {
+    let count = |path: PathBuf| fs::read_dir(path).map_or(0, Iterator::count);
+    let lines = |path: PathBuf| fs::read_to_string(path).map_or(0, |text| text.lines().count());
+    let own = std::process::id();
+    let mut all = BTreeMap::from([
+        ("descriptors".into(), count("/proc/self/fd".into())),
+        ("mounts".into(), lines("/proc/self/mountinfo".into())),
+        ("threads".into(), count("/proc/self/task".into())),
+        ("children".into(), children(own).len()),
+        ("temporary files".into(), count(std::env::temp_dir())),
+        ("files in /dev/shm".into(), ours_in("/dev/shm")),
+        ("files in /tmp".into(), ours_in("/tmp")),
+        ("files in /run/cofferdam".into(), count("/run/cofferdam".into())),
+        ("control groups".into(), own_groups().into_iter().map(directories).sum()),
+        ("claims on ids".into(), claims()),
+    ]);
+    for init in inits(own) {
+        let proc = PathBuf::from(format!("/proc/{}", init.pid));
+        all.insert("descriptors of init".into(), count(proc.join("fd")));
+        all.insert("mounts of init".into(), lines(proc.join("mountinfo")));
+        all.insert("processes below init".into(), children(init.pid).len());
+    }
+    all
+}
+
+/// Files with our name that aren't those of some test's.
+fn ours_in(directory: &str) -> usize {
+    let names = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let ours = |name: &OsString| name.to_string_lossy().contains("cofferdam") && !name.to_string_lossy().starts_with("cofferdam-test-");
+    names.filter(ours).count()
+}
+
+/// Where groups of ours would be: below the one that we're in, in each hierarchy.
+fn own_groups() -> Vec<PathBuf> {
+    let (groups, mounts) =
+        (fs::read_to_string("/proc/self/cgroup").unwrap_or_default(), fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
+    let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    let paths: Vec<&str> = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).collect();
+    let all = points.flat_map(|point| paths.iter().map(move |path| Path::new(point).join(path.trim_start_matches('/'))));
+    let mut all: Vec<PathBuf> = all.filter(|path| path.is_dir()).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn directories(below: PathBuf) -> usize {
+    let entries = fs::read_dir(below).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| 1 + directories(e.path())).sum()
+}
+
+/// Ranges of ids that this process has locked.
+fn claims() -> usize {
+    let infos = fs::read_dir("/proc/self/fdinfo").expect("fdinfo").flatten();
+    infos.map(|info| fs::read_to_string(info.path()).unwrap_or_default().matches("OFDLCK").count()).sum()
+}
+
+fn endure(name: &str, runs: usize, sandbox: fn() -> Sandbox) {
+    host::alone(name, || {
+        let sandbox = sandbox();
+        let quiet = || cofferdam::quiesce(Duration::from_secs(30)).expect("an answer");
+        // The first runs make what stays: init and its descriptors.
+        (0..12).for_each(|i| one(&sandbox, i));
+        assert!(quiet());
+        let before = inventory();
+        // A directory of the host's own, so that nobody else's files are counted.
+        assert_ne!(std::env::temp_dir(), Path::new("/tmp"));
+        assert_eq!((before["children"], before["processes below init"], before["claims on ids"]), (1, 0, 0), "{before:?}");
+        thread::scope(|scope| {
+            for first in 0..THREADS {
+                let sandbox = &sandbox;
+                scope.spawn(move || (first..runs).step_by(THREADS).for_each(|i| one(sandbox, i)));
+            }
+        });
+        assert!(quiet());
+        // Others may have files and groups for a moment where we look too, and init
+        // the socket through which it has just answered; what is lost stays.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let after = inventory();
+            let more: Vec<_> = after.iter().filter(|(what, n)| before.get(*what).is_none_or(|b| b < n)).collect();
+            if more.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{more:?} instead of {before:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
+
+fn two_thousand_runs_leave_nothing_behind() {
+    endure("two_thousand_runs_leave_nothing_behind", 2000, || Sandbox::new().wall_time(Duration::from_secs(60)));
+}
+
+fn runs_in_an_image_leave_nothing_behind() {
+    endure("runs_in_an_image_leave_nothing_behind", 600, || {
+        Sandbox::new().rootfs(Image::dir(support::busybox_root())).wall_time(Duration::from_secs(60))
+    });
+}
+
+fn main() {
+    support::main(vec![
+        test!(two_thousand_runs_leave_nothing_behind),
+        test!(runs_in_an_image_leave_nothing_behind, Need::Tool("busybox"), Need::Overlay),
+    ])
+}
