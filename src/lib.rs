@@ -39,9 +39,21 @@ pub const MIB: u64 = 1 << 20;
 /// 1,024 MiB.
 pub const GIB: u64 = 1 << 30;
 
-/// The plan decoder that init uses, for fuzzing; not part of the API.
+/// The plan decoder that init uses, for fuzzing; not part of the API. The bytes are
+/// taken as a plan, and as places and values with which a right one is damaged.
 #[doc(hidden)]
 pub fn fuzz_plan(bytes: &[u8]) {
+    stays_inside(bytes);
+    let mut plan = plan::start::start_plan(plan::start::Start::Subordinate).encode();
+    for edit in bytes.chunks_exact(3) {
+        let at = usize::from(u16::from_le_bytes([edit[0], edit[1]])) % plan.len();
+        plan[at] = edit[2];
+    }
+    stays_inside(&plan);
+}
+
+/// What the decoder accepts names nothing outside of its own bytes.
+fn stays_inside(bytes: &[u8]) {
     let Some(plan) = plan::wire::Plan::parse(bytes) else { return };
     let blob = (bytes.len() - plan.blob_start()) as u64;
     for i in 0..plan.len() {
