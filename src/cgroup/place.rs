@@ -20,9 +20,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
-use nix::fcntl::{OFlag, openat};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
 use super::{controller, read, write};
@@ -149,10 +150,8 @@ impl Places {
         }
         sweep(&base, mounted.v2);
         let name = home_name(self.nonce);
-        mkdirat(&base, name.as_str(), Mode::from_bits_truncate(0o755))?;
+        let home = make_home(&base, &name)?;
         let finish = || -> io::Result<(OwnedFd, u8)> {
-            let home = openat(&base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-            let home = locked(home)?;
             let controllers = if mounted.v2 {
                 hand_down(&home);
                 let enabled = read(&home, "cgroup.subtree_control")?;
@@ -225,6 +224,41 @@ fn nonce() -> u64 {
     u64::from_le_bytes(bytes) >> 16
 }
 
+/// Makes a home and locks it. Another host that sweeps in between may take it for a dead
+/// one's, so what was locked must still be what stands under the name.
+fn make_home(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    for _ in 0..1000 {
+        match mkdirat(base, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let home = match openat(base, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
+            Ok(home) => locked(home),
+            Err(Errno::ENOENT) => continue,
+            Err(errno) => return Err(errno.into()),
+        };
+        let home = match home {
+            Ok(home) => home,
+            // The sweeper has it for a moment.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::yield_now();
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if still_there(base, name, &home) {
+            return Ok(home);
+        }
+    }
+    Err(io::Error::other("somebody removes what we make there"))
+}
+
+/// Whether an open directory is the one under that name.
+fn still_there(base: &OwnedFd, name: &str, directory: &OwnedFd) -> bool {
+    let (Ok(open), Ok(named)) = (fstat(directory), fstatat(base, name, AtFlags::AT_SYMLINK_NOFOLLOW)) else { return false };
+    (open.st_dev, open.st_ino) == (named.st_dev, named.st_ino)
+}
+
 /// Takes the lock (flock(2)) that lasts as long as this open file: here and, because
 /// it's passed on, in init.
 fn locked(home: OwnedFd) -> io::Result<OwnedFd> {
@@ -241,6 +275,10 @@ fn sweep(base: &OwnedFd, v2: bool) {
         }
         let Ok(home) = openat(base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else { continue };
         let Ok(home) = locked(home) else { continue };
+        // Another sweeper may have been faster, and the name be a living host's by now.
+        if !still_there(base, &name, &home) {
+            continue;
+        }
         for group in subdirectories(&home) {
             if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
                 end_all(&directory, v2);
