@@ -458,6 +458,20 @@ fn explain_and_check_tell_what_a_run_does() {
     assert!(bad.to_string().contains("/no/such"), "{bad}");
 }
 
+/// vm.memfd_noexec=2 refuses executable memfds; it holds for a PID namespace.
+fn init_starts_where_memfds_cannot_be_executed() {
+    if support::is_again() {
+        assert_eq!(fs::read_to_string("/proc/sys/vm/memfd_noexec").expect("the setting").trim(), "2");
+        assert_eq!(sh(&sandbox(), "echo $((6 * 7))"), "42\n");
+        return;
+    }
+    let refuse = "echo 2 > /proc/sys/vm/memfd_noexec && exec \"$@\"";
+    support::again(
+        &["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", refuse, "sh"],
+        "init_starts_where_memfds_cannot_be_executed",
+    );
+}
+
 fn main() {
     support::main(vec![
         test!(privileges_are_gone),
@@ -484,5 +498,6 @@ fn main() {
         test!(subordinate_ids_are_used_where_there_are_some, root, Need::Tool("newuidmap")),
         test!(capabilities_are_what_was_asked_for),
         test!(explain_and_check_tell_what_a_run_does),
+        test!(init_starts_where_memfds_cannot_be_executed, root, Need::MemfdNoexec),
     ])
 }

@@ -27,6 +27,8 @@ pub enum Need {
     Tool(&'static str),
     /// A Debian root file system; see [`debian_root`].
     DebianRoot,
+    /// The setting vm.memfd_noexec (Linux 6.3).
+    MemfdNoexec,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
     Overlay,
 }
@@ -37,6 +39,7 @@ impl Need {
         match self {
             Need::Root => (!root).then(|| "needs root".into()),
             Need::Tool(name) => which(name).is_none().then(|| format!("needs the program `{name}` (tests/run.sh installs it)")),
+            Need::MemfdNoexec => (kernel() < (6, 3)).then(|| "vm.memfd_noexec came with Linux 6.3".into()),
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
             Need::DebianRoot => match debian_root() {
                 Ok(path) if !root && !open_to_all(&path) => Some(format!("an ordinary user can't reach {}", path.display())),
