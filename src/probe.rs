@@ -57,11 +57,14 @@ pub enum Layer {
     /// or [`idle_time`](crate::Sandbox::idle_time)). *Optional*: without it the main process
     /// and its dead children are counted, and every other process has the limit for itself.
     CpuAccount = 16,
+    /// A control group that pins the run to CPUs (with
+    /// [`Sandbox::cpuset`](crate::Sandbox::cpuset)). *Optional.*
+    CpuPinning = 17,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 17] = [
+    pub const ALL: [Layer; 18] = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -79,6 +82,7 @@ impl Layer {
         Layer::ProcessLimit,
         Layer::CpuBandwidth,
         Layer::CpuAccount,
+        Layer::CpuPinning,
     ];
 
     /// The name in snake_case.
@@ -101,6 +105,7 @@ impl Layer {
             Layer::ProcessLimit => "process_limit",
             Layer::CpuBandwidth => "cpu_bandwidth",
             Layer::CpuAccount => "cpu_account",
+            Layer::CpuPinning => "cpu_pinning",
         }
     }
 
@@ -111,10 +116,20 @@ impl Layer {
 
     /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
     pub fn optional(self) -> bool {
-        use Layer::{CgroupNamespace, CpuAccount, CpuBandwidth, IdMappedMounts, MemoryLimit, ProcessLimit, SubordinateIds, SyscallFilter};
+        use Layer::{
+            CgroupNamespace, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, MemoryLimit, ProcessLimit, SubordinateIds, SyscallFilter,
+        };
         matches!(
             self,
-            CgroupNamespace | IdMappedMounts | SubordinateIds | SyscallFilter | MemoryLimit | ProcessLimit | CpuBandwidth | CpuAccount
+            CgroupNamespace
+                | IdMappedMounts
+                | SubordinateIds
+                | SyscallFilter
+                | MemoryLimit
+                | ProcessLimit
+                | CpuBandwidth
+                | CpuAccount
+                | CpuPinning
         )
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capability::Capability;
-use crate::cgroup::Limits;
+use crate::cgroup::{CpuSet, Limits};
 use crate::child::Child;
 use crate::command::Command;
 use crate::error::{Error, Result};
@@ -325,6 +325,19 @@ impl Sandbox {
         self
     }
 
+    /// Pins the run to these CPUs, by number from 0. Default: those of the host program.
+    /// It needs a control group: see [`Layer::CpuPinning`].
+    pub fn cpuset(mut self, cpus: impl IntoIterator<Item = u32>) -> Sandbox {
+        let mut set = CpuSet::default();
+        for cpu in cpus {
+            let fits = set.insert(cpu);
+            self.check_that(fits, || format!("CPU {cpu}: the highest number that can be is {}", CpuSet::MOST - 1));
+        }
+        self.check_that(set.len() > 0, || "a run can't be pinned to no CPU; give at least one".into());
+        self.limits.cpuset = Some(set);
+        self
+    }
+
     /// Ends the run after this much CPU time, user and system together, of all its
     /// processes and threads, as [`Limit::CpuTime`](crate::Limit::CpuTime). Default: no
     /// limit. The verdict goes by the final count, also of a run that ended by itself.
@@ -545,6 +558,8 @@ mod tests {
             (Sandbox::new().cpus(0.0), "0.01"),
             (Sandbox::new().cpus(f64::NAN), "0.01"),
             (Sandbox::new().cpu_time(Duration::ZERO), "smallest"),
+            (Sandbox::new().cpuset([]), "at least one"),
+            (Sandbox::new().cpuset([1 << 20]), "highest"),
             (Sandbox::new().idle_time(Duration::from_millis(1)), "smallest"),
             (Sandbox::new().id_base(5), "multiple"),
             (Sandbox::new().prefer(Layer::UserNamespace), "can't be given up"),

@@ -321,6 +321,40 @@ fn bandwidth_slows_a_run_down() {
     assert!(out.usage.throttled.is_some_and(|t| t > Duration::from_millis(500)), "{:?}", out.usage);
 }
 
+fn a_run_stays_on_its_cpus() {
+    let pinned = sandbox().cpuset([0]);
+    if place() == Place::Bare {
+        assert_eq!(pinned.run("true").expect_err("no group").kind(), ErrorKind::Unsupported);
+        return;
+    }
+    let out = pinned.run(["nproc"]).expect("it runs");
+    assert_eq!(out.text(), "1\n");
+    let wide = pinned.run(["sh", "-c", "taskset -p 0xff $$ >/dev/null 2>&1; nproc"]).expect("it runs");
+    assert_eq!(wide.text(), "1\n", "the workload can't widen it");
+    let error = sandbox().cpuset([2000]).run("true").expect_err("no such CPU");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
+
+/// A killed host's groups are gone within two seconds.
+fn a_killed_host_leaves_no_group() {
+    let own = std::env::current_exe().expect("a path of our own");
+    let mut helper = std::process::Command::new(own);
+    helper.env("COFFERDAM_TEST_HELPER", "wait").stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    let mut helper = helper.spawn().expect("it starts");
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(helper.stdout.take().expect("piped"));
+    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
+    let home = std::path::PathBuf::from(line.trim());
+    assert!(place() == Place::Bare || home.is_dir(), "{line}");
+    helper.kill().expect("killed");
+    helper.wait().expect("dead");
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !line.trim().is_empty() && home.exists() {
+        assert!(Instant::now() < deadline, "{} is still there", home.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A gigabyte of output under a limit, and without one, leaves the host's memory as it
 /// was.
 fn the_hosts_memory_is_bounded_whatever_is_printed() {
@@ -471,7 +505,10 @@ fn leftovers_of_dead_hosts_are_swept() {
 
 /// This process's directory in the hierarchy that limits memory.
 fn own_home() -> Option<std::path::PathBuf> {
-    let child = memory_or_plain(sandbox()).spawn(command(&["sleep", "100"])).expect("it starts");
+    home_of(&memory_or_plain(sandbox()).spawn(command(&["sleep", "100"])).expect("it starts"))
+}
+
+fn home_of(child: &cofferdam::Child) -> Option<std::path::PathBuf> {
     let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id()?)).ok()?;
     let path = groups.lines().find(|l| l.contains(":memory:") || l.starts_with("0::")).and_then(|l| l.splitn(3, ':').nth(2))?;
     let point = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].into_iter().find(|p| std::path::Path::new(&format!("{p}{path}")).exists())?;
@@ -486,7 +523,16 @@ fn wall_time_starts_at_exec_and_ends_with_the_program() {
 }
 
 fn main() {
-    if std::env::var_os("COFFERDAM_TEST_HELPER").is_some() {
+    let role = std::env::var_os("COFFERDAM_TEST_HELPER");
+    if role.as_deref() == Some("wait".as_ref()) {
+        // Says where its groups are, and waits in the middle of a run to be killed.
+        let child = memory_or_plain(Sandbox::new()).spawn(["sleep", "1000"]).expect("it starts");
+        println!("{}", home_of(&child).map(|p| p.display().to_string()).unwrap_or_default());
+        loop {
+            std::thread::park();
+        }
+    }
+    if role.is_some() {
         let out = Sandbox::new().run("true").expect("it runs");
         std::process::exit(if out.success() { 0 } else { 1 });
     }
@@ -510,6 +556,8 @@ fn main() {
         test!(facts_are_kept_beside_the_verdict, Need::Tool("gcc")),
         test!(an_independent_reader_agrees, Need::Tool("gcc")),
         test!(leftovers_of_dead_hosts_are_swept, Need::Tool("gcc")),
+        test!(a_run_stays_on_its_cpus, Need::Tool("gcc")),
+        test!(a_killed_host_leaves_no_group),
         test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Tool("gcc")),
     ])
 }

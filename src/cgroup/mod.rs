@@ -44,7 +44,8 @@ pub(crate) mod controller {
     pub(crate) const CPU: u8 = 4;
     /// Counts CPU time: every v2 group does, on v1 it's a controller.
     pub(crate) const ACCOUNT: u8 = 8;
-    pub(crate) const ALL: [u8; 4] = [MEMORY, PIDS, CPU, ACCOUNT];
+    pub(crate) const CPUSET: u8 = 16;
+    pub(crate) const ALL: [u8; 5] = [MEMORY, PIDS, CPU, ACCOUNT, CPUSET];
 }
 
 /// Limits that a group enforces.
@@ -55,10 +56,52 @@ pub(crate) struct Limits {
     pub(crate) spare_others: bool,
     pub(crate) processes: Option<u32>,
     pub(crate) cpus: Option<f64>,
+    pub(crate) cpuset: Option<CpuSet>,
     /// A limit on CPU time needs the counter.
     pub(crate) cpu_account: bool,
     /// Only a group can limit processes: the workload may change its user.
     pub(crate) strict_processes: bool,
+}
+
+/// A set of CPUs by number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CpuSet([u64; CpuSet::WORDS]);
+
+impl CpuSet {
+    const WORDS: usize = 32;
+    /// One more than the highest CPU number that can be given.
+    pub(crate) const MOST: u32 = 64 * CpuSet::WORDS as u32;
+
+    /// Adds a CPU; false if no kernel has so many.
+    pub(crate) fn insert(&mut self, cpu: u32) -> bool {
+        let fits = cpu < CpuSet::MOST;
+        if fits {
+            self.0[(cpu / 64) as usize] |= 1 << (cpu % 64);
+        }
+        fits
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// As the kernel writes it (cpuset(7), "List format"): `0-3,8`.
+    pub(crate) fn list(&self) -> String {
+        let has = |cpu: u32| cpu < CpuSet::MOST && self.0[(cpu / 64) as usize] >> (cpu % 64) & 1 == 1;
+        let mut ranges = Vec::new();
+        let mut cpu = 0;
+        while cpu < CpuSet::MOST {
+            if has(cpu) {
+                let first = cpu;
+                while has(cpu + 1) {
+                    cpu += 1;
+                }
+                ranges.push(if first == cpu { first.to_string() } else { format!("{first}-{cpu}") });
+            }
+            cpu += 1;
+        }
+        ranges.join(",")
+    }
 }
 
 /// Quota and period, in microseconds, of a CPU bandwidth. The period is short, so that
@@ -78,6 +121,9 @@ impl Limits {
         }
         if self.processes.is_some() && self.strict_processes {
             needs.push((controller::PIDS, Layer::ProcessLimit));
+        }
+        if self.cpuset.is_some() {
+            needs.push((controller::CPUSET, Layer::CpuPinning));
         }
         if self.cpu_account {
             needs.push((controller::ACCOUNT, Layer::CpuAccount));
@@ -153,7 +199,7 @@ impl Group {
         }
         let mut group = Group { places: places.clone(), number, members: Vec::new(), missing, handed_over: false, limits };
         for wanted in controller::ALL {
-            if wanted == controller::CPU && limits.cpus.is_none() {
+            if wanted == controller::CPU && limits.cpus.is_none() || wanted == controller::CPUSET && limits.cpuset.is_none() {
                 continue;
             }
             let Some(index) = places.with(wanted) else { continue };
@@ -196,6 +242,9 @@ impl Group {
 
     fn set(&self, member: &Member) -> Result<()> {
         let hierarchy = &self.places.hierarchies[member.hierarchy];
+        if !hierarchy.v2 && member.uses & controller::CPUSET != 0 {
+            v1::inherit_cpuset(&hierarchy.home, &member.directory).map_err(|e| Error::io("set", "the CPUs of a control group", e))?;
+        }
         let settings = if hierarchy.v2 { v2::settings(&self.limits, member.uses) } else { v1::settings(&self.limits, member.uses) };
         for setting in settings {
             setting.apply(&member.directory).map_err(|why| {
@@ -204,7 +253,19 @@ impl Group {
                     .about(Some(layer))
             })?;
         }
-        Ok(())
+        match self.limits.cpuset {
+            Some(wanted) if member.uses & controller::CPUSET != 0 => {
+                let file = if hierarchy.v2 { v2::EFFECTIVE_CPUS } else { v1::EFFECTIVE_CPUS };
+                let effective = read(&member.directory, file).map_err(|e| Error::io("read back", "the CPUs of a control group", e))?;
+                if effective.trim() == wanted.list() {
+                    return Ok(());
+                }
+                let layer = Layer::CpuPinning;
+                let text = format!("cannot set the {layer} to CPUs {}: only {} can be had here", wanted.list(), effective.trim());
+                Err(Error::unsupported(text).about(Some(layer)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the sandbox needs of it.
@@ -348,6 +409,16 @@ mod tests {
         assert_eq!(field(text, "oom"), Some(3));
         assert_eq!(field(text, "oom_kill"), Some(2));
         assert_eq!(field(text, "oom_ki"), None);
+    }
+
+    #[test]
+    fn cpus_are_listed_as_the_kernel_lists_them() {
+        let mut set = CpuSet::default();
+        for cpu in [0, 1, 2, 8, 63, 64, 2047] {
+            assert!(set.insert(cpu));
+        }
+        assert_eq!((set.list().as_str(), set.len()), ("0-2,8,63-64,2047", 7));
+        assert!(!set.insert(CpuSet::MOST));
     }
 
     #[test]

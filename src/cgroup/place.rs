@@ -110,6 +110,7 @@ impl Places {
             controller::MEMORY => "memory",
             controller::PIDS => "pids",
             controller::CPU => "cpu",
+            controller::CPUSET => "cpuset",
             _ => "cpuacct",
         };
         let tried = if self.refused.is_empty() { "no control groups are mounted".to_string() } else { self.refused.join("; ") };
@@ -158,6 +159,9 @@ impl Places {
                 // Every v2 group counts CPU time.
                 controllers_of(enabled.split_whitespace()) | controller::ACCOUNT
             } else {
+                if mounted.controllers & controller::CPUSET != 0 {
+                    super::v1::inherit_cpuset(&base, &home)?;
+                }
                 mounted.controllers
             };
             // A threaded group, as some schedulers leave, takes no processes.
@@ -188,7 +192,7 @@ fn has_controllers(hierarchy: &Hierarchy, covered: u8) -> bool {
 /// Lets children have what this group has. Fails, for good reason, in groups with
 /// processes: then what is handed down already counts.
 fn hand_down(group: &OwnedFd) {
-    for controller in ["+memory", "+pids", "+cpu"] {
+    for controller in ["+memory", "+pids", "+cpu", "+cpuset"] {
         let _ = write(group, "cgroup.subtree_control", controller);
     }
 }
@@ -322,6 +326,7 @@ fn controllers_of<'a>(names: impl Iterator<Item = &'a str>) -> u8 {
             "pids" => controller::PIDS,
             "cpu" => controller::CPU,
             "cpuacct" => controller::ACCOUNT,
+            "cpuset" => controller::CPUSET,
             _ => 0,
         })
         .fold(0, |all, one| all | one)

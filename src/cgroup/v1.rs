@@ -39,7 +39,22 @@ pub(super) fn settings(limits: &Limits, uses: u8) -> Vec<Setting> {
         settings.push(cpu("cpu.cfs_period_us", period));
         settings.push(cpu("cpu.cfs_quota_us", quota));
     }
+    if uses & controller::CPUSET != 0
+        && let Some(cpus) = limits.cpuset
+    {
+        settings.push(Setting { file: "cpuset.cpus", value: cpus.list(), holds: same, layer: Layer::CpuPinning, optional: false });
+    }
     settings
+}
+
+pub(super) const EFFECTIVE_CPUS: &str = "cpuset.effective_cpus";
+
+/// A fresh v1 group has no CPU and no memory node, and nothing can join it.
+pub(super) fn inherit_cpuset(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        write(to, file, read(from, file)?.trim())?;
+    }
+    Ok(())
 }
 
 /// An eventfd that the kernel signals when the group runs out of memory, and the

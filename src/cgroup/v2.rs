@@ -40,8 +40,17 @@ pub(super) fn settings(limits: &Limits, uses: u8) -> Vec<Setting> {
             optional: false,
         });
     }
+    if uses & controller::CPUSET != 0
+        && let Some(cpus) = limits.cpuset
+    {
+        settings.push(Setting { file: "cpuset.cpus", value: cpus.list(), holds: same, layer: Layer::CpuPinning, optional: false });
+    }
     settings
 }
+
+/// What is really in force: a set that its parent doesn't have falls back to the
+/// parent's.
+pub(super) const EFFECTIVE_CPUS: &str = "cpuset.cpus.effective";
 
 pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0

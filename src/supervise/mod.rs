@@ -152,7 +152,10 @@ fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Result<(Grouped, V
         cpu: handles.cpu.filter(|_| sandbox.group_limits().cpu_account).map(|(fd, unit)| (pass(fd), unit)),
         oom: handles.oom.map(|(event, count)| (pass(event), pass(count))),
         processes: group.limits_processes(),
-        cpus: std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
+        cpus: match sandbox.limits.cpuset {
+            Some(cpus) => f64::from(cpus.len()),
+            None => std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
+        },
     };
     Ok((grouped, fds))
 }
@@ -590,6 +593,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
         Layer::MemoryLimit if sandbox.limits.memory.is_none() => Some("the recipe limits no memory"),
         Layer::ProcessLimit if sandbox.limits.processes.is_none() => Some("the recipe limits no processes"),
         Layer::CpuBandwidth if sandbox.limits.cpus.is_none() => Some("the recipe limits no bandwidth"),
+        Layer::CpuPinning if sandbox.limits.cpuset.is_none() => Some("the recipe pins to no CPUs"),
         Layer::CpuAccount if !sandbox.group_limits().cpu_account => Some("the recipe limits no CPU time"),
         Layer::SyscallFilter if sandbox.syscalls == crate::Syscalls::Unfiltered => Some("the recipe asks for none"),
         _ => None,
