@@ -54,6 +54,7 @@ pub struct Sandbox {
     pub(crate) idle_time: Option<Duration>,
     pub(crate) wall_time: Option<Duration>,
     pub(crate) output: Option<u64>,
+    pub(crate) keep_output: u64,
     pub(crate) id_base: u32,
     require: u64,
     prefer: u64,
@@ -114,6 +115,7 @@ impl Sandbox {
             idle_time: None,
             wall_time: None,
             output: None,
+            keep_output: 16 * MIB,
             id_base: ID_BASE,
             require: 0,
             prefer: 0,
@@ -270,10 +272,18 @@ impl Sandbox {
     /// output or standard error grows beyond this many bytes; each stream counts
     /// for itself. It holds for captured and relayed streams.
     ///
-    /// Without this limit a run may print as much as it likes: the first 16 MiB of
-    /// each captured stream are kept, the rest is counted and discarded.
+    /// Without this limit a run may print as much as it likes: see
+    /// [`keep_output`](Self::keep_output).
     pub fn output(mut self, bytes: u64) -> Sandbox {
         self.output = Some(bytes);
+        self
+    }
+
+    /// How many bytes of each captured stream are kept for [`Output`] when there's no
+    /// [limit](Self::output); the rest is counted and discarded, and the run goes on.
+    /// Default: 16 MiB.
+    pub fn keep_output(mut self, bytes: u64) -> Sandbox {
+        self.keep_output = bytes;
         self
     }
 

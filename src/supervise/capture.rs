@@ -10,8 +10,6 @@ use nix::poll::PollFlags;
 use crate::outcome::StreamEnd;
 use crate::sys;
 
-/// What is kept of a captured stream when the recipe names no limit.
-pub(crate) const DEFAULT_KEPT: u64 = 16 << 20;
 /// A relay writes no more than this at once, so that a pipe that polled writable
 /// takes it without blocking (pipe(7): PIPE_BUF).
 const RELAY_CHUNK: usize = 4096;
@@ -32,10 +30,10 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    pub(crate) fn new(pipe: OwnedFd, target: Option<OwnedFd>, limit: Option<u64>) -> io::Result<Capture> {
+    pub(crate) fn new(pipe: OwnedFd, target: Option<OwnedFd>, limit: Option<u64>, keep: u64) -> io::Result<Capture> {
         let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
         fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        let room = if target.is_some() { limit.unwrap_or(u64::MAX) } else { limit.unwrap_or(DEFAULT_KEPT) };
+        let room = if target.is_some() { limit.unwrap_or(u64::MAX) } else { limit.unwrap_or(keep) };
         Ok(Capture { pipe: Some(pipe.into()), target: target.map(File::from), kept: Vec::new(), room, limit, end: StreamEnd::default() })
     }
 

@@ -173,7 +173,7 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
     }
     let mut command = command;
     let passed = match &mut command {
-        Some(command) => pass(command, sandbox.output)?,
+        Some(command) => pass(command, sandbox)?,
         None => Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default() },
     };
     // A dead init is noticed by the first request after it; the second one starts
@@ -234,7 +234,7 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
 }
 
 /// Opens what the command's descriptors are connected to.
-fn pass(command: &mut Command, limit: Option<u64>) -> Result<Passed> {
+fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
     let mut passed = Passed { fds: Vec::new(), numbers: vec![0, 1, 2], streams: [None, None], pipes: Pipes::default() };
     let pipe = || io::pipe().map_err(|e| Error::io("make", "a pipe", e));
     let null = || {
@@ -266,7 +266,8 @@ fn pass(command: &mut Command, limit: Option<u64>) -> Result<Passed> {
             Stream::Captured | Stream::Relay(_) => {
                 let (reader, writer) = pipe()?;
                 let target = if let Stream::Relay(target) = stream { Some(target) } else { None };
-                let capture = Capture::new(reader.into(), target, limit).map_err(|e| Error::io("prepare", name, e))?;
+                let capture =
+                    Capture::new(reader.into(), target, sandbox.output, sandbox.keep_output).map_err(|e| Error::io("prepare", name, e))?;
                 passed.streams[i] = Some(capture);
                 writer.into()
             }
@@ -382,7 +383,8 @@ impl Live {
 
     /// Takes a piped stream back, to be captured.
     pub(crate) fn capture(&mut self, i: usize, pipe: OwnedFd) -> Result<()> {
-        let capture = Capture::new(pipe, None, self.sandbox.output).map_err(|e| Error::io("prepare", "a stream", e))?;
+        let capture =
+            Capture::new(pipe, None, self.sandbox.output, self.sandbox.keep_output).map_err(|e| Error::io("prepare", "a stream", e))?;
         self.streams[i] = Some(capture);
         Ok(())
     }
