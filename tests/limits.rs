@@ -1,5 +1,5 @@
 //! Limits hold, and the verdict says which one, for every kind of misbehaviour that
-//! `limits/workload.c` knows; with a control group and without.
+//! `programs/workload.c` knows; with a control group and without.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::Need;
 fn workload() -> &'static [u8] {
     static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let program = support::compile_c("workload", include_str!("limits/workload.c"), &["-pthread", "-fno-optimize-sibling-calls"]);
+        let program = support::compile_c("workload", include_str!("programs/workload.c"), &["-pthread", "-fno-optimize-sibling-calls"]);
         std::fs::read(program).expect("the program")
     })
 }
@@ -36,7 +36,7 @@ fn place() -> Place {
 }
 
 fn sandbox() -> Sandbox {
-    Sandbox::new().file_mode("/w", workload(), 0o755).wall_time(Duration::from_secs(30)).prefer(Layer::CpuAccount)
+    Sandbox::new().file_mode("/w", workload(), 0o755).wall_time(support::patience(Duration::from_secs(30))).prefer(Layer::CpuAccount)
 }
 
 fn command(words: &[&str]) -> Command {
@@ -208,7 +208,7 @@ fn endless_stack(s: Sandbox) -> Sandbox {
 fn every_workload_gets_its_verdict() {
     let mut wrong = Vec::new();
     for row in TABLE {
-        let recipe = (row.recipe)(sandbox().wall_time(Duration::from_secs(8)));
+        let recipe = (row.recipe)(sandbox().wall_time(support::patience(Duration::from_secs(8))));
         let result = recipe.run(command(row.words));
         let expected = if place() == Place::Grouped { Some(row.grouped) } else { row.bare };
         match (expected, &result) {
@@ -491,25 +491,25 @@ fn main() {
         std::process::exit(if out.success() { 0 } else { 1 });
     }
     support::main(vec![
-        test!(every_workload_gets_its_verdict, Need::Tool("gcc")),
-        test!(page_cache_is_not_a_memory_verdict, Need::Tool("gcc")),
-        test!(the_survivor_of_a_memory_limit_may_go_on, Need::Tool("gcc")),
-        test!(processes_and_threads_are_counted_exactly, Need::Tool("gcc")),
-        test!(cpu_time_is_what_was_used, Need::Tool("gcc")),
-        test!(peak_memory_is_what_was_touched, Need::Tool("gcc")),
-        test!(cpu_limits_end_loops_in_time, Need::Tool("gcc")),
-        test!(bandwidth_slows_a_run_down, Need::Tool("gcc")),
-        test!(the_hosts_memory_is_bounded_whatever_is_printed, Need::Tool("gcc")),
-        test!(output_below_the_limit_is_kept_exactly, Need::Tool("gcc")),
-        test!(input_of_any_size_goes_in, Need::Tool("gcc")),
-        test!(piped_streams_are_pumped_together, Need::Tool("gcc")),
-        test!(rlimits_really_work, Need::Tool("gcc")),
-        test!(kills_by_the_caller_are_told_from_limits, Need::Tool("gcc")),
-        test!(a_preferred_limit_that_is_missing_is_told, Need::Tool("gcc")),
-        test!(no_group_stays, Need::Tool("gcc")),
-        test!(facts_are_kept_beside_the_verdict, Need::Tool("gcc")),
-        test!(an_independent_reader_agrees, Need::Tool("gcc")),
-        test!(leftovers_of_dead_hosts_are_swept, Need::Tool("gcc")),
-        test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Tool("gcc")),
+        test!(every_workload_gets_its_verdict, Need::Program("workload")),
+        test!(page_cache_is_not_a_memory_verdict, Need::Program("workload")),
+        test!(the_survivor_of_a_memory_limit_may_go_on, Need::Program("workload")),
+        test!(processes_and_threads_are_counted_exactly, Need::Program("workload")),
+        test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),
+        test!(peak_memory_is_what_was_touched, Need::Program("workload")),
+        test!(cpu_limits_end_loops_in_time, Need::Program("workload"), Need::Clock),
+        test!(bandwidth_slows_a_run_down, Need::Program("workload"), Need::Clock),
+        test!(the_hosts_memory_is_bounded_whatever_is_printed, Need::Program("workload")),
+        test!(output_below_the_limit_is_kept_exactly, Need::Program("workload")),
+        test!(input_of_any_size_goes_in, Need::Program("workload")),
+        test!(piped_streams_are_pumped_together, Need::Program("workload")),
+        test!(rlimits_really_work, Need::Program("workload")),
+        test!(kills_by_the_caller_are_told_from_limits, Need::Program("workload")),
+        test!(a_preferred_limit_that_is_missing_is_told, Need::Program("workload")),
+        test!(no_group_stays, Need::Program("workload")),
+        test!(facts_are_kept_beside_the_verdict, Need::Program("workload")),
+        test!(an_independent_reader_agrees, Need::Program("workload")),
+        test!(leftovers_of_dead_hosts_are_swept, Need::Program("workload")),
+        test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Program("workload")),
     ])
 }
