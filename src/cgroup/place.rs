@@ -161,9 +161,10 @@ impl Places {
             } else {
                 mounted.controllers
             };
-            // A threaded group, as some schedulers leave, takes no processes.
-            if mounted.v2 && read(&home, "cgroup.type").is_ok_and(|kind| !kind.starts_with("domain")) {
-                return Err(io::Error::other("it's a threaded group"));
+            // A threaded group, or one in a threaded subtree ("domain invalid"), takes
+            // no processes.
+            if mounted.v2 && read(&home, "cgroup.type").is_ok_and(|kind| kind.trim_end() != "domain") {
+                return Err(io::Error::other("it's in a threaded subtree"));
             }
             Ok((home, controllers))
         };
@@ -186,9 +187,17 @@ fn has_controllers(hierarchy: &Hierarchy, covered: u8) -> bool {
     hierarchy.controllers & LIMITS == LIMITS || covered & LIMITS == LIMITS
 }
 
-/// Lets children have what this group has. Fails, for good reason, in groups with
-/// processes: then what is handed down already counts.
+/// Lets children have what this group has.
+///
+/// Not in a group with processes: it must not have the memory controller enabled
+/// below it, and with the others, which can be enabled, it would become the root of a
+/// threaded subtree, whose children take no processes (cgroups(7), "domain invalid").
+/// Only the root group, which has no type, may have both.
 fn hand_down(group: &OwnedFd) {
+    let typed = read(group, "cgroup.type").is_ok();
+    if typed && read(group, "cgroup.procs").is_ok_and(|processes| !processes.is_empty()) {
+        return;
+    }
     for controller in ["+memory", "+pids", "+cpu"] {
         let _ = write(group, "cgroup.subtree_control", controller);
     }
