@@ -52,10 +52,32 @@ pub(crate) struct Places {
     pub(crate) hierarchies: Vec<Hierarchy>,
     /// The number in the name of our directories.
     pub(crate) nonce: u64,
-    /// Why the best place could not be had, for errors.
-    refused: Vec<String>,
+    /// What stood in the way, for errors.
+    pub(super) obstacles: Vec<Obstacle>,
+    /// Controllers that v1 hierarchies hold, which can't be had elsewhere.
+    held_by_v1: u8,
     /// The process that made them. A forked child's copy means nothing.
     owner: u32,
+}
+
+/// Why a group gave no place, or one with less than all controllers.
+#[derive(Debug)]
+pub(super) struct Obstacle {
+    pub(super) group: PathBuf,
+    /// What it was about.
+    pub(super) controllers: u8,
+    pub(super) cause: Cause,
+}
+
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// No directory can be made there. On v2 it matters where the root group is.
+    Refused { v2: Option<PathBuf>, error: io::Error },
+    /// It has processes, so it can't hand controllers on (cgroups(7), "no internal
+    /// processes").
+    Occupied,
+    /// It has no such controller itself.
+    Without,
 }
 
 /// A mounted hierarchy and our group in it.
@@ -72,11 +94,13 @@ impl Places {
     /// Looks for places, sweeps what dead hosts left there, and makes ours.
     pub(crate) fn find() -> Places {
         let nonce = nonce();
-        let mut places = Places { hierarchies: Vec::new(), nonce, refused: Vec::new(), owner: std::process::id() };
+        let mut places = Places { hierarchies: Vec::new(), nonce, obstacles: Vec::new(), held_by_v1: 0, owner: std::process::id() };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
         let mut covered = 0;
-        for mounted in mounted(&mounts, &groups) {
+        let mounted = mounted(&mounts, &groups);
+        places.held_by_v1 = mounted.iter().filter(|m| !m.v2).fold(0, |all, m| all | m.controllers);
+        for mounted in mounted {
             let useful = mounted.v2 || mounted.controllers & !covered != 0;
             if !useful {
                 continue;
@@ -87,7 +111,7 @@ impl Places {
                     places.hierarchies.push(hierarchy);
                 }
                 Ok(unused) => remove_home(&unused.base, nonce),
-                Err(why) => places.refused.push(why),
+                Err(Nowhere) => {}
             }
         }
         places
@@ -103,43 +127,56 @@ impl Places {
         self.owner == std::process::id()
     }
 
-    /// What to do to get a controller.
-    pub(crate) fn why_not(&self, wanted: u8) -> String {
-        let name = match wanted {
-            controller::MEMORY => "memory",
-            controller::PIDS => "pids",
-            controller::CPU => "cpu",
-            _ => "cpuacct",
-        };
-        let tried = if self.refused.is_empty() { "no control groups are mounted".to_string() } else { self.refused.join("; ") };
-        format!(
-            "no control group with the {name} controller can be made here: {tried} (run as root, or in a delegated group: \
-             `systemd-run --user --scope -p Delegate=yes`, then start the program in a child of that group; in a container mount /sys/fs/cgroup writable)"
-        )
-    }
-
     /// The first group upwards from ours where a directory can be made.
-    fn settle(&self, mounted: &Mounted, covered: u8) -> Result<Hierarchy, String> {
+    fn settle(&mut self, mounted: &Mounted, covered: u8) -> Result<Hierarchy, Nowhere> {
         let mut relative = Some(mounted.own.as_path());
-        let mut why = String::new();
-        let mut fallback: Option<Hierarchy> = None;
+        let mut best: Option<Hierarchy> = None;
         while let Some(group) = relative {
             let path = join(&mounted.point, group);
             match self.try_at(&path, mounted) {
-                Ok(hierarchy) if !mounted.v2 || has_controllers(&hierarchy, covered) => {
-                    if let Some(poorer) = fallback {
-                        remove_home(&poorer.base, self.nonce);
+                Ok(hierarchy) => {
+                    if mounted.v2 {
+                        self.note_what_lacks(&hierarchy, &path);
                     }
-                    return Ok(hierarchy);
+                    // One without controllers: maybe a parent has them.
+                    let enough = !mounted.v2 || has_controllers(&hierarchy, covered);
+                    let worse = match best {
+                        Some(other) if !enough && other.controllers.count_ones() >= hierarchy.controllers.count_ones() => {
+                            best = Some(other);
+                            Some(hierarchy)
+                        }
+                        other => {
+                            best = Some(hierarchy);
+                            other
+                        }
+                    };
+                    if let Some(worse) = worse {
+                        remove_home(&worse.base, self.nonce);
+                    }
+                    if enough {
+                        break;
+                    }
                 }
-                // A v2 group without controllers: maybe a parent has them.
-                Ok(hierarchy) if fallback.is_none() => fallback = Some(hierarchy),
-                Ok(hierarchy) => remove_home(&hierarchy.base, self.nonce),
-                Err(error) => why = format!("{}: {error}", path.display()),
+                Err(error) => {
+                    let controllers = if mounted.v2 { !self.held_by_v1 } else { mounted.controllers };
+                    let v2 = mounted.v2.then(|| mounted.point.clone());
+                    self.obstacles.push(Obstacle { group: path, controllers, cause: Cause::Refused { v2, error } });
+                }
             }
             relative = group.parent();
         }
-        fallback.ok_or(why)
+        best.ok_or(Nowhere)
+    }
+
+    /// Why a v2 group below `group` has less than all controllers.
+    fn note_what_lacks(&mut self, hierarchy: &Hierarchy, group: &Path) {
+        let lacking = LIMITS & !hierarchy.controllers & !self.held_by_v1;
+        let available = read(&hierarchy.base, "cgroup.controllers").map_or(0, |names| controllers_of(names.split_whitespace()));
+        for (controllers, cause) in [(lacking & available, Cause::Occupied), (lacking & !available, Cause::Without)] {
+            if controllers != 0 {
+                self.obstacles.push(Obstacle { group: group.into(), controllers, cause });
+            }
+        }
     }
 
     fn try_at(&self, path: &Path, mounted: &Mounted) -> io::Result<Hierarchy> {
@@ -181,10 +218,18 @@ impl Places {
     }
 }
 
+/// No group of a hierarchy is a place; why is among the obstacles.
+#[derive(Debug)]
+struct Nowhere;
+
+/// What v2 groups have only if it's handed down to them.
+const LIMITS: u8 = controller::MEMORY | controller::PIDS | controller::CPU;
+
 fn has_controllers(hierarchy: &Hierarchy, covered: u8) -> bool {
-    const LIMITS: u8 = controller::MEMORY | controller::PIDS;
+    // Bandwidth is rarely wanted, and not delegated by older systemds.
+    const ENOUGH: u8 = controller::MEMORY | controller::PIDS;
     // What v1 hierarchies hold can't be had here.
-    hierarchy.controllers & LIMITS == LIMITS || covered & LIMITS == LIMITS
+    hierarchy.controllers & ENOUGH == ENOUGH || covered & ENOUGH == ENOUGH
 }
 
 /// Lets children have what this group has.

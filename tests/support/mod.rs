@@ -30,6 +30,8 @@ pub enum Need {
     DebianRoot,
     /// A C program of `tests/programs`: a compiler, or the program itself; see [`compile_c`].
     Program(&'static str),
+    /// cgroup v2 with the controllers.
+    Unified,
     /// Time that passes as on a real processor: promises of precision are measured.
     Clock,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
@@ -46,6 +48,10 @@ impl Need {
                 Some(program) => (!program.is_file()).then(|| format!("needs {}", program.display())),
                 None => Need::Tool("gcc").missing(root),
             },
+            Need::Unified => {
+                let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+                (!controllers.contains("memory")).then(|| "needs cgroup v2 with its controllers".into())
+            }
             Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
             Need::DebianRoot => match debian_root() {
