@@ -170,7 +170,10 @@ pub fn world_readable_copy() -> PathBuf {
 pub fn copy_for_all(executable: &Path) -> PathBuf {
     let directory = scratch();
     let copy = directory.join(executable.file_name().expect("a name"));
-    fs::copy(executable, &copy).expect("a copy");
+    // By another process: a child that a thread of ours forks meanwhile would hold the
+    // copy open for writing, and nobody could execute it.
+    let copied = Command::new("cp").arg(executable).arg(&copy).status().expect("cp runs");
+    assert!(copied.success(), "cp {}", executable.display());
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("its mode");
     copy
 }
