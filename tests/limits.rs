@@ -469,6 +469,21 @@ fn leftovers_of_dead_hosts_are_swept() {
     assert!(home.exists(), "ours stays");
 }
 
+/// Hosts that start at once neither sweep each other's fresh groups away nor keep each
+/// other from locking them.
+fn hosts_that_start_at_once_leave_each_other_alone() {
+    let own = std::env::current_exe().expect("a path of our own");
+    let what = if place() == Place::Grouped { "limited" } else { "run" };
+    for _ in 0..3 {
+        let start = || std::process::Command::new(&own).env("COFFERDAM_TEST_HELPER", what).stderr(std::process::Stdio::piped()).spawn();
+        let hosts: Vec<_> = (0..16).map(|_| start().expect("it starts")).collect();
+        for host in hosts {
+            let output = host.wait_with_output().expect("it ends");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
 /// This process's directory in the hierarchy that limits memory.
 fn own_home() -> Option<std::path::PathBuf> {
     let child = memory_or_plain(sandbox()).spawn(command(&["sleep", "100"])).expect("it starts");
@@ -621,7 +636,9 @@ fn main() {
         if what == "report" {
             return print_report();
         }
-        let out = Sandbox::new().run("true").expect("it runs");
+        let sandbox = if what == "limited" { memory_or_plain(Sandbox::new()) } else { Sandbox::new() };
+        let out = sandbox.run("true").expect("it runs");
+        assert!(what != "limited" || out.missing.is_empty(), "{:?}", memory(Sandbox::new()).run("true"));
         std::process::exit(if out.success() { 0 } else { 1 });
     }
     support::main(vec![
@@ -644,6 +661,7 @@ fn main() {
         test!(facts_are_kept_beside_the_verdict, Need::Program("workload")),
         test!(an_independent_reader_agrees, Need::Program("workload")),
         test!(leftovers_of_dead_hosts_are_swept, Need::Program("workload")),
+        test!(hosts_that_start_at_once_leave_each_other_alone),
         test!(the_remedy_for_a_user_without_a_group_helps, root, Need::Tool("setpriv")),
         test!(delegated_groups_are_told_apart, root, Need::Tool("setpriv"), Need::Unified),
         test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Program("workload")),

@@ -18,11 +18,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
 use super::{controller, read, write};
@@ -186,10 +188,8 @@ impl Places {
         }
         sweep(&base, mounted.v2);
         let name = home_name(self.nonce);
-        mkdirat(&base, name.as_str(), Mode::from_bits_truncate(0o755))?;
-        let finish = || -> io::Result<(OwnedFd, u8)> {
-            let home = openat(&base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-            let home = locked(home)?;
+        let home = make_home(&base, &name)?;
+        let finish = || -> io::Result<u8> {
             let controllers = if mounted.v2 {
                 hand_down(&home);
                 let enabled = read(&home, "cgroup.subtree_control")?;
@@ -203,10 +203,10 @@ impl Places {
             if mounted.v2 && read(&home, "cgroup.type").is_ok_and(|kind| kind.trim_end() != "domain") {
                 return Err(io::Error::other("it's in a threaded subtree"));
             }
-            Ok((home, controllers))
+            Ok(controllers)
         };
         match finish() {
-            Ok((home, controllers)) => {
+            Ok(controllers) => {
                 let path = path.join(name);
                 Ok(Hierarchy { v2: mounted.v2, controllers, base, home, path })
             }
@@ -279,11 +279,38 @@ fn nonce() -> u64 {
     u64::from_le_bytes(bytes) >> 16
 }
 
-/// Takes the lock (flock(2)) that lasts as long as this open file: here and, because
-/// it's passed on, in init.
-fn locked(home: OwnedFd) -> io::Result<OwnedFd> {
-    let home = File::from(home);
+/// A directory of ours, locked. Between its making and its locking another host that
+/// sweeps may take it for a dead one's, and remove it: then once more.
+fn make_home(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    const ATTEMPTS: u32 = 100;
+    for attempt in 1.. {
+        // Closed to others, who could lock it and so keep it from being swept.
+        match mkdirat(base, name, Mode::S_IRWXU) {
+            Err(Errno::EEXIST) if attempt > 1 => {}
+            other => other?,
+        }
+        match opened_and_locked(base, name) {
+            Ok(home) => return Ok(home),
+            Err(_) if attempt < ATTEMPTS => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => {
+                let _ = unlinkat(base, name, UnlinkatFlags::RemoveDir);
+                return Err(error);
+            }
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// Opens a directory of some host and takes its lock (flock(2)), which lasts as long
+/// as this open file: here and, because it's passed on, in init. Whoever has the lock
+/// may remove the directory, so after a wait for it the name may mean another.
+fn opened_and_locked(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let open = || openat(base, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let home = File::from(open()?);
     home.try_lock()?;
+    if fstat(&home)?.st_ino != fstat(open()?)?.st_ino {
+        return Err(Errno::ESTALE.into());
+    }
     Ok(home.into())
 }
 
@@ -293,8 +320,7 @@ fn sweep(base: &OwnedFd, v2: bool) {
         if !name.starts_with("cofferdam-") {
             continue;
         }
-        let Ok(home) = openat(base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else { continue };
-        let Ok(home) = locked(home) else { continue };
+        let Ok(home) = opened_and_locked(base, &name) else { continue };
         for group in subdirectories(&home) {
             if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
                 end_all(&directory, v2);
@@ -392,7 +418,8 @@ fn unescape(text: &str) -> String {
 }
 
 fn join(point: &Path, group: &Path) -> PathBuf {
-    point.join(group.strip_prefix("/").unwrap_or(group))
+    // Joined with nothing it would end with a slash.
+    if group.as_os_str().is_empty() { point.into() } else { point.join(group.strip_prefix("/").unwrap_or(group)) }
 }
 
 #[cfg(test)]
