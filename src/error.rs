@@ -189,7 +189,7 @@ impl From<Error> for io::Error {
 }
 
 /// The kernel's words without Rust's "(os error 2)".
-fn errno_text(error: &io::Error) -> String {
+pub(crate) fn errno_text(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(at) => text[..at].to_string(),

@@ -399,7 +399,7 @@ fn links_in_circles_and_busy_programs_have_their_kinds() {
 }
 
 fn a_missing_elf_loader_is_a_missing_interpreter() {
-    let program = compile_c("lost", "int main(void) { return 0; }", &["-Wl,--dynamic-linker=/no/such/ld.so"]);
+    let program = compile_c("lost", include_str!("programs/lost.c"), &["-Wl,--dynamic-linker=/no/such/ld.so"]);
     assert_eq!(kind_in(&sandbox().bind(program, "/x/lost"), "/x/lost"), ErrorKind::InterpreterNotFound);
 }
 
@@ -424,10 +424,7 @@ fn signals_of_its_own_making_are_reported_as_such() {
 }
 
 fn abort_and_arithmetic_are_their_signals() {
-    let source = "#include <stdlib.h>\n#include <signal.h>\n#include <string.h>\n\
-                  int main(int c, char **v) { if (!strcmp(v[1], \"abort\")) abort(); \
-                  if (!strcmp(v[1], \"fpe\")) raise(SIGFPE); if (!strcmp(v[1], \"segv\")) *(volatile int *)8 = 1; return 0; }";
-    let program = compile_c("crash", source, &[]);
+    let program = compile_c("crash", include_str!("programs/crash.c"), &[]);
     let sandbox = sandbox().bind(program, "/crash");
     for (how, signal) in [("abort", libc::SIGABRT), ("fpe", libc::SIGFPE), ("segv", libc::SIGSEGV)] {
         assert_eq!(sandbox.run(["/crash", how]).expect("it runs").status, Exit::Signal(signal), "{how}");
@@ -472,13 +469,8 @@ fn waiting_can_be_limited() {
 }
 
 fn waiting_is_limited_even_while_output_pours() {
-    // A large pipe that's filled without copying, and emptied more slowly: it never
-    // runs dry.
-    let source = "#define _GNU_SOURCE\n#include <fcntl.h>\n#include <sys/uio.h>\n\
-                  int main(void) { static char b[1 << 20]; struct iovec v = {b, sizeof b}; \
-                  fcntl(1, F_SETPIPE_SZ, 1 << 20); for (;;) vmsplice(1, &v, 1, 0); }";
     let sink = File::options().write(true).open("/dev/null").expect("null");
-    let sandbox = sandbox().bind(compile_c("pour", source, &[]), "/pour");
+    let sandbox = sandbox().bind(compile_c("pour", include_str!("programs/pour.c"), &[]), "/pour");
     let mut child = sandbox.spawn(Command::new("/pour").stdout(Stdio::relay(sink))).expect("it starts");
     let began = Instant::now();
     for _ in 0..100 {
@@ -613,14 +605,14 @@ fn main() {
         test!(too_many_arguments_are_told_as_such),
         test!(each_failure_to_start_has_its_kind),
         test!(links_in_circles_and_busy_programs_have_their_kinds),
-        test!(a_missing_elf_loader_is_a_missing_interpreter, Need::Tool("gcc")),
+        test!(a_missing_elf_loader_is_a_missing_interpreter, Need::Program("lost")),
         test!(every_exit_code_is_reported_exactly),
         test!(signals_of_its_own_making_are_reported_as_such),
-        test!(abort_and_arithmetic_are_their_signals, Need::Tool("gcc")),
+        test!(abort_and_arithmetic_are_their_signals, Need::Program("crash")),
         test!(a_daemon_that_holds_the_output_open_neither_outlives_nor_hangs),
         test!(wall_time_ends_a_run),
         test!(waiting_can_be_limited),
-        test!(waiting_is_limited_even_while_output_pours, Need::Tool("gcc")),
+        test!(waiting_is_limited_even_while_output_pours, Need::Program("pour"), Need::Clock),
         test!(an_event_loop_sees_the_end),
         test!(kill_ends_everything),
         test!(a_killer_works_from_another_thread_and_afterwards),

@@ -1,19 +1,19 @@
 //! Limits hold, and the verdict says which one, for every kind of misbehaviour that
-//! `limits/workload.c` knows; with a control group and without.
+//! `programs/workload.c` knows; with a control group and without.
 
 mod support;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use cofferdam::{Command, ErrorKind, Exit, GIB, Layer, Limit, MIB, Output, Sandbox, Stdio};
+use cofferdam::{Command, ErrorKind, Exit, GIB, Layer, LayerState, Limit, MIB, Output, Sandbox, Stdio};
 use support::Need;
 
 /// The workload program, as bytes to be put into a sandbox.
 fn workload() -> &'static [u8] {
     static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let program = support::compile_c("workload", include_str!("limits/workload.c"), &["-pthread", "-fno-optimize-sibling-calls"]);
+        let program = support::compile_c("workload", include_str!("programs/workload.c"), &["-pthread", "-fno-optimize-sibling-calls"]);
         std::fs::read(program).expect("the program")
     })
 }
@@ -36,7 +36,7 @@ fn place() -> Place {
 }
 
 fn sandbox() -> Sandbox {
-    Sandbox::new().file_mode("/w", workload(), 0o755).wall_time(Duration::from_secs(30)).prefer(Layer::CpuAccount)
+    Sandbox::new().file_mode("/w", workload(), 0o755).wall_time(support::patience(Duration::from_secs(30))).prefer(Layer::CpuAccount)
 }
 
 fn command(words: &[&str]) -> Command {
@@ -208,12 +208,12 @@ fn endless_stack(s: Sandbox) -> Sandbox {
 fn every_workload_gets_its_verdict() {
     let mut wrong = Vec::new();
     for row in TABLE {
-        let recipe = (row.recipe)(sandbox().wall_time(Duration::from_secs(8)));
+        let recipe = (row.recipe)(sandbox().wall_time(support::patience(Duration::from_secs(8))));
         let result = recipe.run(command(row.words));
         let expected = if place() == Place::Grouped { Some(row.grouped) } else { row.bare };
         match (expected, &result) {
             (Some(exit), Ok(out)) if out.status == exit => {}
-            (None, Err(error)) if error.kind() == ErrorKind::Unsupported && error.to_string().contains("systemd-run") => {}
+            (None, Err(error)) if error.kind() == ErrorKind::Unsupported && remedies(&error.to_string()).next().is_some() => {}
             _ => wrong.push(format!("{:?}: expected {expected:?}, got {:?}", row.words, result.map(|out| (out.status, out.usage)))),
         }
     }
@@ -438,7 +438,7 @@ fn no_group_stays() {
         }
         drop(child);
     }
-    assert!(cofferdam::quiesce(Duration::from_secs(10)).expect("an answer"));
+    assert!(cofferdam::quiesce(support::patience(Duration::from_secs(10))).expect("an answer"));
     assert!(place() == Place::Bare || !paths.is_empty(), "runs were in groups");
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     let points: Vec<&str> = mounts.lines().filter(|l| l.contains(" - cgroup")).filter_map(|l| l.split(' ').nth(4)).collect();
@@ -505,6 +505,21 @@ fn leftovers_of_dead_hosts_are_swept() {
     assert!(home.exists(), "ours stays");
 }
 
+/// Hosts that start at once neither sweep each other's fresh groups away nor keep each
+/// other from locking them.
+fn hosts_that_start_at_once_leave_each_other_alone() {
+    let own = std::env::current_exe().expect("a path of our own");
+    let what = if place() == Place::Grouped { "limited" } else { "run" };
+    for _ in 0..3 {
+        let start = || std::process::Command::new(&own).env("COFFERDAM_TEST_HELPER", what).stderr(std::process::Stdio::piped()).spawn();
+        let hosts: Vec<_> = (0..16).map(|_| start().expect("it starts")).collect();
+        for host in hosts {
+            let output = host.wait_with_output().expect("it ends");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
 /// This process's directory in the hierarchy that limits memory.
 fn own_home() -> Option<std::path::PathBuf> {
     home_of(&memory_or_plain(sandbox()).spawn(command(&["sleep", "100"])).expect("it starts"))
@@ -517,6 +532,137 @@ fn home_of(child: &cofferdam::Child) -> Option<std::path::PathBuf> {
     std::path::Path::new(&format!("{point}{path}")).parent().filter(|p| p.to_string_lossy().contains("cofferdam-")).map(Into::into)
 }
 
+/// The commands that a message proposes.
+fn remedies(message: &str) -> impl Iterator<Item = &str> {
+    message.split('`').skip(1).step_by(2)
+}
+
+const LIMITERS: [Layer; 4] = [Layer::MemoryLimit, Layer::ProcessLimit, Layer::CpuBandwidth, Layer::CpuAccount];
+
+/// Prints for each layer of control groups what `check` says of it, in one line.
+fn print_report() {
+    // Only a group limits the processes of a workload that may change its user.
+    let limited = |layer| match layer {
+        Layer::MemoryLimit => Sandbox::new().memory(64 * MIB),
+        Layer::ProcessLimit => Sandbox::new().processes(10).capabilities([cofferdam::Capability::Setuid]),
+        Layer::CpuBandwidth => Sandbox::new().cpus(0.5),
+        _ => Sandbox::new().cpu_time(Duration::from_secs(100)),
+    };
+    let all = Sandbox::new().memory(64 * MIB).processes(10).cpus(0.5).cpu_time(Duration::from_secs(100));
+    let all = all.capabilities([cofferdam::Capability::Setuid]).check().expect("a report");
+    for layer in LIMITERS {
+        let alone = limited(layer).check().expect("a report");
+        assert_eq!(alone.state(layer), all.state(layer), "the same among others");
+        assert_eq!(alone.works(), limited(layer).run("true").is_ok(), "{alone}");
+        match alone.state(layer) {
+            LayerState::Works => println!("{} works", layer.name()),
+            LayerState::Missing(why) => println!("{} {why}", layer.name()),
+            state => panic!("{layer}: {state:?} in\n{alone}"),
+        }
+    }
+}
+
+/// Runs [`print_report`] as an ordinary user, or as root, after a shell has run `enter`
+/// as root; what isn't there, with what would help.
+fn missing_after(enter: &str, user: u32) -> Vec<(Layer, String)> {
+    let script = format!("{enter}\nexec setpriv --reuid {user} --regid {user} --clear-groups \"$0\"");
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &script]).arg(support::world_readable_copy()).env("COFFERDAM_TEST_HELPER", "report").current_dir("/");
+    let output = shell.output().expect("it runs");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success(), "{enter}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(' ')).collect();
+    assert_eq!(lines.len(), LIMITERS.len(), "{text}");
+    let missing = lines.into_iter().filter(|(_, why)| *why != "works");
+    missing.map(|(name, why)| (Layer::from_name(name).expect("a layer"), why.to_string())).collect()
+}
+
+/// Groups of a test, removed in the end.
+struct Groups(Vec<std::path::PathBuf>);
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for group in self.0.iter().rev() {
+            support::processes::eventually(Duration::from_secs(20), "the group is empty", || {
+                std::fs::remove_dir(group).is_ok() || !group.exists()
+            });
+        }
+    }
+}
+
+/// An ordinary user without a group is told what root has to do; done, it helps.
+fn the_remedy_for_a_user_without_a_group_helps() {
+    assert_eq!(missing_after("", 0), [], "root has everything");
+    let missing = missing_after("", support::ORDINARY);
+    assert_eq!(missing.iter().map(|(layer, _)| *layer).collect::<Vec<_>>(), LIMITERS);
+    if std::path::Path::new("/run/systemd/system").exists() {
+        assert!(missing.iter().all(|(_, why)| why.contains("systemd-run --user") || why.contains("chown -R")), "{missing:?}");
+        return;
+    }
+    let (mut enter, mut groups) = (String::new(), Groups(Vec::new()));
+    for (layer, why) in &missing {
+        let commands: Vec<&str> = remedies(why).map(|command| command.trim_end_matches(';')).collect();
+        let [make, join, ..] = commands[..] else { panic!("{layer}: no remedy in {why:?}") };
+        if !enter.contains(join) {
+            let made = std::process::Command::new("sh").args(["-c", make]).output().expect("it runs");
+            assert!(made.status.success() && made.stderr.is_empty(), "{make}: {made:?}");
+            let file = std::path::Path::new(join.split_once(" >").expect("a file").1);
+            let group = file.parent().expect("a group");
+            groups.0.extend(group.parent().filter(|_| group.ends_with("host")).map(Into::into));
+            groups.0.push(group.into());
+            enter += &format!("{join}\n");
+        }
+    }
+    assert_eq!(missing_after(&enter, support::ORDINARY), [], "after {enter}");
+}
+
+/// What a delegated group of cgroup v2 may lack is told from what it doesn't.
+fn delegated_groups_are_told_apart() {
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    let make = |path: &str, owner: u32, hands_on: &str| {
+        let group = root.join(path);
+        std::fs::create_dir(&group).expect("a group");
+        std::fs::write(group.join("cgroup.subtree_control"), hands_on).expect("controllers");
+        for file in [".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+            std::os::unix::fs::chown(group.join(file), Some(owner), Some(owner)).expect("an owner");
+        }
+        group
+    };
+    const ALL: &str = "+memory +pids +cpu";
+    std::fs::write(root.join("cgroup.subtree_control"), ALL).expect("controllers");
+    let parts = [
+        ("test-places", 0, ALL),
+        ("test-places/good", support::ORDINARY, ""),
+        ("test-places/good/host", support::ORDINARY, ""),
+        ("test-places/occupied", support::ORDINARY, ""),
+        ("test-places/poor", 0, "+memory +pids"),
+        ("test-places/poor/user", support::ORDINARY, ""),
+        ("test-places/poor/user/host", support::ORDINARY, ""),
+        ("test-places/poor/user/occupied", support::ORDINARY, ""),
+    ];
+    let mut groups = Groups(Vec::new());
+    for (path, owner, hands_on) in parts {
+        groups.0.push(make(path, owner, hands_on));
+    }
+    let join = |path: &str| format!("echo $$ >/sys/fs/cgroup/test-places/{path}/cgroup.procs");
+    assert_eq!(missing_after(&join("good/host"), support::ORDINARY), []);
+    // A child of the group of the process isn't the place, a sibling is.
+    for place in ["poor/user/host", "poor/user/occupied"] {
+        let missing = missing_after(&join(place), support::ORDINARY);
+        assert_eq!(missing.iter().map(|(layer, _)| *layer).collect::<Vec<_>>(), [Layer::CpuBandwidth], "{place}");
+        assert!(missing[0].1.contains("`echo +cpu >/sys/fs/cgroup/test-places/poor/cgroup.subtree_control`"), "{missing:?}");
+    }
+    let missing = missing_after(&join("occupied"), support::ORDINARY);
+    assert_eq!(missing.iter().map(|(layer, _)| *layer).collect::<Vec<_>>(), LIMITERS[..3], "CPU time is counted all the same");
+    let remedy = remedies(&missing[0].1).next().expect("a remedy");
+    assert!(remedy.starts_with("mkdir /sys/fs/cgroup/test-places/occupied/host;"), "{missing:?}");
+    groups.0.push(root.join("test-places/occupied/host"));
+    // As its user would, in the shell that starts the program.
+    let helps =
+        format!("{}\nexec setpriv --reuid 54321 --regid 54321 --clear-groups sh -c '{remedy}; exec \"$0\"' \"$0\"", join("occupied"));
+    assert_eq!(missing_after(&helps, support::ORDINARY), []);
+}
+
 fn wall_time_starts_at_exec_and_ends_with_the_program() {
     let before = Instant::now();
     let out = run(&sandbox(), &["sleep", "1"]);
@@ -525,41 +671,48 @@ fn wall_time_starts_at_exec_and_ends_with_the_program() {
 }
 
 fn main() {
-    let role = std::env::var_os("COFFERDAM_TEST_HELPER");
-    if role.as_deref() == Some("wait".as_ref()) {
-        // Says where its groups are, and waits in the middle of a run to be killed.
-        let child = memory_or_plain(Sandbox::new()).spawn(["sleep", "1000"]).expect("it starts");
-        println!("{}", home_of(&child).map(|p| p.display().to_string()).unwrap_or_default());
-        loop {
-            std::thread::park();
+    if let Some(what) = std::env::var_os("COFFERDAM_TEST_HELPER") {
+        if what == "report" {
+            return print_report();
         }
-    }
-    if role.is_some() {
-        let out = Sandbox::new().run("true").expect("it runs");
+        if what == "wait" {
+            // Says where its groups are, and waits in the middle of a run to be killed.
+            let child = memory_or_plain(Sandbox::new()).spawn(["sleep", "1000"]).expect("it starts");
+            println!("{}", home_of(&child).map(|p| p.display().to_string()).unwrap_or_default());
+            loop {
+                std::thread::park();
+            }
+        }
+        let sandbox = if what == "limited" { memory_or_plain(Sandbox::new()) } else { Sandbox::new() };
+        let out = sandbox.run("true").expect("it runs");
+        assert!(what != "limited" || out.missing.is_empty(), "{:?}", memory(Sandbox::new()).run("true"));
         std::process::exit(if out.success() { 0 } else { 1 });
     }
     support::main(vec![
-        test!(every_workload_gets_its_verdict, Need::Tool("gcc")),
-        test!(page_cache_is_not_a_memory_verdict, Need::Tool("gcc")),
-        test!(the_survivor_of_a_memory_limit_may_go_on, Need::Tool("gcc")),
-        test!(processes_and_threads_are_counted_exactly, Need::Tool("gcc")),
-        test!(cpu_time_is_what_was_used, Need::Tool("gcc")),
-        test!(peak_memory_is_what_was_touched, Need::Tool("gcc")),
-        test!(cpu_limits_end_loops_in_time, Need::Tool("gcc")),
-        test!(bandwidth_slows_a_run_down, Need::Tool("gcc")),
-        test!(the_hosts_memory_is_bounded_whatever_is_printed, Need::Tool("gcc")),
-        test!(output_below_the_limit_is_kept_exactly, Need::Tool("gcc")),
-        test!(input_of_any_size_goes_in, Need::Tool("gcc")),
-        test!(piped_streams_are_pumped_together, Need::Tool("gcc")),
-        test!(rlimits_really_work, Need::Tool("gcc")),
-        test!(kills_by_the_caller_are_told_from_limits, Need::Tool("gcc")),
-        test!(a_preferred_limit_that_is_missing_is_told, Need::Tool("gcc")),
-        test!(no_group_stays, Need::Tool("gcc")),
-        test!(facts_are_kept_beside_the_verdict, Need::Tool("gcc")),
-        test!(an_independent_reader_agrees, Need::Tool("gcc")),
-        test!(leftovers_of_dead_hosts_are_swept, Need::Tool("gcc")),
-        test!(a_run_stays_on_its_cpus, Need::Tool("gcc")),
+        test!(every_workload_gets_its_verdict, Need::Program("workload")),
+        test!(page_cache_is_not_a_memory_verdict, Need::Program("workload")),
+        test!(the_survivor_of_a_memory_limit_may_go_on, Need::Program("workload")),
+        test!(processes_and_threads_are_counted_exactly, Need::Program("workload")),
+        test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),
+        test!(peak_memory_is_what_was_touched, Need::Program("workload")),
+        test!(cpu_limits_end_loops_in_time, Need::Program("workload"), Need::Clock),
+        test!(bandwidth_slows_a_run_down, Need::Program("workload"), Need::Clock),
+        test!(the_hosts_memory_is_bounded_whatever_is_printed, Need::Program("workload")),
+        test!(output_below_the_limit_is_kept_exactly, Need::Program("workload")),
+        test!(input_of_any_size_goes_in, Need::Program("workload")),
+        test!(piped_streams_are_pumped_together, Need::Program("workload")),
+        test!(rlimits_really_work, Need::Program("workload")),
+        test!(kills_by_the_caller_are_told_from_limits, Need::Program("workload")),
+        test!(a_preferred_limit_that_is_missing_is_told, Need::Program("workload")),
+        test!(no_group_stays, Need::Program("workload")),
+        test!(facts_are_kept_beside_the_verdict, Need::Program("workload")),
+        test!(an_independent_reader_agrees, Need::Program("workload")),
+        test!(leftovers_of_dead_hosts_are_swept, Need::Program("workload")),
+        test!(a_run_stays_on_its_cpus),
         test!(a_killed_host_leaves_no_group),
-        test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Tool("gcc")),
+        test!(hosts_that_start_at_once_leave_each_other_alone),
+        test!(the_remedy_for_a_user_without_a_group_helps, root, Need::Tool("setpriv")),
+        test!(delegated_groups_are_told_apart, root, Need::Tool("setpriv"), Need::Unified),
+        test!(wall_time_starts_at_exec_and_ends_with_the_program, Need::Program("workload")),
     ])
 }

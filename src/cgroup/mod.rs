@@ -3,8 +3,8 @@
 //! One group per sandbox, made fresh, in every hierarchy that has something to offer:
 //! a v2 tree with controllers has it all; v1 has one hierarchy per controller; on a
 //! hybrid machine the v2 tree beside them, although without controllers, still counts
-//! CPU time. `place.rs` finds where groups may be made, `v1.rs` and `v2.rs` know the
-//! names of files.
+//! CPU time. `place.rs` finds where groups may be made, `remedy.rs` says what helps
+//! where they may not, `v1.rs` and `v2.rs` know the names of files.
 //!
 //! The host makes the group, writes its limits, reads every one of them back, and
 //! passes descriptors on: the workload's process joins by writing `0` to its own
@@ -19,6 +19,7 @@
 //! did not set. It's the independent reader in our tests instead.
 
 pub(crate) mod place;
+mod remedy;
 mod v1;
 mod v2;
 

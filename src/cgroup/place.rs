@@ -18,12 +18,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, fstat, fstatat, mkdirat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
 use super::{controller, read, write};
@@ -53,10 +54,32 @@ pub(crate) struct Places {
     pub(crate) hierarchies: Vec<Hierarchy>,
     /// The number in the name of our directories.
     pub(crate) nonce: u64,
-    /// Why the best place could not be had, for errors.
-    refused: Vec<String>,
+    /// What stood in the way, for errors.
+    pub(super) obstacles: Vec<Obstacle>,
+    /// Controllers that v1 hierarchies hold, which can't be had elsewhere.
+    held_by_v1: u8,
     /// The process that made them. A forked child's copy means nothing.
     owner: u32,
+}
+
+/// Why a group gave no place, or one with less than all controllers.
+#[derive(Debug)]
+pub(super) struct Obstacle {
+    pub(super) group: PathBuf,
+    /// What it was about.
+    pub(super) controllers: u8,
+    pub(super) cause: Cause,
+}
+
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// No directory can be made there. On v2 it matters where the root group is.
+    Refused { v2: Option<PathBuf>, error: io::Error },
+    /// It has processes, so it can't hand controllers on (cgroups(7), "no internal
+    /// processes").
+    Occupied,
+    /// It has no such controller itself.
+    Without,
 }
 
 /// A mounted hierarchy and our group in it.
@@ -73,11 +96,13 @@ impl Places {
     /// Looks for places, sweeps what dead hosts left there, and makes ours.
     pub(crate) fn find() -> Places {
         let nonce = nonce();
-        let mut places = Places { hierarchies: Vec::new(), nonce, refused: Vec::new(), owner: std::process::id() };
+        let mut places = Places { hierarchies: Vec::new(), nonce, obstacles: Vec::new(), held_by_v1: 0, owner: std::process::id() };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
         let mut covered = 0;
-        for mounted in mounted(&mounts, &groups) {
+        let mounted = mounted(&mounts, &groups);
+        places.held_by_v1 = mounted.iter().filter(|m| !m.v2).fold(0, |all, m| all | m.controllers);
+        for mounted in mounted {
             let useful = mounted.v2 || mounted.controllers & !covered != 0;
             if !useful {
                 continue;
@@ -88,7 +113,7 @@ impl Places {
                     places.hierarchies.push(hierarchy);
                 }
                 Ok(unused) => remove_home(&unused.base, nonce),
-                Err(why) => places.refused.push(why),
+                Err(Nowhere) => {}
             }
         }
         places
@@ -104,44 +129,56 @@ impl Places {
         self.owner == std::process::id()
     }
 
-    /// What to do to get a controller.
-    pub(crate) fn why_not(&self, wanted: u8) -> String {
-        let name = match wanted {
-            controller::MEMORY => "memory",
-            controller::PIDS => "pids",
-            controller::CPU => "cpu",
-            controller::CPUSET => "cpuset",
-            _ => "cpuacct",
-        };
-        let tried = if self.refused.is_empty() { "no control groups are mounted".to_string() } else { self.refused.join("; ") };
-        format!(
-            "no control group with the {name} controller can be made here: {tried} (run as root, or in a delegated group: \
-             `systemd-run --user --scope -p Delegate=yes`, then start the program in a child of that group; in a container mount /sys/fs/cgroup writable)"
-        )
-    }
-
     /// The first group upwards from ours where a directory can be made.
-    fn settle(&self, mounted: &Mounted, covered: u8) -> Result<Hierarchy, String> {
+    fn settle(&mut self, mounted: &Mounted, covered: u8) -> Result<Hierarchy, Nowhere> {
         let mut relative = Some(mounted.own.as_path());
-        let mut why = String::new();
-        let mut fallback: Option<Hierarchy> = None;
+        let mut best: Option<Hierarchy> = None;
         while let Some(group) = relative {
             let path = join(&mounted.point, group);
             match self.try_at(&path, mounted) {
-                Ok(hierarchy) if !mounted.v2 || has_controllers(&hierarchy, covered) => {
-                    if let Some(poorer) = fallback {
-                        remove_home(&poorer.base, self.nonce);
+                Ok(hierarchy) => {
+                    if mounted.v2 {
+                        self.note_what_lacks(&hierarchy, &path);
                     }
-                    return Ok(hierarchy);
+                    // One without controllers: maybe a parent has them.
+                    let enough = !mounted.v2 || has_controllers(&hierarchy, covered);
+                    let worse = match best {
+                        Some(other) if !enough && other.controllers.count_ones() >= hierarchy.controllers.count_ones() => {
+                            best = Some(other);
+                            Some(hierarchy)
+                        }
+                        other => {
+                            best = Some(hierarchy);
+                            other
+                        }
+                    };
+                    if let Some(worse) = worse {
+                        remove_home(&worse.base, self.nonce);
+                    }
+                    if enough {
+                        break;
+                    }
                 }
-                // A v2 group without controllers: maybe a parent has them.
-                Ok(hierarchy) if fallback.is_none() => fallback = Some(hierarchy),
-                Ok(hierarchy) => remove_home(&hierarchy.base, self.nonce),
-                Err(error) => why = format!("{}: {error}", path.display()),
+                Err(error) => {
+                    let controllers = if mounted.v2 { !self.held_by_v1 } else { mounted.controllers };
+                    let v2 = mounted.v2.then(|| mounted.point.clone());
+                    self.obstacles.push(Obstacle { group: path, controllers, cause: Cause::Refused { v2, error } });
+                }
             }
             relative = group.parent();
         }
-        fallback.ok_or(why)
+        best.ok_or(Nowhere)
+    }
+
+    /// Why a v2 group below `group` has less than all controllers.
+    fn note_what_lacks(&mut self, hierarchy: &Hierarchy, group: &Path) {
+        let lacking = LIMITS & !hierarchy.controllers & !self.held_by_v1;
+        let available = read(&hierarchy.base, "cgroup.controllers").map_or(0, |names| controllers_of(names.split_whitespace()));
+        for (controllers, cause) in [(lacking & available, Cause::Occupied), (lacking & !available, Cause::Without)] {
+            if controllers != 0 {
+                self.obstacles.push(Obstacle { group: group.into(), controllers, cause });
+            }
+        }
     }
 
     fn try_at(&self, path: &Path, mounted: &Mounted) -> io::Result<Hierarchy> {
@@ -152,7 +189,7 @@ impl Places {
         sweep(&base, mounted.v2);
         let name = home_name(self.nonce);
         let home = make_home(&base, &name)?;
-        let finish = || -> io::Result<(OwnedFd, u8)> {
+        let finish = || -> io::Result<u8> {
             let controllers = if mounted.v2 {
                 hand_down(&home);
                 let enabled = read(&home, "cgroup.subtree_control")?;
@@ -164,14 +201,15 @@ impl Places {
                 }
                 mounted.controllers
             };
-            // A threaded group, as some schedulers leave, takes no processes.
-            if mounted.v2 && read(&home, "cgroup.type").is_ok_and(|kind| !kind.starts_with("domain")) {
-                return Err(io::Error::other("it's a threaded group"));
+            // A threaded group, or one in a threaded subtree ("domain invalid"), takes
+            // no processes.
+            if mounted.v2 && read(&home, "cgroup.type").is_ok_and(|kind| kind.trim_end() != "domain") {
+                return Err(io::Error::other("it's in a threaded subtree"));
             }
-            Ok((home, controllers))
+            Ok(controllers)
         };
         match finish() {
-            Ok((home, controllers)) => {
+            Ok(controllers) => {
                 let path = path.join(name);
                 Ok(Hierarchy { v2: mounted.v2, controllers, base, home, path })
             }
@@ -183,15 +221,31 @@ impl Places {
     }
 }
 
+/// No group of a hierarchy is a place; why is among the obstacles.
+#[derive(Debug)]
+struct Nowhere;
+
+/// What v2 groups have only if it's handed down to them.
+const LIMITS: u8 = controller::MEMORY | controller::PIDS | controller::CPU | controller::CPUSET;
+
 fn has_controllers(hierarchy: &Hierarchy, covered: u8) -> bool {
-    const LIMITS: u8 = controller::MEMORY | controller::PIDS;
+    // Bandwidth is rarely wanted, and not delegated by older systemds.
+    const ENOUGH: u8 = controller::MEMORY | controller::PIDS;
     // What v1 hierarchies hold can't be had here.
-    hierarchy.controllers & LIMITS == LIMITS || covered & LIMITS == LIMITS
+    hierarchy.controllers & ENOUGH == ENOUGH || covered & ENOUGH == ENOUGH
 }
 
-/// Lets children have what this group has. Fails, for good reason, in groups with
-/// processes: then what is handed down already counts.
+/// Lets children have what this group has.
+///
+/// Not in a group with processes: it must not have the memory controller enabled
+/// below it, and with the others, which can be enabled, it would become the root of a
+/// threaded subtree, whose children take no processes (cgroups(7), "domain invalid").
+/// Only the root group, which has no type, may have both.
 fn hand_down(group: &OwnedFd) {
+    let typed = read(group, "cgroup.type").is_ok();
+    if typed && read(group, "cgroup.procs").is_ok_and(|processes| !processes.is_empty()) {
+        return;
+    }
     for controller in ["+memory", "+pids", "+cpu", "+cpuset"] {
         let _ = write(group, "cgroup.subtree_control", controller);
     }
@@ -228,46 +282,38 @@ fn nonce() -> u64 {
     u64::from_le_bytes(bytes) >> 16
 }
 
-/// Makes a home and locks it. Another host that sweeps in between may take it for a dead
-/// one's, so what was locked must still be what stands under the name.
+/// A directory of ours, locked. Between its making and its locking another host that
+/// sweeps may take it for a dead one's, and remove it: then once more.
 fn make_home(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
-    for _ in 0..1000 {
-        match mkdirat(base, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(errno.into()),
+    const ATTEMPTS: u32 = 100;
+    for attempt in 1.. {
+        // Closed to others, who could lock it and so keep it from being swept.
+        match mkdirat(base, name, Mode::S_IRWXU) {
+            Err(Errno::EEXIST) if attempt > 1 => {}
+            other => other?,
         }
-        let home = match openat(base, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(home) => locked(home),
-            Err(Errno::ENOENT) => continue,
-            Err(errno) => return Err(errno.into()),
-        };
-        let home = match home {
-            Ok(home) => home,
-            // The sweeper has it for a moment.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                std::thread::yield_now();
-                continue;
+        match opened_and_locked(base, name) {
+            Ok(home) => return Ok(home),
+            Err(_) if attempt < ATTEMPTS => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => {
+                let _ = unlinkat(base, name, UnlinkatFlags::RemoveDir);
+                return Err(error);
             }
-            Err(error) => return Err(error),
-        };
-        if still_there(base, name, &home) {
-            return Ok(home);
         }
     }
-    Err(io::Error::other("somebody removes what we make there"))
+    unreachable!("the last attempt returns")
 }
 
-/// Whether an open directory is the one under that name.
-fn still_there(base: &OwnedFd, name: &str, directory: &OwnedFd) -> bool {
-    let (Ok(open), Ok(named)) = (fstat(directory), fstatat(base, name, AtFlags::AT_SYMLINK_NOFOLLOW)) else { return false };
-    (open.st_dev, open.st_ino) == (named.st_dev, named.st_ino)
-}
-
-/// Takes the lock (flock(2)) that lasts as long as this open file: here and, because
-/// it's passed on, in init.
-fn locked(home: OwnedFd) -> io::Result<OwnedFd> {
-    let home = File::from(home);
+/// Opens a directory of some host and takes its lock (flock(2)), which lasts as long
+/// as this open file: here and, because it's passed on, in init. Whoever has the lock
+/// may remove the directory, so after a wait for it the name may mean another.
+fn opened_and_locked(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let open = || openat(base, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let home = File::from(open()?);
     home.try_lock()?;
+    if fstat(&home)?.st_ino != fstat(open()?)?.st_ino {
+        return Err(Errno::ESTALE.into());
+    }
     Ok(home.into())
 }
 
@@ -277,12 +323,7 @@ fn sweep(base: &OwnedFd, v2: bool) {
         if !name.starts_with("cofferdam-") {
             continue;
         }
-        let Ok(home) = openat(base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else { continue };
-        let Ok(home) = locked(home) else { continue };
-        // Another sweeper may have been faster, and the name be a living host's by now.
-        if !still_there(base, &name, &home) {
-            continue;
-        }
+        let Ok(home) = opened_and_locked(base, &name) else { continue };
         for group in subdirectories(&home) {
             if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
                 end_all(&directory, v2);
@@ -381,7 +422,8 @@ fn unescape(text: &str) -> String {
 }
 
 fn join(point: &Path, group: &Path) -> PathBuf {
-    point.join(group.strip_prefix("/").unwrap_or(group))
+    // Joined with nothing it would end with a slash.
+    if group.as_os_str().is_empty() { point.into() } else { point.join(group.strip_prefix("/").unwrap_or(group)) }
 }
 
 #[cfg(test)]

@@ -579,8 +579,10 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<CheckReport> {
             launch(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
         match attempt {
             Err(error) if error.kind() != ErrorKind::ExecFormat => {
-                let preferred = error.layer().filter(|layer| sandbox.prefers(*layer) && !probe.prefers(*layer));
-                let Some(layer) = preferred else { break Some(error) };
+                // Whether the recipe can do without it or not, the rest can be tried.
+                let spared = error.layer().filter(|layer| layer.optional() && !probe.prefers(*layer));
+                let Some(layer) = spared else { break Some(error) };
+                works &= sandbox.prefers(layer);
                 set(layer, LayerState::Missing(error.to_string()));
                 probe = probe.prefer(layer);
             }

@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -29,6 +30,12 @@ pub enum Need {
     DebianRoot,
     /// The setting vm.memfd_noexec (Linux 6.3).
     MemfdNoexec,
+    /// A C program of `tests/programs`: a compiler, or the program itself; see [`compile_c`].
+    Program(&'static str),
+    /// cgroup v2 with the controllers.
+    Unified,
+    /// Time that passes as on a real processor: promises of precision are measured.
+    Clock,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
     Overlay,
 }
@@ -40,6 +47,15 @@ impl Need {
             Need::Root => (!root).then(|| "needs root".into()),
             Need::Tool(name) => which(name).is_none().then(|| format!("needs the program `{name}` (tests/run.sh installs it)")),
             Need::MemfdNoexec => (kernel() < (6, 3)).then(|| "vm.memfd_noexec came with Linux 6.3".into()),
+            Need::Program(name) => match prebuilt(name) {
+                Some(program) => (!program.is_file()).then(|| format!("needs {}", program.display())),
+                None => Need::Tool("gcc").missing(root),
+            },
+            Need::Unified => {
+                let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+                (!controllers.contains("memory")).then(|| "needs cgroup v2 with its controllers".into())
+            }
+            Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
             Need::DebianRoot => match debian_root() {
                 Ok(path) if !root && !open_to_all(&path) => Some(format!("an ordinary user can't reach {}", path.display())),
@@ -157,7 +173,10 @@ pub fn world_readable_copy() -> PathBuf {
 pub fn copy_for_all(executable: &Path) -> PathBuf {
     let directory = scratch();
     let copy = directory.join(executable.file_name().expect("a name"));
-    fs::copy(executable, &copy).expect("a copy");
+    // By another process: a child that a thread of ours forks meanwhile would hold the
+    // copy open for writing, and nobody could execute it.
+    let copied = Command::new("cp").arg(executable).arg(&copy).status().expect("cp runs");
+    assert!(copied.success(), "cp {}", executable.display());
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("its mode");
     copy
 }
@@ -183,6 +202,18 @@ pub fn fresh_dir(name: &str) -> PathBuf {
 
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+const EMULATED: &str = "COFFERDAM_EMULATED";
+
+/// How many times slower than a processor this machine is said to be; 1 for a real one.
+pub fn emulation() -> u32 {
+    std::env::var(EMULATED).map_or(1, |factor| factor.parse().expect("COFFERDAM_EMULATED is a number"))
+}
+
+/// How long to wait here for what takes at most this long on a real machine.
+pub fn patience(time: Duration) -> Duration {
+    time * emulation()
 }
 
 /// Where a program of that name is.
@@ -270,8 +301,17 @@ pub fn busybox_root() -> PathBuf {
     .clone()
 }
 
-/// Compiles a C program; where everybody can execute it.
+/// Where a compiled program lies, if COFFERDAM_TEST_PROGRAMS says where to look: on a
+/// machine without a compiler.
+fn prebuilt(name: &str) -> Option<PathBuf> {
+    Some(Path::new(&std::env::var_os("COFFERDAM_TEST_PROGRAMS")?).join(name))
+}
+
+/// Compiles a C program, unless it lies compiled already; where everybody can execute it.
 pub fn compile_c(name: &str, source: &str, flags: &[&str]) -> PathBuf {
+    if let Some(program) = prebuilt(name) {
+        return copy_for_all(&program);
+    }
     let directory = fresh_dir("c-");
     let (file, program) = (directory.join(format!("{name}.c")), directory.join(name));
     fs::write(&file, source).expect("the source");
