@@ -98,7 +98,7 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox).as_deref());
+    privileges::fences(draft, sandbox, filter(sandbox));
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
@@ -139,7 +139,7 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     watch
 }
 
-fn filter(sandbox: &Sandbox) -> Option<Vec<Instruction>> {
+fn filter(sandbox: &Sandbox) -> Option<&'static [Instruction]> {
     match sandbox.syscalls {
         Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host())),
         Syscalls::Unfiltered => None,
