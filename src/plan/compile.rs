@@ -54,9 +54,11 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     namespaces::hand_over(&mut draft);
 
     draft.stage(Stage::Inner);
-    namespaces::inner(&mut draft, sandbox, ids);
-    files::inner(&mut draft, sandbox, &outside, ids.groups());
-    namespaces::settle(&mut draft, sandbox.capabilities);
+    namespaces::alone(&mut draft, sandbox);
+    let dev = files::alone(&mut draft);
+    namespaces::receive(&mut draft, ids);
+    files::inner(&mut draft, sandbox, &outside, dev, ids.groups());
+    namespaces::settle(&mut draft);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }
@@ -222,8 +224,15 @@ mod tests {
             assert!(last(libc::SYS_setresgid) < last(libc::SYS_setresuid), "groups before the user");
             assert!(last(libc::SYS_setresuid) < last(libc::SYS_capset), "capabilities after the user");
             assert!(last(libc::SYS_capset) < exec);
-            assert!(last(libc::SYS_pivot_root) < last(libc::SYS_umount2), "the old root is detached");
-            assert!(last(libc::SYS_umount2) < first(op::DROP_BOUNDING.into()));
+            // init's root is stacked on procfs and detached; procfs becomes /proc.
+            let pivots = places(libc::SYS_pivot_root as u32);
+            let path = |step: usize, i: usize| draft.blob_text(draft.steps[step].args[i]);
+            assert_eq!(pivots.len(), 2);
+            assert_eq!((path(pivots[0], 0), path(pivots[0], 1)), (&b"."[..], &b"."[..]));
+            assert_eq!(places(libc::SYS_umount2 as u32), [pivots[0] + 1], "the old root is detached");
+            assert!(last(libc::SYS_umount2) < first(op::RECEIVE.into()), "nothing of the host's is here yet");
+            assert_eq!(path(pivots[1], 1), b"proc");
+            assert!(last(op::DROP_BOUNDING.into()) < exec);
             if let Some(filter) = places(libc::SYS_seccomp as u32).first() {
                 assert_eq!(*filter, exec - 1, "the filter is the last before exec");
                 assert_eq!(draft.steps[filter - 1].op, libc::SYS_prctl as u32, "no_new_privs before it");
