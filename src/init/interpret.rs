@@ -6,7 +6,7 @@
 
 use crate::arch::nr;
 use crate::sys::*;
-use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, SLOTS, Stage, Step, op, slot};
+use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, Request, SLOTS, Stage, Step, op, slot};
 
 /// A plan in memory with its descriptors.
 pub struct Context {
@@ -151,6 +151,7 @@ impl Context {
             op::DIE_WITH_INIT => plain(self.die_with_init()),
             op::FDS => plain(self.arrange(a[0] as *const u32, a[1])),
             op::JOIN => plain(self.join(a[0])),
+            op::AWAIT_GROUP => plain(self.await_group(a[0], a[1])),
             op::EXEC => {
                 self.executed = clock(CPU_TIME);
                 Err(execute(a))
@@ -288,6 +289,18 @@ impl Context {
     /// CPU time between joining the control group and exec: our own, in its account.
     pub fn charged(&self) -> u64 {
         self.joined.map_or(0, |joined| self.executed.saturating_sub(joined))
+    }
+
+    fn await_group(&mut self, first: usize, count: usize) -> Result<usize> {
+        match receive_request(self.slots[slot::REPLY as usize], true)? {
+            Some((request, received)) if request.kind == Request::GROUP && !received.truncated && received.count == count => {
+                self.slots[first..first + count].copy_from_slice(received.fds());
+                Ok(0)
+            }
+            Some(_) => Err(EPROTO),
+            // The host let go.
+            None => exit(1),
+        }
     }
 
     fn join(&mut self, file: usize) -> Result<usize> {

@@ -64,6 +64,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     }
     match command {
         Some(wanted) => {
+            await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
             self::command(&mut draft, sandbox, facts, ids, &wanted)?;
         }
@@ -107,6 +108,16 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
         draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
     }
     Ok(())
+}
+
+/// Takes the descriptors of the group, which the host has made meanwhile.
+fn await_group(draft: &mut Draft, group: &Grouped) {
+    let watched = group.cpu.map(|(slot, _)| slot).into_iter().chain(group.oom.into_iter().flat_map(|(event, count)| [event, count]));
+    let slots: Vec<u8> = group.join.iter().copied().chain(watched).collect();
+    if let Some(first) = slots.first() {
+        draft.area(Area::Group);
+        draft.step(op::AWAIT_GROUP, &[u32::from(*first).into(), slots.len().into()], "receive", "the control group");
+    }
 }
 
 /// Joins the control group, and hides where it is. Here, because the namespace needs
