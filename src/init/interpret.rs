@@ -425,11 +425,14 @@ fn make_one(parent: i32, name: usize, file: bool, mode: usize, uid: usize, gid: 
 /// them, is removed and not opened.
 fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
     let parent = parent as usize;
-    match call(nr::UNLINKAT, [parent, name, 0, 0, 0, 0]) {
-        Ok(_) | Err(ENOENT) => {}
-        Err(errno) => return Err(errno),
-    }
-    let fd = call(nr::OPENAT, [parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, 0o600, 0, 0])?;
+    let create = || call(nr::OPENAT, [parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, 0o600, 0, 0]);
+    let fd = match create() {
+        Err(EEXIST) => {
+            call(nr::UNLINKAT, [parent, name, 0, 0, 0, 0])?;
+            create()?
+        }
+        other => other?,
+    };
     let finish = || {
         let mut done = 0;
         while done < a[2] {
