@@ -266,6 +266,11 @@ impl Group {
         self.chosen.iter().fold(0, |all, (hierarchy, _)| all | 1 << hierarchy)
     }
 
+    /// Whether CPU time is limited, by PID 1 if not by the group's counter.
+    pub(crate) fn limits_cpu_time(&self) -> bool {
+        self.limits.cpu_account
+    }
+
     /// Whether the kernel counts processes in it.
     pub(crate) fn limits_processes(&self) -> bool {
         self.chosen.iter().any(|(_, uses)| uses & controller::PIDS != 0)
@@ -278,7 +283,7 @@ impl Group {
             if self.places.hierarchies[member.hierarchy].v2 {
                 v2::count(&member.directory, member.uses, &mut counters);
             } else {
-                v1::count(&member.directory, member.uses, &mut counters);
+                v1::count(&member.directory, &self.limits, member.uses, &mut counters);
             }
         }
         counters
@@ -342,9 +347,14 @@ pub(crate) fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<
 }
 
 pub(crate) fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
-    let mut text = String::new();
-    // Files of a group are a page or two.
-    File::from(open(directory, file, OFlag::O_RDONLY)?).take(1 << 20).read_to_string(&mut text)?;
+    let mut file = File::from(open(directory, file, OFlag::O_RDONLY)?);
+    // Most are a line, which one read gives; some are a page or two.
+    let mut buffer = [0; 4096];
+    let n = file.read(&mut buffer)?;
+    let mut text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+    if n > buffer.len() / 2 {
+        file.take(1 << 20).read_to_string(&mut text)?;
+    }
     Ok(text)
 }
 

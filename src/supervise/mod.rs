@@ -146,8 +146,17 @@ fn grouped(group: &Group, after: usize) -> Grouped {
         cpu: needs.cpu.map(|unit| (next(), unit)),
         oom: needs.oom.then(|| (next(), next())),
         processes: group.limits_processes(),
-        cpus: std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
+        cpus: cpus(group),
     }
+}
+
+/// CPUs that a run can use at once. Only a limit on CPU time depends on them, and std
+/// reads three files to know.
+fn cpus(group: &Group) -> f64 {
+    if !group.limits_cpu_time() {
+        return 1.0;
+    }
+    std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64)
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, as PID 1 stamps its reports.
