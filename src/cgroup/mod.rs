@@ -6,8 +6,8 @@
 //! CPU time. `place.rs` finds where groups may be made, `remedy.rs` says what helps
 //! where they may not, `v1.rs` and `v2.rs` know the names of files.
 //!
-//! The host makes the group, writes its limits, reads every one of them back, and
-//! passes descriptors on: the workload's process joins by writing `0` to its own
+//! The host makes the group, writes its limits and reads every one of them back, while
+//! the sandbox is already being set up, and passes descriptors on: the workload's process joins by writing `0` to its own
 //! membership file, last before it gives up its privileges. That is cheap on v1,
 //! where moving another process by pid waits for a grace period of milliseconds; it
 //! leaves no moment without limits; and init and PID 1 stay outside, where the
@@ -141,7 +141,9 @@ impl Limits {
 pub(crate) struct Group {
     places: Arc<Places>,
     number: u64,
-    /// One directory per hierarchy in which the group was made.
+    /// Hierarchies that it's in or will be, by index among the places, and its uses there.
+    chosen: Vec<(usize, u8)>,
+    /// One directory for each, once made.
     members: Vec<Member>,
     /// Layers that could not be had and were only preferred.
     pub(crate) missing: u64,
@@ -159,15 +161,15 @@ struct Member {
     uses: u8,
 }
 
-/// Descriptors that the sandbox needs of its group.
-#[derive(Debug, Default)]
-pub(crate) struct Handles {
-    /// Files that a process joins by writing `0`.
-    pub(crate) join: Vec<OwnedFd>,
-    /// A counter of CPU time, and how many nanoseconds its unit is.
-    pub(crate) cpu: Option<(OwnedFd, u64)>,
+/// Which descriptors the sandbox needs of its group, in this order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    /// So many files that a process joins by writing `0`.
+    pub(crate) join: usize,
+    /// A counter of CPU time: how many nanoseconds its unit is.
+    pub(crate) cpu: Option<u64>,
     /// On v1: an eventfd that tells of an out-of-memory, and a file that counts kills.
-    pub(crate) oom: Option<(OwnedFd, OwnedFd)>,
+    pub(crate) oom: bool,
 }
 
 /// What a group counted.
@@ -187,8 +189,9 @@ pub(crate) struct Counters {
 }
 
 impl Group {
-    /// Makes a group with these limits. `prefer` says which layers may be missing.
-    pub(crate) fn make(places: &Arc<Places>, number: u64, limits: Limits, prefers: impl Fn(Layer) -> bool) -> Result<Group> {
+    /// Chooses where a group with these limits will be. `prefer` says which layers may be
+    /// missing.
+    pub(crate) fn choose(places: &Arc<Places>, number: u64, limits: Limits, prefers: impl Fn(Layer) -> bool) -> Result<Group> {
         let mut missing = 0;
         for (need, layer) in limits.needs() {
             if places.with(need).is_none() {
@@ -198,24 +201,27 @@ impl Group {
                 missing |= layer.bit();
             }
         }
-        let mut group = Group { places: places.clone(), number, members: Vec::new(), missing, handed_over: false, limits };
+        let mut chosen: Vec<(usize, u8)> = Vec::new();
         for wanted in controller::ALL {
             if wanted == controller::CPU && limits.cpus.is_none() || wanted == controller::CPUSET && limits.cpuset.is_none() {
                 continue;
             }
             let Some(index) = places.with(wanted) else { continue };
-            match group.members.iter_mut().find(|m| m.hierarchy == index) {
-                Some(member) => member.uses |= wanted,
-                None => {
-                    let directory = group.make_in(index)?;
-                    group.members.push(Member { hierarchy: index, directory, uses: wanted });
-                }
+            match chosen.iter_mut().find(|(hierarchy, _)| *hierarchy == index) {
+                Some((_, uses)) => *uses |= wanted,
+                None => chosen.push((index, wanted)),
             }
         }
-        for member in &group.members {
-            group.set(member)?;
+        Ok(Group { places: places.clone(), number, chosen, members: Vec::new(), missing, handed_over: false, limits })
+    }
+
+    /// Makes it, and sets its limits.
+    pub(crate) fn make(&mut self) -> Result<()> {
+        for (hierarchy, uses) in self.chosen.clone() {
+            let directory = self.make_in(hierarchy)?;
+            self.members.push(Member { hierarchy, directory, uses });
         }
-        Ok(group)
+        self.members.iter().try_for_each(|member| self.set(member))
     }
 
     fn name(number: u64) -> String {
@@ -269,23 +275,37 @@ impl Group {
         }
     }
 
-    /// What the sandbox needs of it.
-    pub(crate) fn handles(&self) -> Result<Handles> {
-        let mut handles = Handles::default();
+    /// What the sandbox will need of it.
+    pub(crate) fn needs(&self) -> Needs {
+        let used =
+            |wanted: u8| self.chosen.iter().find(|(_, uses)| uses & wanted != 0).map(|(index, _)| self.places.hierarchies[*index].v2);
+        // The counter is only read where there's a limit.
+        let cpu = used(controller::ACCOUNT).filter(|_| self.limits.cpu_account);
+        Needs {
+            join: self.chosen.len(),
+            cpu: cpu.map(|v2| if v2 { v2::CPU_COUNTER.1 } else { v1::CPU_COUNTER.1 }),
+            oom: used(controller::MEMORY) == Some(false) && self.limits.memory.is_some() && !self.limits.spare_others,
+        }
+    }
+
+    /// The descriptors that [`needs`](Self::needs) promised.
+    pub(crate) fn handles(&self) -> Result<Vec<OwnedFd>> {
+        let failed = |what: &'static str| move |e: io::Error| Error::io("open", what, e);
+        let (needs, mut fds, mut cpu, mut oom) = (self.needs(), Vec::new(), None, None);
         for member in &self.members {
             let v2 = self.places.hierarchies[member.hierarchy].v2;
-            let failed = |what: &'static str| move |e: io::Error| Error::io("open", what, e);
             let join = if v2 { v2::JOIN } else { v1::JOIN };
-            handles.join.push(open(&member.directory, join, OFlag::O_WRONLY).map_err(failed(join))?);
-            if member.uses & controller::ACCOUNT != 0 {
-                let (file, unit) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
-                handles.cpu = Some((open(&member.directory, file, OFlag::O_RDONLY).map_err(failed(file))?, unit));
+            fds.push(open(&member.directory, join, OFlag::O_WRONLY).map_err(failed(join))?);
+            if member.uses & controller::ACCOUNT != 0 && needs.cpu.is_some() {
+                let (file, _) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
+                cpu = Some(open(&member.directory, file, OFlag::O_RDONLY).map_err(failed(file))?);
             }
-            if member.uses & controller::MEMORY != 0 && !v2 && self.limits.memory.is_some() && !self.limits.spare_others {
-                handles.oom = Some(v1::watch_oom(&member.directory).map_err(failed("the out-of-memory notice"))?);
+            if member.uses & controller::MEMORY != 0 && needs.oom {
+                oom = Some(v1::watch_oom(&member.directory).map_err(failed("the out-of-memory notice"))?);
             }
         }
-        Ok(handles)
+        fds.extend(cpu.into_iter().chain(oom.into_iter().flat_map(|(event, count)| [event, count])));
+        Ok(fds)
     }
 
     /// The number under which init knows it.
@@ -293,19 +313,29 @@ impl Group {
         self.number
     }
 
-    /// From now on init removes it.
+    /// From now on init removes it: when the sandbox is gone and we have let go of it.
     pub(crate) fn hand_over(&mut self) {
         self.handed_over = true;
     }
 
+    /// init may have forgotten the sandbox before there was a group.
+    pub(crate) fn take_back(&mut self) {
+        self.handed_over = false;
+    }
+
     /// The hierarchies that it's in, a bit each.
     pub(crate) fn hierarchies(&self) -> u64 {
-        self.members.iter().fold(0, |all, m| all | 1 << m.hierarchy)
+        self.chosen.iter().fold(0, |all, (hierarchy, _)| all | 1 << hierarchy)
+    }
+
+    /// Whether CPU time is limited, by PID 1 if not by the group's counter.
+    pub(crate) fn limits_cpu_time(&self) -> bool {
+        self.limits.cpu_account
     }
 
     /// Whether the kernel counts processes in it.
     pub(crate) fn limits_processes(&self) -> bool {
-        self.members.iter().any(|m| m.uses & controller::PIDS != 0)
+        self.chosen.iter().any(|(_, uses)| uses & controller::PIDS != 0)
     }
 
     /// What it counted so far.
@@ -315,7 +345,7 @@ impl Group {
             if self.places.hierarchies[member.hierarchy].v2 {
                 v2::count(&member.directory, member.uses, &mut counters);
             } else {
-                v1::count(&member.directory, member.uses, &mut counters);
+                v1::count(&member.directory, &self.limits, member.uses, &mut counters);
             }
         }
         counters
@@ -379,9 +409,14 @@ pub(crate) fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<
 }
 
 pub(crate) fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
-    let mut text = String::new();
-    // Files of a group are a page or two.
-    File::from(open(directory, file, OFlag::O_RDONLY)?).take(1 << 20).read_to_string(&mut text)?;
+    let mut file = File::from(open(directory, file, OFlag::O_RDONLY)?);
+    // Most are a line, which one read gives; some are a page or two.
+    let mut buffer = [0; 4096];
+    let n = file.read(&mut buffer)?;
+    let mut text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+    if n > buffer.len() / 2 {
+        file.take(1 << 20).read_to_string(&mut text)?;
+    }
     Ok(text)
 }
 

@@ -67,7 +67,7 @@ pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((event.into(), control))
 }
 
-pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {
         let nanos = |file| number(directory, file).map(Duration::from_nanos);
         counters.cpu = nanos("cpuacct.usage");
@@ -80,6 +80,8 @@ pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
     if uses & controller::MEMORY != 0 {
         counters.peak_memory = number(directory, "memory.max_usage_in_bytes");
         counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
+    }
+    if uses & controller::MEMORY != 0 && limits.memory.is_some() {
         // Whichever of the two limits is met first counts; they are the same.
         let hits = |file| number(directory, file).unwrap_or(0);
         let counted = hits("memory.failcnt") + hits("memory.memsw.failcnt");

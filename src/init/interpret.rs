@@ -6,7 +6,7 @@
 
 use crate::arch::nr;
 use crate::sys::*;
-use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, SLOTS, Stage, Step, op, slot};
+use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, Request, SLOTS, Stage, Step, op, slot};
 
 /// A plan in memory with its descriptors.
 pub struct Context {
@@ -151,6 +151,7 @@ impl Context {
             op::DIE_WITH_INIT => plain(self.die_with_init()),
             op::FDS => plain(self.arrange(a[0] as *const u32, a[1])),
             op::JOIN => plain(self.join(a[0])),
+            op::AWAIT_GROUP => plain(self.await_group(a[0], a[1])),
             op::EXEC => {
                 self.executed = clock(CPU_TIME);
                 Err(execute(a))
@@ -290,6 +291,18 @@ impl Context {
         self.joined.map_or(0, |joined| self.executed.saturating_sub(joined))
     }
 
+    fn await_group(&mut self, first: usize, count: usize) -> Result<usize> {
+        match receive_request(self.slots[slot::REPLY as usize], true)? {
+            Some((request, received)) if request.kind == Request::GROUP && !received.truncated && received.count == count => {
+                self.slots[first..first + count].copy_from_slice(received.fds());
+                Ok(0)
+            }
+            Some(_) => Err(EPROTO),
+            // The host let go.
+            None => exit(1),
+        }
+    }
+
     fn join(&mut self, file: usize) -> Result<usize> {
         self.joined.get_or_insert_with(|| clock(CPU_TIME));
         call(nr::WRITE, [file, c"0".as_ptr() as usize, 1, 0, 0, 0])
@@ -412,11 +425,14 @@ fn make_one(parent: i32, name: usize, file: bool, mode: usize, uid: usize, gid: 
 /// them, is removed and not opened.
 fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
     let parent = parent as usize;
-    match call(nr::UNLINKAT, [parent, name, 0, 0, 0, 0]) {
-        Ok(_) | Err(ENOENT) => {}
-        Err(errno) => return Err(errno),
-    }
-    let fd = call(nr::OPENAT, [parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, 0o600, 0, 0])?;
+    let create = || call(nr::OPENAT, [parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, 0o600, 0, 0]);
+    let fd = match create() {
+        Err(EEXIST) => {
+            call(nr::UNLINKAT, [parent, name, 0, 0, 0, 0])?;
+            create()?
+        }
+        other => other?,
+    };
     let finish = || {
         let mut done = 0;
         while done < a[2] {

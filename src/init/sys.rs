@@ -12,6 +12,7 @@ pub const EINTR: i32 = 4;
 pub const EIO: i32 = 5;
 pub const ENOENT: i32 = 2;
 pub const EACCES: i32 = 13;
+pub const EEXIST: i32 = 17;
 pub const ENOTDIR: i32 = 20;
 pub const EINVAL: i32 = 22;
 pub const EMFILE: i32 = 24;

@@ -54,14 +54,17 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     namespaces::hand_over(&mut draft);
 
     draft.stage(Stage::Inner);
-    namespaces::inner(&mut draft, sandbox, ids);
-    files::inner(&mut draft, sandbox, &outside, ids.groups());
-    namespaces::settle(&mut draft, sandbox.capabilities);
+    namespaces::alone(&mut draft, sandbox);
+    let dev = files::alone(&mut draft);
+    namespaces::receive(&mut draft, ids);
+    files::inner(&mut draft, sandbox, &outside, dev, ids.groups());
+    namespaces::settle(&mut draft);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }
     match command {
         Some(wanted) => {
+            await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
             self::command(&mut draft, sandbox, facts, ids, &wanted)?;
         }
@@ -98,13 +101,23 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox).as_deref());
+    privileges::fences(draft, sandbox, filter(sandbox));
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
         draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
     }
     Ok(())
+}
+
+/// Takes the descriptors of the group, which the host has made meanwhile.
+fn await_group(draft: &mut Draft, group: &Grouped) {
+    let watched = group.cpu.map(|(slot, _)| slot).into_iter().chain(group.oom.into_iter().flat_map(|(event, count)| [event, count]));
+    let slots: Vec<u8> = group.join.iter().copied().chain(watched).collect();
+    if let Some(first) = slots.first() {
+        draft.area(Area::Group);
+        draft.step(op::AWAIT_GROUP, &[u32::from(*first).into(), slots.len().into()], "receive", "the control group");
+    }
 }
 
 /// Joins the control group, and hides where it is. Here, because the namespace needs
@@ -139,7 +152,7 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     watch
 }
 
-fn filter(sandbox: &Sandbox) -> Option<Vec<Instruction>> {
+fn filter(sandbox: &Sandbox) -> Option<&'static [Instruction]> {
     match sandbox.syscalls {
         Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host())),
         Syscalls::Unfiltered => None,
@@ -222,8 +235,15 @@ mod tests {
             assert!(last(libc::SYS_setresgid) < last(libc::SYS_setresuid), "groups before the user");
             assert!(last(libc::SYS_setresuid) < last(libc::SYS_capset), "capabilities after the user");
             assert!(last(libc::SYS_capset) < exec);
-            assert!(last(libc::SYS_pivot_root) < last(libc::SYS_umount2), "the old root is detached");
-            assert!(last(libc::SYS_umount2) < first(op::DROP_BOUNDING.into()));
+            // init's root is stacked on procfs and detached; procfs becomes /proc.
+            let pivots = places(libc::SYS_pivot_root as u32);
+            let path = |step: usize, i: usize| draft.blob_text(draft.steps[step].args[i]);
+            assert_eq!(pivots.len(), 2);
+            assert_eq!((path(pivots[0], 0), path(pivots[0], 1)), (&b"."[..], &b"."[..]));
+            assert_eq!(places(libc::SYS_umount2 as u32), [pivots[0] + 1], "the old root is detached");
+            assert!(last(libc::SYS_umount2) < first(op::RECEIVE.into()), "nothing of the host's is here yet");
+            assert_eq!(path(pivots[1], 1), b"proc");
+            assert!(last(op::DROP_BOUNDING.into()) < exec);
             if let Some(filter) = places(libc::SYS_seccomp as u32).first() {
                 assert_eq!(*filter, exec - 1, "the filter is the last before exec");
                 assert_eq!(draft.steps[filter - 1].op, libc::SYS_prctl as u32, "no_new_privs before it");

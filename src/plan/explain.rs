@@ -173,6 +173,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::USER_XATTR, "try user.* attributes"),
     (op::ID_MAP, "mount_setattr idmap"),
     (op::JOIN, "join group"),
+    (op::AWAIT_GROUP, "await group"),
 ];
 
 fn name(op: u32) -> &'static str {

@@ -23,7 +23,7 @@ use crate::sandbox::{Mount, MountKind, Sandbox};
 
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
-/// Where init's root has room for a scratch.
+/// Where init's root has room for a scratch, in the outer child's copy of it.
 pub(crate) const SCRATCH: &str = "/mnt";
 const HERE: Arg = Arg::Value(AT_FDCWD);
 /// nosuid and nodev hold for every mount that a workload sees.
@@ -194,7 +194,9 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
     draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
     let scratch = draft.temporary();
     scratch_into(draft, scratch, sandbox);
-    attach_scratch(draft, scratch);
+    let path = draft.text(SCRATCH);
+    attach(draft, scratch, path, "the writable layer");
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
     for (directory, mode) in [("lower", 0o700), ("upper", 0o755), ("work", 0o700), ("shm", 0o1777)] {
         let path = draft.text(directory);
         draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", "the writable layer");
@@ -271,30 +273,51 @@ fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox) {
     new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", "755")], BASE);
 }
 
-/// Inner stage: from detached mounts to a root with everything in its place.
-pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, terminal_group: bool) {
+/// Inner stage, as long as the outer child is busy: PID 1 moves from init's small root
+/// to its own procfs; returns the slot of `/dev`.
+///
+/// Detaching a root waits for a grace period of the kernel (synchronize_rcu_expedited
+/// in namespace_unlock), some 50 us on an idle machine and milliseconds on a busy one.
+/// Here PID 1 would wait anyway. The final pivot then needs no umount: procfs, as the
+/// old root, is put where it belongs.
+pub(crate) fn alone(draft: &mut Draft) -> u8 {
     draft.area(Area::Proc);
     // While init's /proc is still in view: the kernel mounts procfs in a user
     // namespace only where one is visible in full already.
-    let proc = new_filesystem(draft, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
+    let proc = draft.temporary();
+    new_filesystem_into(draft, proc, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
     draft.area(Area::Mount);
     let path = draft.text("/dev");
     let dev = Tree { path, recursive: true }.clone_into(draft, "/dev");
+    let slash = draft.text("/");
+    attach(draft, proc, slash, "/proc");
+    pivot(draft, proc);
+    draft.close(proc);
+    dev
+}
+
+/// Inner stage: from detached mounts to a root with everything in its place.
+pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, dev: u8, terminal_group: bool) {
+    draft.area(Area::Mount);
     let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
     if terminal_group {
         options.push(("gid", "5"));
     }
     let pts = new_filesystem(draft, "devpts", &options, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC);
 
+    if outside.shm.is_none() {
+        scratch_into(draft, slot::ROOT, sandbox);
+    }
     let slash = draft.text("/");
-    let shm = match outside.shm {
-        Some(shm) => {
-            attach(draft, slot::ROOT, slash, "the root");
-            shm
-        }
-        None => fresh_root(draft, sandbox),
-    };
-    pivot(draft, slot::ROOT);
+    attach(draft, slot::ROOT, slash, "the root");
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(slot::ROOT)], "enter", "the new root");
+    for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
+        directory(draft, name, mode);
+    }
+    let shm = outside.shm.unwrap_or_else(|| hidden_shm(draft));
+    // The old root, procfs, becomes /proc.
+    let (dot, proc) = (draft.text("."), draft.text("proc"));
+    draft.step(libc::SYS_pivot_root, &[dot, proc], "pivot to", "the new root");
 
     // From here on "/" is the new root, and paths can't leave it.
     if let Root::Host(layout) = &sandbox.root.root {
@@ -307,10 +330,6 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         draft.step(op::MAKE_PATH, &args, "make", sandbox.home()).keep_in(slot);
         draft.close(slot);
     }
-    for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
-        directory(draft, name, mode);
-    }
-    attach_at(draft, proc, "proc", "/proc");
     attach_at(draft, dev, "dev", "/dev");
     attach_at(draft, pts, "dev/pts", "/dev/pts");
     attach_at(draft, shm, "dev/shm", "/dev/shm");
@@ -353,30 +372,13 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     draft.close(slot::ROOT);
 }
 
-/// A root in the scratch, for the host's /usr; returns `/dev/shm`.
-fn fresh_root(draft: &mut Draft, sandbox: &Sandbox) -> u8 {
-    let scratch = draft.slot();
-    scratch_into(draft, scratch, sandbox);
-    attach_scratch(draft, scratch);
-    let (root, shm) = (draft.text("root"), draft.text("shm"));
-    draft.step(libc::SYS_mkdirat, &[HERE, root, 0o755.into()], "make", "the writable layer");
-    draft.step(libc::SYS_mkdirat, &[HERE, shm, 0o1777.into()], "make", "the writable layer");
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    draft.step(libc::SYS_open_tree, &[HERE, root, flags.into()], "open", "the root").keep_in(slot::ROOT);
-    let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
+/// `/dev/shm` in a root that is the scratch itself: `/dev` will hide this directory.
+fn hidden_shm(draft: &mut Draft) -> u8 {
+    directory(draft, "dev/shm", 0o1777);
+    let path = draft.text("dev/shm");
+    let shm = Tree { path, recursive: false }.clone_into(draft, "/dev/shm");
     set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, None, "/dev/shm");
-    let slash = draft.text("/");
-    attach(draft, slot::ROOT, slash, "the root");
     shm
-}
-
-/// Attaches the scratch where init's small root has a place for it, and enters it.
-/// Not on `/`: there it would stand between the old root and the new one, and the
-/// one umount after the pivot would take it instead of the old root.
-fn attach_scratch(draft: &mut Draft, scratch: u8) {
-    let path = draft.text(SCRATCH);
-    attach(draft, scratch, path, "the writable layer");
-    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
 }
 
 /// The directories, links and mounts of the host's root.

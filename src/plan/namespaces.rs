@@ -92,9 +92,9 @@ pub(crate) fn hand_over(draft: &mut Draft) {
     draft.step(op::HAND_OVER, &[], "hand over", "what was opened");
 }
 
-/// First part of the inner stage: what needs no file, while the outer child is
-/// still busy with them.
-pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, ids: Ids) {
+/// First part of the inner stage: what needs neither a file nor an id, while the outer
+/// child is still busy with them.
+pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox) {
     draft.area(Area::Setup);
     if sandbox.network == Network::None {
         draft.area(Area::Network);
@@ -103,6 +103,13 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, ids: Ids) {
     }
     let name = draft.text(&sandbox.hostname);
     draft.step(libc::SYS_sethostname, &[name, sandbox.hostname.len().into()], "set", "the host name");
+    draft.area(Area::Privileges);
+    draft.step(op::DROP_BOUNDING, &[sandbox.capabilities.into()], "drop", "the capability bounding set");
+}
+
+/// Waits for the outer child; from here on ids are mapped.
+pub(crate) fn receive(draft: &mut Draft, ids: Ids) {
+    draft.area(Area::Setup);
     draft.step(op::RECEIVE, &[], "receive", "what was opened");
     draft.area(Area::IdMap);
     // The process was the host's root until here, an id that doesn't exist
@@ -131,9 +138,8 @@ fn loopback_up(draft: &mut Draft) {
 }
 
 /// Last part of the inner stage: PID 1 settles.
-pub(crate) fn settle(draft: &mut Draft, keep: u64) {
+pub(crate) fn settle(draft: &mut Draft) {
     draft.area(Area::Privileges);
-    draft.step(op::DROP_BOUNDING, &[keep.into()], "drop", "the capability bounding set");
     // Nobody inside may trace PID 1 or open its memory or executable.
     draft.step(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()], "protect", "PID 1");
     // After the last change of credentials, which would clear it.

@@ -114,8 +114,11 @@ pub mod op {
     pub const ID_MAP: u32 = 0x1_000f;
     /// Join the control group whose membership file is slot (0).
     pub const JOIN: u32 = 0x1_0010;
+    /// Inner: wait for [`Request::GROUP`](super::Request::GROUP) and keep its
+    /// descriptors, (1) of them, in the slots from (0) on.
+    pub const AWAIT_GROUP: u32 = 0x1_0011;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0010;
+    pub const LAST: u32 = 0x1_0011;
 }
 
 /// How an argument is to be read.
@@ -254,6 +257,7 @@ impl<'a> Plan<'a> {
             op::FILE => blob(0) && blob(1) && fits(step.args[1], step.args[2], 1),
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),
+            op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
             op::LIKE => step.kinds[0] == Kind::Slot && step.kinds[1] == Kind::Slot,
             _ => true,
         }
@@ -472,6 +476,9 @@ impl Request {
     pub const KILL: u32 = 8;
     /// Send signal `value`, then kill after `time`.
     pub const STOP: u32 = 9;
+    /// The control group has been made: its descriptors, for
+    /// [`AWAIT_GROUP`](op::AWAIT_GROUP).
+    pub const GROUP: u32 = 10;
 
     /// Bytes of a request.
     pub const SIZE: usize = 24;

@@ -70,78 +70,107 @@ pub(crate) const AUDIT_ARCH: u32 = 0xc000_00b7;
 /// The program for a table: runs of numbers in ascending order, the first
 /// starting at 0, each with the verdict for all numbers up to the next run.
 pub(crate) fn compile(runs: &[(u32, Verdict)]) -> Vec<Instruction> {
-    let mut out = vec![load(OFFSET_ARCH), jump(JMP_JEQ, AUDIT_ARCH, 1, 0), give(RET_KILL_PROCESS), load(OFFSET_NR)];
+    let mut program = Backwards { reversed: Vec::new() };
+    let mut entry = program.tree(runs);
     if cfg!(target_arch = "x86_64") {
-        out.push(jump(JMP_JGE, 0x4000_0000, 0, 1));
-        out.push(give(RET_KILL_PROCESS));
+        let foreign = program.give(RET_KILL_PROCESS);
+        entry = program.branch(JMP_JGE, 0x4000_0000, foreign, entry);
     }
-    tree(runs, &mut out);
-    out
+    entry = program.load(OFFSET_NR, entry);
+    let foreign = program.give(RET_KILL_PROCESS);
+    entry = program.branch(JMP_JEQ, AUDIT_ARCH, entry, foreign);
+    program.load(OFFSET_ARCH, entry);
+    program.reversed.reverse();
+    program.reversed
 }
 
-fn tree(runs: &[(u32, Verdict)], out: &mut Vec<Instruction>) {
-    if let [(_, verdict)] = runs {
-        return leaf(verdict, out);
+/// A program that is written from its end: jumps only go forward, so every target is
+/// known when its jump is written, and equal verdicts can be one instruction. (The
+/// kernel's time to install a filter is one of its length, above all.)
+struct Backwards {
+    reversed: Vec<Instruction>,
+}
+
+/// An instruction, counted from the end.
+type Label = usize;
+
+impl Backwards {
+    fn push(&mut self, instruction: Instruction) -> Label {
+        self.reversed.push(instruction);
+        self.reversed.len() - 1
     }
-    let (left, right) = runs.split_at(runs.len() / 2);
-    let Some((start, _)) = right.first() else { return };
-    let at = out.len();
-    out.push(jump(JMP_JGE, *start, 0, 1));
-    // A conditional jump reaches 255 instructions, this one all.
-    out.push(Instruction { code: JMP_JA, jt: 0, jf: 0, k: 0 });
-    tree(left, out);
-    let distance = out.len() - at - 2;
-    match u8::try_from(distance) {
-        Ok(distance) => {
-            out.remove(at + 1);
-            out[at] = jump(JMP_JGE, *start, distance, 0);
+
+    /// How far the next instruction would have to jump.
+    fn distance(&self, to: Label) -> usize {
+        self.reversed.len() - to - 1
+    }
+
+    fn tree(&mut self, runs: &[(u32, Verdict)]) -> Label {
+        if let [(_, verdict)] = runs {
+            return self.verdict(verdict);
         }
-        Err(_) => out[at + 1].k = distance as u32,
+        let (left, right) = runs.split_at(runs.len() / 2);
+        let start = right.first().map_or(0, |(start, _)| *start);
+        let right = self.tree(right);
+        let left = self.tree(left);
+        self.branch(JMP_JGE, start, right, left)
     }
-    tree(right, out);
-}
 
-fn leaf(verdict: &Verdict, out: &mut Vec<Instruction>) {
-    match verdict {
-        Verdict::Allow => out.push(give(RET_ALLOW)),
-        Verdict::Errno(errno) => out.push(give(RET_ERRNO | u32::from(*errno))),
-        Verdict::Rules(rules, last) => {
-            for rule in rules {
-                rule_body(rule, out);
+    fn verdict(&mut self, verdict: &Verdict) -> Label {
+        match verdict {
+            Verdict::Allow => self.give(RET_ALLOW),
+            Verdict::Errno(errno) => self.give(RET_ERRNO | u32::from(*errno)),
+            Verdict::Rules(rules, last) => {
+                let mut next = self.verdict(last);
+                for rule in rules.iter().rev() {
+                    let mut holds = self.verdict(&rule.verdict);
+                    for check in rule.checks.iter().rev() {
+                        let (code, argument, value) = match *check {
+                            Check::Is(argument, value) => (JMP_JEQ, argument, value),
+                            Check::Has(argument, bits) => (JMP_JSET, argument, bits),
+                        };
+                        let test = self.branch(code, value, holds, next);
+                        // Arguments are 64-bit; both architectures are little-endian.
+                        holds = self.load(OFFSET_ARGS + 8 * u32::from(argument), test);
+                    }
+                    next = holds;
+                }
+                next
             }
-            leaf(last, out);
         }
     }
-}
 
-fn rule_body(rule: &Rule, out: &mut Vec<Instruction>) {
-    // Each failed check jumps over the rest of the rule: 2 instructions for
-    // every later check, and the verdict.
-    let mut body = Vec::new();
-    leaf(&rule.verdict, &mut body);
-    for (i, check) in rule.checks.iter().enumerate() {
-        let skip = ((rule.checks.len() - i - 1) * 2 + body.len()) as u8;
-        let (code, argument, value) = match *check {
-            Check::Is(argument, value) => (JMP_JEQ, argument, value),
-            Check::Has(argument, bits) => (JMP_JSET, argument, bits),
-        };
-        // Arguments are 64-bit; both architectures are little-endian.
-        out.push(load(OFFSET_ARGS + 8 * u32::from(argument)));
-        out.push(jump(code, value, 0, skip));
+    fn give(&mut self, k: u32) -> Label {
+        let wanted = Instruction { code: RET, jt: 0, jf: 0, k };
+        // Near enough for a branch that follows at once, and for its other target.
+        let near = self.reversed.len().saturating_sub(usize::from(u8::MAX / 2));
+        match self.reversed[near..].iter().rposition(|i| *i == wanted) {
+            Some(at) => near + at,
+            None => self.push(wanted),
+        }
     }
-    out.append(&mut body);
-}
 
-fn load(offset: u32) -> Instruction {
-    Instruction { code: LD_W_ABS, jt: 0, jf: 0, k: offset }
-}
+    fn load(&mut self, offset: u32, then: Label) -> Label {
+        self.near(then, 0);
+        self.push(Instruction { code: LD_W_ABS, jt: 0, jf: 0, k: offset })
+    }
 
-fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
-    Instruction { code, jt, jf, k }
-}
+    fn branch(&mut self, code: u16, k: u32, yes: Label, no: Label) -> Label {
+        // A trampoline for one target moves the other one further away by one.
+        let yes = self.near(yes, usize::from(u8::MAX) - 1);
+        let no = self.near(no, usize::from(u8::MAX));
+        let distance = |to| self.distance(to) as u8;
+        let (jt, jf) = (distance(yes), distance(no));
+        self.push(Instruction { code, jt, jf, k })
+    }
 
-fn give(k: u32) -> Instruction {
-    Instruction { code: RET, jt: 0, jf: 0, k }
+    /// This target, or a jump to it if it's further away than this.
+    fn near(&mut self, target: Label, reach: usize) -> Label {
+        match self.distance(target) {
+            distance if distance <= reach => target,
+            distance => self.push(Instruction { code: JMP_JA, jt: 0, jf: 0, k: distance as u32 }),
+        }
+    }
 }
 
 /// Runs a program as the kernel would; for tests, which compare compilers.

@@ -4,6 +4,8 @@
 //! answers ENOSYS: so the table is closed, although it's written by its
 //! exceptions. The base is what Docker documents for its default profile.
 
+use std::sync::OnceLock;
+
 use super::bpf::{Check, Instruction, Rule, Verdict, compile};
 
 /// The newest system call that this table was written for: mseal(2), Linux 6.10.
@@ -169,9 +171,11 @@ fn runs(keep_set_id: bool) -> Vec<(u32, Verdict)> {
 }
 
 /// The default filter's program. Files may be made set-user-ID only where
-/// nothing of the host's can be written.
-pub(crate) fn default_filter(keep_set_id: bool) -> Vec<Instruction> {
-    compile(&runs(keep_set_id))
+/// nothing of the host's can be written. There are only the two, so each is compiled
+/// once.
+pub(crate) fn default_filter(keep_set_id: bool) -> &'static [Instruction] {
+    static FILTERS: [OnceLock<Vec<Instruction>>; 2] = [const { OnceLock::new() }; 2];
+    FILTERS[usize::from(keep_set_id)].get_or_init(|| compile(&runs(keep_set_id)))
 }
 
 #[cfg(test)]
@@ -185,7 +189,7 @@ mod tests {
     }
 
     fn decide(number: i64, args: [u64; 6]) -> u32 {
-        interpret(&default_filter(false), AUDIT_ARCH, number as u32, args)
+        interpret(default_filter(false), AUDIT_ARCH, number as u32, args)
     }
 
     #[test]
@@ -213,7 +217,7 @@ mod tests {
 
     #[test]
     fn set_id_bits_pass_only_where_nothing_of_the_host_can_be_written() {
-        let chmod = |keep| interpret(&default_filter(keep), AUDIT_ARCH, libc::SYS_fchmodat as u32, [0, 0, 0o4755, 0, 0, 0]);
+        let chmod = |keep| interpret(default_filter(keep), AUDIT_ARCH, libc::SYS_fchmodat as u32, [0, 0, 0o4755, 0, 0, 0]);
         assert_eq!(chmod(false), errno(libc::EPERM));
         assert_eq!(chmod(true), ALLOW);
     }
@@ -270,7 +274,7 @@ mod tests {
                     continue;
                 }
                 for args in samples {
-                    let (a, b) = (interpret(&ours, AUDIT_ARCH, number, args), interpret(&theirs, AUDIT_ARCH, number, args));
+                    let (a, b) = (interpret(ours, AUDIT_ARCH, number, args), interpret(&theirs, AUDIT_ARCH, number, args));
                     assert_eq!(a == errno(wanted.into()), b == errno(wanted.into()), "number {number}: {a:#x} and {b:#x}");
                 }
             }

@@ -102,8 +102,7 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let (ids, _claim) = ids(sandbox, &init)?;
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
-    let (grouped, _handles) = grouped(sandbox, &group, 3)?;
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &grouped };
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &grouped(sandbox, &group, 3) };
     let draft = compile::sandbox(sandbox, &init.facts, ids, Some(wanted))?;
     Ok(Explanation::of(&draft))
 }
@@ -132,32 +131,33 @@ fn ids(sandbox: &Sandbox, init: &Init) -> Result<(Ids, Option<Claim>)> {
     Ok((ids, claim))
 }
 
-/// A fresh control group with the recipe's limits.
+/// Where the recipe's control group will be.
 fn group(sandbox: &Sandbox, init: &Init) -> Result<Group> {
-    Group::make(&init.places, init.next_group(), sandbox.group_limits(), |layer| sandbox.prefers(layer))
+    Group::choose(&init.places, init.next_group(), sandbox.group_limits(), |layer| sandbox.prefers(layer))
 }
 
-/// What the plan needs of the group, and the descriptors, which are passed after so
-/// many others.
-fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Result<(Grouped, Vec<OwnedFd>)> {
-    let handles = group.handles()?;
-    let mut fds = Vec::new();
-    let mut pass = |fd: OwnedFd| {
-        fds.push(fd);
-        wire::slot::PASSED + (after + fds.len() - 1) as u8
-    };
-    let grouped = Grouped {
-        join: handles.join.into_iter().map(&mut pass).collect(),
-        // The counter is only read where there's a limit.
-        cpu: handles.cpu.filter(|_| sandbox.group_limits().cpu_account).map(|(fd, unit)| (pass(fd), unit)),
-        oom: handles.oom.map(|(event, count)| (pass(event), pass(count))),
+/// What the plan needs of the group: slots behind those of so many descriptors.
+fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Grouped {
+    let needs = group.needs();
+    let mut slots = wire::slot::PASSED + after as u8..;
+    let mut next = || slots.next().unwrap_or(wire::NO_SLOT);
+    Grouped {
+        join: (0..needs.join).map(|_| next()).collect(),
+        cpu: needs.cpu.map(|unit| (next(), unit)),
+        oom: needs.oom.then(|| (next(), next())),
         processes: group.limits_processes(),
-        cpus: match sandbox.limits.cpuset {
-            Some(cpus) => f64::from(cpus.len()),
-            None => std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
-        },
-    };
-    Ok((grouped, fds))
+        cpus: cpus(sandbox, group),
+    }
+}
+
+/// CPUs that a run can use at once. Only a limit on CPU time depends on them, and std
+/// reads three files to know.
+fn cpus(sandbox: &Sandbox, group: &Group) -> f64 {
+    match sandbox.limits.cpuset {
+        _ if !group.limits_cpu_time() => 1.0,
+        Some(cpus) => f64::from(cpus.len()),
+        None => std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
+    }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, as PID 1 stamps its reports.
@@ -186,7 +186,7 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
         }
     }
     let Asked { reply, draft, claim, group, init } = result?;
-    let live = Live {
+    let mut live = Live {
         reply: Arc::new(reply),
         draft,
         sandbox: sandbox.clone(),
@@ -201,6 +201,9 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
         gone: false,
         owner: std::process::id(),
     };
+    if command.is_some() {
+        live.give_group()?;
+    }
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
     Ok((live, passed.pipes))
@@ -219,7 +222,7 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let init = launch::init()?;
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = group(sandbox, &init)?;
-    let (grouped, handles) = grouped(sandbox, &group, passed.fds.len())?;
+    let grouped = grouped(sandbox, &group, passed.fds.len());
     let wanted = command.map(|command| Wanted { command, numbers: &passed.numbers, group: &grouped });
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
     draft.settings.flags |= flags;
@@ -228,7 +231,7 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
         return Err(Error::invalid("files and arguments of the run are larger than 256 MiB together; bind a directory instead"));
     }
     let plan = sealed(c"cofferdam-plan", &bytes)?;
-    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().chain(&handles).map(AsFd::as_fd).collect();
+    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, &mut group)?;
     Ok(Asked { reply, draft, claim, group, init })
 }
@@ -322,6 +325,23 @@ fn check_kind(fd: &OwnedFd, kind: FdKind, name: &str) -> Result<()> {
 }
 
 impl Live {
+    /// Makes the control group while init is at work, and passes it to PID 1, which
+    /// waits for it before the command.
+    fn give_group(&mut self) -> Result<()> {
+        self.group.make()?;
+        let handles = self.group.handles()?;
+        if handles.is_empty() {
+            return Ok(());
+        }
+        let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
+        let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
+        match sys::socket::send(self.reply.as_fd(), &request.encode(), &fds) {
+            // It has failed; why is on the way.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
+            other => other.map_err(|e| Error::io("pass", "the control group", e)),
+        }
+    }
+
     /// Waits for the program's exec; the pidfd of its process.
     fn started(&mut self) -> Result<OwnedFd> {
         if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
@@ -349,7 +369,13 @@ impl Live {
             return Err(self.lost(None));
         };
         match report.kind {
-            Report::FAILED => Err(failure::error(&self.draft, Some(&self.sandbox), &report)),
+            Report::FAILED => {
+                // No step is to blame, so perhaps init itself refused.
+                if self.draft.notes.get(report.status as usize).is_none() {
+                    self.group.take_back();
+                }
+                Err(failure::error(&self.draft, Some(&self.sandbox), &report))
+            }
             Report::GONE => {
                 self.gone = true;
                 if self.ended.is_some() { Ok(Some((report, fds))) } else { Err(self.lost(Some(report.status))) }
