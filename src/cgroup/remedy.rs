@@ -15,7 +15,7 @@ impl Places {
         // The nearest to a place comes first.
         let obstacle = of(|c| matches!(c, Cause::Occupied))
             .next()
-            .or_else(|| of(|c| matches!(c, Cause::Without)).last())
+            .or_else(|| of(|c| matches!(c, Cause::Without)).next_back())
             .or_else(|| of(|c| matches!(c, Cause::Refused { .. })).next());
         match obstacle {
             Some(obstacle) => format!("no control group with the {name} controller can be made: {}", describe(obstacle, name)),
