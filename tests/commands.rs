@@ -453,7 +453,7 @@ fn wall_time_ends_a_run() {
         assert_eq!(marked(&marker), [], "{script}");
     }
     // What was printed before is kept.
-    let out = Sandbox::new().wall_time(limit).run(shell("echo before; sleep 1000")).expect("it runs");
+    let out = Sandbox::new().wall_time(support::patience(limit)).run(shell("echo before; sleep 1000")).expect("it runs");
     assert_eq!((out.status, &*out.text()), (Exit::Limit(Limit::WallTime), "before\n"));
 }
 
