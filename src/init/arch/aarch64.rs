@@ -31,6 +31,7 @@ pub mod nr {
     pub const GETPPID: usize = 173;
     pub const SETSID: usize = 157;
     pub const UMASK: usize = 166;
+    pub const PTRACE: usize = 117;
     pub const PRCTL: usize = 167;
     pub const CLOCK_GETTIME: usize = 113;
     pub const EXIT_GROUP: usize = 94;

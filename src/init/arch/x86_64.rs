@@ -34,6 +34,7 @@ pub mod nr {
     pub const GETPPID: usize = 110;
     pub const SETSID: usize = 112;
     pub const UMASK: usize = 95;
+    pub const PTRACE: usize = 101;
     pub const PRCTL: usize = 157;
     pub const CLOCK_GETTIME: usize = 228;
     pub const EXIT_GROUP: usize = 231;
