@@ -131,8 +131,15 @@ fn loopback_up(draft: &mut Draft) {
 }
 
 /// Last part of the inner stage: PID 1 settles.
-pub(crate) fn settle(draft: &mut Draft, keep: u64) {
+pub(crate) fn settle(draft: &mut Draft, keep: u64, ids: Ids) {
     draft.area(Area::Privileges);
+    // Whoever has the very ids of a process may change its resource limits, and with
+    // RLIMIT_CPU kill it (prlimit(2) asks for all three of each kind). Nobody has
+    // different ones by exec, and the command gives these up at once.
+    if ids.contains(1) && !matches!(ids, Ids::Single { .. }) {
+        draft.step(libc::SYS_setresgid, &[0.into(), 0.into(), 1.into()], "protect", "PID 1");
+        draft.step(libc::SYS_setresuid, &[0.into(), 0.into(), 1.into()], "protect", "PID 1");
+    }
     draft.step(op::DROP_BOUNDING, &[keep.into()], "drop", "the capability bounding set");
     // Nobody inside may trace PID 1 or open its memory or executable.
     draft.step(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()], "protect", "PID 1");
