@@ -56,7 +56,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     draft.stage(Stage::Inner);
     namespaces::inner(&mut draft, sandbox, ids);
     files::inner(&mut draft, sandbox, &outside, ids.groups());
-    namespaces::settle(&mut draft, sandbox.capabilities, ids);
+    namespaces::settle(&mut draft, sandbox.kept_capabilities(), ids);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }

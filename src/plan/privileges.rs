@@ -15,7 +15,7 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     draft.area(Area::Privileges);
     let (uid, gid) = sandbox.user;
-    let keep = sandbox.capabilities;
+    let keep = sandbox.kept_capabilities();
     draft.step(libc::SYS_setresgid, &[gid.into(), gid.into(), gid.into()], "become", format!("group {gid}"));
     if groups {
         draft.step(libc::SYS_setgroups, &[0.into(), 0.into()], "drop", "supplementary groups");
