@@ -29,6 +29,9 @@ pub const MAX_FDS: usize = 64;
 /// too.
 pub const MAX_PLAN: usize = 256 << 20;
 
+/// The most steps of a plan: a recipe may have some ten thousand files.
+pub const MAX_STEPS: usize = 1 << 16;
+
 /// Slots with a fixed meaning.
 pub mod slot {
     /// The sandbox's end of its reply socket.
@@ -195,7 +198,7 @@ impl<'a> Plan<'a> {
         let size = usize::try_from(u64_at(bytes, 8)?).ok()?;
         let steps = u32_at(bytes, 16)? as usize;
         let relocations = u32_at(bytes, 20)? as usize;
-        if size != bytes.len() || steps > 4096 {
+        if size != bytes.len() || steps > MAX_STEPS {
             return None;
         }
         let blob = HEADER.checked_add(steps.checked_mul(STEP)?)?.checked_add(relocations.checked_mul(8)?)?;
