@@ -532,9 +532,11 @@ impl Drop for Live {
     /// What has not ended is killed, and its end is awaited: init does it when our
     /// end of the socket is shut.
     fn drop(&mut self) {
-        if self.ended.is_some() || self.gone || self.owner != std::process::id() {
+        if self.ended.is_some() || self.owner != std::process::id() {
             return;
         }
+        // Also of one that is gone without a word: init waits for it, and a Killer or a
+        // forked child may keep the socket open.
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
         let deadline = Instant::now() + DROP_LIMIT;
         while !self.gone {
