@@ -18,11 +18,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
 use super::{controller, read, write};
@@ -149,10 +151,8 @@ impl Places {
         }
         sweep(&base, mounted.v2);
         let name = home_name(self.nonce);
-        mkdirat(&base, name.as_str(), Mode::from_bits_truncate(0o755))?;
-        let finish = || -> io::Result<(OwnedFd, u8)> {
-            let home = openat(&base, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-            let home = locked(home)?;
+        let home = make_home(&base, &name)?;
+        let finish = || -> io::Result<u8> {
             let controllers = if mounted.v2 {
                 hand_down(&home);
                 let enabled = read(&home, "cgroup.subtree_control")?;
@@ -165,10 +165,10 @@ impl Places {
             if mounted.v2 && read(&home, "cgroup.type").is_ok_and(|kind| !kind.starts_with("domain")) {
                 return Err(io::Error::other("it's a threaded group"));
             }
-            Ok((home, controllers))
+            Ok(controllers)
         };
         match finish() {
-            Ok((home, controllers)) => {
+            Ok(controllers) => {
                 let path = path.join(name);
                 Ok(Hierarchy { v2: mounted.v2, controllers, base, home, path })
             }
@@ -223,6 +223,30 @@ fn nonce() -> u64 {
     }
     // Decimal digits that init can write too.
     u64::from_le_bytes(bytes) >> 16
+}
+
+/// Makes our directory and locks it. Between the two another host that starts may take
+/// it for a dead one's, hold the lock, and remove it: then once more.
+fn make_home(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    const TRIES: u32 = 100;
+    let open = || openat(base, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    for _ in 0..TRIES {
+        match mkdirat(base, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if let Ok(home) = open()
+            && let Ok(home) = locked(home)
+            // What is locked now may have been removed before.
+            && let (Ok(now), Ok(ours)) = (open().and_then(|now| fstat(&now)), fstat(&home))
+            && now.st_ino == ours.st_ino
+        {
+            return Ok(home);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = unlinkat(base, name, UnlinkatFlags::RemoveDir);
+    Err(io::Error::other("other hosts keep removing our directory"))
 }
 
 /// Takes the lock (flock(2)) that lasts as long as this open file: here and, because
