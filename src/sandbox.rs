@@ -473,9 +473,13 @@ impl Sandbox {
             Root::Host(_) => HostLayout::files(&self.hostname, self.user.0, self.user.1),
             Root::Dir(_) => vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))],
         };
-        let shown = |path: &Path| self.mounts.iter().any(|m| path.starts_with(&m.inside));
-        let synthetic = synthetic.into_iter().map(ours).filter(|file| !shown(&file.inside));
+        let synthetic = synthetic.into_iter().map(ours).filter(|file| !self.covers(&file.inside));
         synthetic.chain(self.files.iter().cloned()).collect()
+    }
+
+    /// Whether a path lies in one of the recipe's mounts, or where we mount something.
+    pub(crate) fn covers(&self, path: &Path) -> bool {
+        path.starts_with("/dev/shm") || self.mounts.iter().any(|m| path.starts_with(&m.inside))
     }
 
     /// Home directory of the run's user.

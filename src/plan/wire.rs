@@ -89,8 +89,11 @@ pub mod op {
     pub const MAKE_PATH: u32 = 0x1_0004;
     /// Replace path (0) below [`slot::ROOT`](super::slot::ROOT) by a file with
     /// contents (1), length (2), mode (3), uid (4) and gid (5), making missing
-    /// parents as [`MAKE_PATH`] does.
+    /// parents as [`MAKE_PATH`] does. With [`STAY`] in the mode no link leads into
+    /// another mount.
     pub const FILE: u32 = 0x1_0005;
+    /// See [`FILE`].
+    pub const STAY: u32 = 0x1_0000;
     /// Give directory (1) the mode of directory (0) and, if (2) is 1, its owner.
     pub const LIKE: u32 = 0x1_0006;
     /// Drop every capability from the bounding set that mask (0) lacks.
