@@ -33,7 +33,8 @@ pub enum Capability {
     Mknod,
     /// CAP_AUDIT_WRITE: write to the audit log; without effect in a user namespace.
     AuditWrite,
-    /// CAP_SETFCAP: give files capabilities.
+    /// CAP_SETFCAP: give files capabilities. Not given, under the default filter, to a
+    /// command with a writable bind: see [`Sandbox::bind_rw`](crate::Sandbox::bind_rw).
     Setfcap,
     /// CAP_SYS_PTRACE: trace processes of other users of the sandbox.
     SysPtrace,

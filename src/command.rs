@@ -151,7 +151,13 @@ impl Command {
     /// Passes a further descriptor under this number: a regular file, a pipe or a
     /// character device. Anything else is refused when the command starts,
     /// because it can be a way out: see [`socket`](Self::socket) and
-    /// [`directory_fd`](Self::directory_fd). About 55 are possible.
+    /// [`directory_fd`](Self::directory_fd). 50 are possible.
+    ///
+    /// A regular file is given with whatever its permissions allow the run's user, and
+    /// not only as it was opened: through /proc/self/fd the workload can open it once
+    /// more. As an ordinary user's sandbox has that user's rights to it, it can write
+    /// even what was opened for reading. A [bind](crate::Sandbox::bind) or
+    /// [bytes](Stdio::bytes) keep a file as it is. All this holds for streams too.
     pub fn fd(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
         self.fds.push((number, fd.into(), FdKind::Plain));
         self
@@ -250,8 +256,12 @@ impl Command {
                 return Err(Error::invalid(format!("descriptor number {number} is given twice, or is above 65,535")));
             }
         }
-        if self.fds.len() + 3 > crate::plan::wire::MAX_FDS - 4 {
-            return Err(Error::invalid(format!("{} further descriptors are too many (57 are possible)", self.fds.len())));
+        // In one message with the three streams, the plan, the reply socket, and up to
+        // four membership files and three counters of a control group.
+        const MOST: usize = 50;
+        const _: () = assert!(MOST + 3 + 2 + 7 <= crate::plan::wire::MAX_FDS);
+        if self.fds.len() > MOST {
+            return Err(Error::invalid(format!("{} further descriptors are too many ({MOST} are possible)", self.fds.len())));
         }
         Ok(())
     }

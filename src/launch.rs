@@ -163,12 +163,13 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
 
 /// Waits for input or the end of input.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + limit;
+    // None is further away than the clock can tell.
+    let deadline = Instant::now().checked_add(limit);
     loop {
         let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
-        match poll(&mut polled, timeout_until(deadline)) {
+        match poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until)) {
             Ok(n) if n > 0 => return Ok(true),
-            Ok(_) if Instant::now() >= deadline => return Ok(false),
+            Ok(_) if deadline.is_some_and(|d| Instant::now() >= d) => return Ok(false),
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -160,7 +160,10 @@ impl Sandbox {
     ///
     /// As root, a file that the sandbox's root makes there belongs to the host's
     /// root. It can't be made set-user-ID: the default system call filter refuses
-    /// that as soon as a recipe has a writable bind.
+    /// that as soon as a recipe has a writable bind. Nor can it get capabilities, which
+    /// would count on the host: [`Capability::Setfcap`] isn't given then. With
+    /// [`Syscalls::Unfiltered`] neither is refused, and a workload that is root inside
+    /// can leave programs there that make whoever executes them root on the host.
     pub fn bind_rw(self, host: impl AsRef<Path>, inside: impl AsRef<Path>) -> Sandbox {
         self.add_bind(host.as_ref(), inside.as_ref(), true)
     }
@@ -493,9 +496,13 @@ impl Sandbox {
             Root::Host(_) => HostLayout::files(&self.hostname, self.user.0, self.user.1),
             Root::Dir(_) => vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))],
         };
-        let shown = |path: &Path| self.mounts.iter().any(|m| path.starts_with(&m.inside));
-        let synthetic = synthetic.into_iter().map(ours).filter(|file| !shown(&file.inside));
+        let synthetic = synthetic.into_iter().map(ours).filter(|file| !self.covers(&file.inside));
         synthetic.chain(self.files.iter().cloned()).collect()
+    }
+
+    /// Whether a path lies in one of the recipe's mounts, or where we mount something.
+    pub(crate) fn covers(&self, path: &Path) -> bool {
+        path.starts_with("/dev/shm") || self.mounts.iter().any(|m| path.starts_with(&m.inside))
     }
 
     /// Home directory of the run's user.
@@ -532,6 +539,13 @@ impl Sandbox {
     pub(crate) fn group_limits(&self) -> Limits {
         let user_can_change = self.capabilities & (1 << Capability::Setuid.number()) != 0;
         Limits { cpu_account: self.cpu_time.is_some() || self.idle_time.is_some(), strict_processes: user_can_change, ..self.limits }
+    }
+
+    /// The capabilities that the command gets.
+    pub(crate) fn kept_capabilities(&self) -> u64 {
+        let setfcap = 1 << Capability::Setfcap.number();
+        let refused = if self.writes_to_host() && self.syscalls == Syscalls::Default { setfcap } else { 0 };
+        self.capabilities & !refused
     }
 
     pub(crate) fn writes_to_host(&self) -> bool {

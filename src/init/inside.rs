@@ -83,6 +83,8 @@ struct Inside {
     reply: i32,
     children: i32,
     commands: [Command; COMMANDS],
+    /// More may have died than one turn reaps.
+    more: bool,
 }
 
 /// Never returns: ends when the last command has, or with its host.
@@ -95,7 +97,7 @@ pub fn main(mut context: Context) -> ! {
     if let Err(failure) = context.run(Stage::Inner) {
         fail(reply, 0, failure);
     }
-    let mut inside = Inside { reply, children, commands: [FREE; COMMANDS] };
+    let mut inside = Inside { reply, children, commands: [FREE; COMMANDS], more: false };
     if context.plan.flags() & wire::NO_COMMAND != 0 {
         report(reply, &Report { kind: Report::READY, missing: context.missing, ..Report::default() }, &[]);
     } else if !inside.start(&mut context) {
@@ -264,7 +266,8 @@ impl Inside {
             for (place, command) in poll[2..].iter_mut().zip(&self.commands) {
                 *place = entry(command.oom_event, POLLIN);
             }
-            let time = self.timeout().map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
+            let time = if self.more { Some(0) } else { self.timeout() };
+            let time = time.map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
             let time_at = time.as_ref().map_or(0, |t| t.as_ptr() as usize);
             let ready = call(nr::PPOLL, [poll.as_mut_ptr() as usize, poll.len(), time_at, 0, 0, 0]);
             if ready.is_err() {
@@ -272,7 +275,7 @@ impl Inside {
             }
             // The order matters: what has ended has ended, whatever was asked or
             // ran out in the same moment.
-            if poll[1] >> 48 != 0 {
+            if poll[1] >> 48 != 0 || self.more {
                 drain(self.children);
                 self.reap();
             }
@@ -356,9 +359,17 @@ impl Inside {
         }
     }
 
+    /// Reaps a bounded number: orphans may die faster than they can be reaped, and
+    /// deadlines and requests have to be looked at in between.
     fn reap(&mut self) {
+        const TURN: usize = 64;
         let mut usage = Rusage::default();
-        while let Ok(Some(dead)) = reap(true, &mut usage) {
+        self.more = true;
+        for _ in 0..TURN {
+            let Ok(Some(dead)) = reap(true, &mut usage) else {
+                self.more = false;
+                break;
+            };
             if let Some(i) = self.commands.iter().position(|c| c.pid == dead.pid) {
                 self.ended(i, dead.status, usage);
             }

@@ -256,7 +256,7 @@ impl Context {
             Kind::Slot => stat(a[2] as i32, c"".as_ptr().cast())?.0 & 0o170000 != DIRECTORY,
             _ => a[2] == 1,
         };
-        make_path(a[0] as i32, a[1] as *mut u8, file, a[3], a[4], a[5]).map(|fd| fd as usize)
+        make_path(a[0] as i32, a[1] as *mut u8, file, 0, a[3], a[4], a[5]).map(|fd| fd as usize)
     }
 
     /// See [`op::FILE`].
@@ -274,7 +274,9 @@ impl Context {
         } else {
             // SAFETY: as above; the byte is a slash and is put back.
             unsafe { path.add(cut - 1).write(0) };
-            let parent = make_path(root, path, false, 0o755, a[4], a[5]);
+            const RESOLVE_NO_XDEV: u64 = 1;
+            let stay = if a[3] & op::STAY as usize != 0 { RESOLVE_NO_XDEV } else { 0 };
+            let parent = make_path(root, path, false, stay, 0o755, a[4], a[5]);
             // SAFETY: as above.
             unsafe { path.add(cut - 1).write(b'/') };
             parent?
@@ -360,22 +362,23 @@ fn text(at: *const u8) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(at, length) }
 }
 
-/// Opens `path` as if `root` were the root directory.
-fn open_in(root: i32, path: *const u8, flags: usize) -> Result<i32> {
+/// Opens `path` as if `root` were the root directory; `resolve` are further RESOLVE_
+/// flags of openat2(2).
+fn open_in(root: i32, path: *const u8, flags: usize, resolve: u64) -> Result<i32> {
     const RESOLVE_NO_MAGICLINKS: u64 = 2;
     const RESOLVE_IN_ROOT: u64 = 0x10;
-    let how = [(flags | O_PATH | O_CLOEXEC) as u64, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS];
+    let how = [(flags | O_PATH | O_CLOEXEC) as u64, 0, resolve | RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS];
     call(nr::OPENAT2, [root as usize, path as usize, how.as_ptr() as usize, size_of_val(&how), 0, 0]).map(|fd| fd as i32)
 }
 
-fn make_path(root: i32, path: *mut u8, file: bool, mode: usize, uid: usize, gid: usize) -> Result<i32> {
+fn make_path(root: i32, path: *mut u8, file: bool, resolve: u64, mode: usize, uid: usize, gid: usize) -> Result<i32> {
     let last_flags = if file { 0 } else { O_DIRECTORY };
-    match open_in(root, path, last_flags) {
+    match open_in(root, path, last_flags, resolve) {
         Err(ENOENT) => {}
         other => return other,
     }
     let length = text(path).len();
-    let mut parent = open_in(root, c"/".as_ptr().cast(), O_DIRECTORY)?;
+    let mut parent = open_in(root, c"/".as_ptr().cast(), O_DIRECTORY, resolve)?;
     let mut begin = 0;
     while begin < length {
         let mut end = begin;
@@ -389,7 +392,7 @@ fn make_path(root: i32, path: *mut u8, file: bool, mode: usize, uid: usize, gid:
             unsafe { path.add(end).write(0) };
             let name = path as usize + begin;
             let as_file = file && last;
-            let next = match open_in(root, path, if as_file { 0 } else { O_DIRECTORY }) {
+            let next = match open_in(root, path, if as_file { 0 } else { O_DIRECTORY }, resolve) {
                 Err(ENOENT) => make_one(parent, name, as_file, mode, uid, gid),
                 other => other,
             };
@@ -446,7 +449,7 @@ fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
         if a[4] != 0 || a[5] != 0 {
             call(nr::FCHOWN, [fd, a[4], a[5], 0, 0, 0])?;
         }
-        call(nr::FCHMOD, [fd, a[3], 0, 0, 0, 0])
+        call(nr::FCHMOD, [fd, a[3] & 0o7777, 0, 0, 0, 0])
     };
     let result = finish();
     close(fd as i32);

@@ -22,6 +22,7 @@ pub const EPROTO: i32 = 71;
 
 pub const O_RDONLY: usize = 0;
 pub const O_WRONLY: usize = 1;
+pub const O_RDWR: usize = 2;
 pub const O_CREAT: usize = 0o100;
 pub const O_EXCL: usize = 0o200;
 pub const O_CLOEXEC: usize = 0o2000000;
@@ -95,7 +96,16 @@ pub struct Dead {
     pub status: u32,
 }
 
+impl Dead {
+    /// [`Dead::pid`] when nobody has died: a child made us its tracer and stopped.
+    pub const NOBODY: i32 = i32::MIN;
+}
+
 /// Reaps any child; `None` when none is dead yet (only with `nohang`).
+///
+/// A child that calls PTRACE_TRACEME makes us its tracer unasked, and then wait4 tells
+/// of its stops too, with a status that looks like a signal. It's let go, with the
+/// signal that it stopped for.
 pub fn reap(nohang: bool, usage: &mut Rusage) -> Result<Option<Dead>> {
     // Children of every kind, also those whose exit signal isn't SIGCHLD.
     const WALL: usize = 0x4000_0000;
@@ -107,6 +117,14 @@ pub fn reap(nohang: bool, usage: &mut Rusage) -> Result<Option<Dead>> {
             Err(EINTR) => continue,
             Err(errno) => return Err(errno),
             Ok(0) => return Ok(None),
+            Ok(pid) if status & 0xff == 0x7f => {
+                const PTRACE_DETACH: usize = 17;
+                const SIGTRAP: u32 = 5;
+                // That one only says that it has executed something.
+                let signal = Some(status >> 8 & 0x7f).filter(|signal| *signal != SIGTRAP).unwrap_or(0);
+                let _ = call(nr::PTRACE, [PTRACE_DETACH, pid, 0, signal as usize, 0, 0]);
+                return Ok(Some(Dead { pid: Dead::NOBODY, status }));
+            }
             Ok(pid) => return Ok(Some(Dead { pid: pid as i32, status })),
         }
     }
@@ -180,10 +198,11 @@ pub fn signalfd() -> Result<i32> {
     call(nr::SIGNALFD4, [usize::MAX, &raw const mask as usize, 8, SFD_CLOEXEC_NONBLOCK, 0, 0]).map(|fd| fd as i32)
 }
 
-/// Empties a signalfd.
+/// Takes what is pending from a signalfd. Once: it stays readable if there's more,
+/// and a workload that sends signals without end must not keep us here.
 pub fn drain(fd: i32) {
     let mut buffer = [0u8; 128 * 4];
-    while call(nr::READ, [fd as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0]).is_ok() {}
+    let _ = call(nr::READ, [fd as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0]);
 }
 
 #[repr(C)]

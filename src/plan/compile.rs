@@ -36,6 +36,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) command: &'a Command,
     pub(crate) numbers: &'a Numbers,
     pub(crate) group: &'a Grouped,
+    /// Among its descriptors are files of the host's.
+    pub(crate) files: bool,
 }
 
 /// The whole way: a fresh sandbox and, if there is one, its only command.
@@ -58,7 +60,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     let dev = files::alone(&mut draft);
     namespaces::receive(&mut draft, ids);
     files::inner(&mut draft, sandbox, &outside, dev, ids.groups());
-    namespaces::settle(&mut draft);
+    namespaces::settle(&mut draft, ids);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }
@@ -75,7 +77,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
 
 /// The command stage.
 fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<()> {
-    let Wanted { command, numbers, group } = wanted;
+    let Wanted { command, numbers, group, files } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -101,7 +103,7 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox));
+    privileges::fences(draft, sandbox, filter(sandbox, *files));
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
@@ -152,9 +154,9 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     watch
 }
 
-fn filter(sandbox: &Sandbox) -> Option<&'static [Instruction]> {
+fn filter(sandbox: &Sandbox, files: bool) -> Option<&'static [Instruction]> {
     match sandbox.syscalls {
-        Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host())),
+        Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host() && !files)),
         Syscalls::Unfiltered => None,
     }
 }
@@ -199,7 +201,7 @@ mod tests {
                 let facts = Facts { privileged, ..Facts::of_root() };
                 let command = Command::new("sh").arg("-c").arg("true");
                 let group = Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), processes: true, cpus: 2.0 };
-                let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group };
+                let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false };
                 check(&sandbox(&recipe, &facts, ids, Some(wanted)).expect("a plan"));
             }
         }

@@ -107,6 +107,7 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
             let hint = match errno {
                 libc::ENOENT => Some("it must exist on the host"),
                 libc::EACCES | libc::EPERM => Some("this user may not use it"),
+                libc::EXDEV => Some("it lies in another mount, or a link in the image leads there"),
                 libc::EROFS => Some("it lies in a read-only mount"),
                 libc::ENOSPC => Some("the writable layer is full; see `Sandbox::writable`"),
                 libc::ENOTDIR => Some("a directory goes onto a directory, a file onto a file"),

@@ -366,7 +366,11 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         let name = display(&file.inside);
         let (path, contents) = (draft.text(file.inside.as_os_str().as_bytes()), draft.data(&file.contents));
         let (uid, gid) = if file.ours { (0, 0) } else { (uid, gid) };
-        let args = [path, contents, file.contents.len().into(), file.mode.into(), uid.into(), gid.into()];
+        // An image's /etc may be a link, and must not lead us into the host's directory
+        // of a writable bind. What the caller wants may lie in a mount.
+        let stays = !sandbox.covers(&file.inside);
+        let mode = if stays { file.mode | op::STAY } else { file.mode };
+        let args = [path, contents, file.contents.len().into(), mode.into(), uid.into(), gid.into()];
         draft.step(op::FILE, &args, "write", name);
     }
     draft.close(slot::ROOT);

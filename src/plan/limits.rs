@@ -42,8 +42,8 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, grouped: bool) -> Vec<Rl
         && !all.iter().any(|l| l.resource == Resource::CpuSeconds)
     {
         // A back-stop: whole seconds, for each process, and never before our own limit.
-        let seconds = limit.as_secs() + 2;
-        all.push(Rlimit { resource: Resource::CpuSeconds, soft: seconds, hard: seconds + 1 });
+        let seconds = limit.as_secs().saturating_add(2);
+        all.push(Rlimit { resource: Resource::CpuSeconds, soft: seconds, hard: seconds.saturating_add(1) });
     }
     all
 }

@@ -104,7 +104,7 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox) {
     let name = draft.text(&sandbox.hostname);
     draft.step(libc::SYS_sethostname, &[name, sandbox.hostname.len().into()], "set", "the host name");
     draft.area(Area::Privileges);
-    draft.step(op::DROP_BOUNDING, &[sandbox.capabilities.into()], "drop", "the capability bounding set");
+    draft.step(op::DROP_BOUNDING, &[sandbox.kept_capabilities().into()], "drop", "the capability bounding set");
 }
 
 /// Waits for the outer child; from here on ids are mapped.
@@ -138,8 +138,15 @@ fn loopback_up(draft: &mut Draft) {
 }
 
 /// Last part of the inner stage: PID 1 settles.
-pub(crate) fn settle(draft: &mut Draft) {
+pub(crate) fn settle(draft: &mut Draft, ids: Ids) {
     draft.area(Area::Privileges);
+    // Whoever has the very ids of a process may change its resource limits, and with
+    // RLIMIT_CPU kill it (prlimit(2) asks for all three of each kind). Nobody has
+    // different ones by exec, and the command gives these up at once.
+    if ids.contains(1) && !matches!(ids, Ids::Single { .. }) {
+        draft.step(libc::SYS_setresgid, &[0.into(), 0.into(), 1.into()], "protect", "PID 1");
+        draft.step(libc::SYS_setresuid, &[0.into(), 0.into(), 1.into()], "protect", "PID 1");
+    }
     // Nobody inside may trace PID 1 or open its memory or executable.
     draft.step(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()], "protect", "PID 1");
     // After the last change of credentials, which would clear it.

@@ -15,7 +15,7 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     draft.area(Area::Privileges);
     let (uid, gid) = sandbox.user;
-    let keep = sandbox.capabilities;
+    let keep = sandbox.kept_capabilities();
     draft.step(libc::SYS_setresgid, &[gid.into(), gid.into(), gid.into()], "become", format!("group {gid}"));
     if groups {
         draft.step(libc::SYS_setgroups, &[0.into(), 0.into()], "drop", "supplementary groups");
@@ -42,6 +42,12 @@ pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
 /// no_new_privs and the system call filter.
 pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&[Instruction]>) {
     draft.area(Area::Privileges);
+    if filter.is_none() || sandbox.prefers(Layer::SyscallFilter) {
+        // The host's session keyring is inherited, and whoever possesses it may read its
+        // keys, whatever the ids. The default filter refuses all calls that could.
+        let args = [libc::KEYCTL_JOIN_SESSION_KEYRING.into(), 0.into()];
+        draft.step(libc::SYS_keyctl, &args, "make", "a session keyring").tolerate(libc::ENOSYS);
+    }
     prctl(draft, libc::PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs");
     let Some(filter) = filter else { return };
     draft.area(Area::Filter);

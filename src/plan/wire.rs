@@ -29,6 +29,9 @@ pub const MAX_FDS: usize = 64;
 /// too.
 pub const MAX_PLAN: usize = 256 << 20;
 
+/// The most steps of a plan: a recipe may have some ten thousand files.
+pub const MAX_STEPS: usize = 1 << 16;
+
 /// Slots with a fixed meaning.
 pub mod slot {
     /// The sandbox's end of its reply socket.
@@ -86,8 +89,11 @@ pub mod op {
     pub const MAKE_PATH: u32 = 0x1_0004;
     /// Replace path (0) below [`slot::ROOT`](super::slot::ROOT) by a file with
     /// contents (1), length (2), mode (3), uid (4) and gid (5), making missing
-    /// parents as [`MAKE_PATH`] does.
+    /// parents as [`MAKE_PATH`] does. With [`STAY`] in the mode no link leads into
+    /// another mount.
     pub const FILE: u32 = 0x1_0005;
+    /// See [`FILE`].
+    pub const STAY: u32 = 0x1_0000;
     /// Give directory (1) the mode of directory (0) and, if (2) is 1, its owner.
     pub const LIKE: u32 = 0x1_0006;
     /// Drop every capability from the bounding set that mask (0) lacks.
@@ -198,7 +204,7 @@ impl<'a> Plan<'a> {
         let size = usize::try_from(u64_at(bytes, 8)?).ok()?;
         let steps = u32_at(bytes, 16)? as usize;
         let relocations = u32_at(bytes, 20)? as usize;
-        if size != bytes.len() || steps > 4096 {
+        if size != bytes.len() || steps > MAX_STEPS {
             return None;
         }
         let blob = HEADER.checked_add(steps.checked_mul(STEP)?)?.checked_add(relocations.checked_mul(8)?)?;

@@ -22,9 +22,10 @@ pub enum Syscalls {
     /// this table answer `ENOSYS`, on which C libraries fall back. Calls of a
     /// foreign ABI (i386, x32) end the process with SIGSYS.
     ///
-    /// With a writable bind ([`Sandbox::bind_rw`](crate::Sandbox::bind_rw)) files
-    /// can't be made set-user-ID or set-group-ID either: such a file would keep
-    /// its power outside.
+    /// With a writable bind ([`Sandbox::bind_rw`](crate::Sandbox::bind_rw)), or when
+    /// the command is given a file of the host's as a stream or descriptor, files can't
+    /// be made set-user-ID or set-group-ID either: such a file would keep its power
+    /// outside.
     #[default]
     Default,
     /// No filter at all. The name is meant to show in a review.

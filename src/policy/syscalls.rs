@@ -107,6 +107,7 @@ fn any_of(checks: &[Check], errno: i32) -> Verdict {
 /// The calls that are decided by their arguments.
 fn by_argument(keep_set_id: bool) -> Vec<(i64, Verdict)> {
     let allow = |checks: Vec<Check>| Rule { checks, verdict: Verdict::Allow };
+    let refuse = |checks: Vec<Check>| Rule { checks, verdict: Verdict::Errno(libc::EPERM as u16) };
     let sockets = Verdict::Rules(
         vec![
             allow(vec![Check::Is(0, libc::AF_UNIX as u32)]),
@@ -126,6 +127,23 @@ fn by_argument(keep_set_id: bool) -> Vec<(i64, Verdict)> {
         (libc::SYS_ioctl, any_of(&[Check::Is(1, libc::TIOCSTI as u32), Check::Is(1, libc::TIOCLINUX as u32)], libc::EPERM)),
         (libc::SYS_socket, sockets.clone()),
         (libc::SYS_socketpair, sockets),
+        // PID 1 keeps the limits on time. It may have the workload's own ids, which is
+        // all that prlimit asks for, and slowing it down takes CAP_SYS_NICE only.
+        (libc::SYS_prlimit64, any_of(&[Check::Is(0, 1)], libc::EPERM)),
+        (libc::SYS_sched_setaffinity, any_of(&[Check::Is(0, 1)], libc::EPERM)),
+        (libc::SYS_sched_setattr, any_of(&[Check::Is(0, 1)], libc::EPERM)),
+        (libc::SYS_sched_setparam, any_of(&[Check::Is(0, 1)], libc::EPERM)),
+        (libc::SYS_sched_setscheduler, any_of(&[Check::Is(0, 1)], libc::EPERM)),
+        (
+            libc::SYS_setpriority,
+            Verdict::Rules(
+                vec![
+                    refuse(vec![Check::Is(0, libc::PRIO_PROCESS), Check::Is(1, 1)]),
+                    refuse(vec![Check::Is(0, libc::PRIO_USER)]),
+                ],
+                Box::new(Verdict::Allow),
+            ),
+        ),
         (libc::SYS_personality, Verdict::Rules(personalities.to_vec(), Box::new(Verdict::Errno(libc::EPERM as u16)))),
     ];
     if !keep_set_id {

@@ -76,6 +76,8 @@ struct Passed {
     numbers: Vec<u32>,
     streams: [Option<Capture>; 2],
     pipes: Pipes,
+    /// Some of them are files of the host's, which the workload could change.
+    files: bool,
 }
 
 pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
@@ -102,7 +104,8 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let (ids, _claim) = ids(sandbox, &init)?;
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &grouped(sandbox, &group, 3) };
+    let group = &grouped(sandbox, &group, 3);
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false };
     let draft = compile::sandbox(sandbox, &init.facts, ids, Some(wanted))?;
     Ok(Explanation::of(&draft))
 }
@@ -174,7 +177,7 @@ fn launch(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Li
     let mut command = command;
     let passed = match &mut command {
         Some(command) => pass(command, sandbox)?,
-        None => Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default() },
+        None => Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default(), files: false },
     };
     // A dead init is noticed by the first request after it; the second one starts
     // another. Nothing has happened by then, so trying again is safe.
@@ -223,10 +226,13 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = group(sandbox, &init)?;
     let grouped = grouped(sandbox, &group, passed.fds.len());
-    let wanted = command.map(|command| Wanted { command, numbers: &passed.numbers, group: &grouped });
+    let wanted = command.map(|command| Wanted { command, numbers: &passed.numbers, group: &grouped, files: passed.files });
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
     draft.settings.flags |= flags;
     let bytes = draft.encode();
+    if draft.steps.len() > wire::MAX_STEPS {
+        return Err(Error::invalid("the recipe has more than 65,000 files and mounts; bind a directory instead"));
+    }
     if bytes.len() > wire::MAX_PLAN {
         return Err(Error::invalid("files and arguments of the run are larger than 256 MiB together; bind a directory instead"));
     }
@@ -238,12 +244,14 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
 
 /// Opens what the command's descriptors are connected to.
 fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
-    let mut passed = Passed { fds: Vec::new(), numbers: vec![0, 1, 2], streams: [None, None], pipes: Pipes::default() };
+    let mut passed = Passed { fds: Vec::new(), numbers: vec![0, 1, 2], streams: [None, None], pipes: Pipes::default(), files: false };
     let pipe = || io::pipe().map_err(|e| Error::io("make", "a pipe", e));
     let null = || {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
         file.map(OwnedFd::from).map_err(|e| Error::io("open", "/dev/null", e))
     };
+    // Only of what the caller gives: /dev/null, pipes and bytes of ours are harmless.
+    let mut files = false;
     let taken = |stdio: &mut Stdio| std::mem::replace(stdio, Stdio::null()).0;
     let stdin = match taken(&mut command.stdin) {
         Stream::Null | Stream::Captured => null()?,
@@ -252,11 +260,11 @@ fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
             passed.pipes.stdin = Some(writer);
             reader.into()
         }
-        Stream::Inherit => inherited(io::stdin().as_fd())?,
+        Stream::Inherit => noted(inherited(io::stdin().as_fd())?, &mut files)?,
         Stream::Bytes(bytes) => sealed(c"stdin", &bytes)?,
         Stream::Fd(fd) => {
             check_kind(&fd, FdKind::Plain, "standard input")?;
-            fd
+            noted(fd, &mut files)?
         }
         Stream::Relay(_) => return Err(Error::invalid("an input can't be relayed; pass the descriptor itself")),
     };
@@ -279,26 +287,36 @@ fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
                 *(if i == 0 { &mut passed.pipes.stdout } else { &mut passed.pipes.stderr }) = Some(reader);
                 writer.into()
             }
-            Stream::Inherit if i == 0 => inherited(io::stdout().as_fd())?,
-            Stream::Inherit => inherited(io::stderr().as_fd())?,
+            Stream::Inherit if i == 0 => noted(inherited(io::stdout().as_fd())?, &mut files)?,
+            Stream::Inherit => noted(inherited(io::stderr().as_fd())?, &mut files)?,
             Stream::Bytes(_) => return Err(Error::invalid(format!("{name} can't be connected to bytes"))),
             Stream::Fd(fd) => {
                 check_kind(&fd, FdKind::Plain, name)?;
-                fd
+                noted(fd, &mut files)?
             }
         };
         passed.fds.push(fd);
     }
     for (number, fd, kind) in std::mem::take(&mut command.fds) {
         check_kind(&fd, kind, &format!("descriptor {number}"))?;
-        passed.fds.push(fd);
+        passed.fds.push(noted(fd, &mut files)?);
         passed.numbers.push(number);
     }
+    passed.files = files;
     Ok(passed)
 }
 
 fn inherited(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     fd.try_clone_to_owned().map_err(|e| Error::io("inherit", "a standard stream", e))
+}
+
+/// Takes note of a descriptor of something that could be made set-user-ID: all but
+/// pipes, terminals and the like.
+fn noted(fd: OwnedFd, files: &mut bool) -> Result<OwnedFd> {
+    let stat = fstat(&fd).map_err(|e| Error::io("look at", "a descriptor", e.into()))?;
+    let found = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    *files |= found != SFlag::S_IFIFO && found != SFlag::S_IFCHR;
+    Ok(fd)
 }
 
 /// Refuses descriptors that are a way out of a sandbox.
@@ -546,9 +564,11 @@ impl Drop for Live {
     /// What has not ended is killed, and its end is awaited: init does it when our
     /// end of the socket is shut.
     fn drop(&mut self) {
-        if self.ended.is_some() || self.gone || self.owner != std::process::id() {
+        if self.ended.is_some() || self.owner != std::process::id() {
             return;
         }
+        // Also of one that is gone without a word: init waits for it, and a Killer or a
+        // forked child may keep the socket open.
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
         let deadline = Instant::now() + DROP_LIMIT;
         while !self.gone {

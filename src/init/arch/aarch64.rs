@@ -31,6 +31,12 @@ pub mod nr {
     pub const GETPPID: usize = 173;
     pub const SETSID: usize = 157;
     pub const UMASK: usize = 166;
+    pub const PTRACE: usize = 117;
+    pub const GETPRIORITY: usize = 141;
+    pub const SETPRIORITY: usize = 140;
+    pub const SCHED_SETSCHEDULER: usize = 119;
+    pub const SCHED_GETSCHEDULER: usize = 120;
+    pub const PWRITE64: usize = 68;
     pub const PRCTL: usize = 167;
     pub const CLOCK_GETTIME: usize = 113;
     pub const EXIT_GROUP: usize = 94;

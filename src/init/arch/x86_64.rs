@@ -34,6 +34,12 @@ pub mod nr {
     pub const GETPPID: usize = 110;
     pub const SETSID: usize = 112;
     pub const UMASK: usize = 95;
+    pub const PTRACE: usize = 101;
+    pub const GETPRIORITY: usize = 140;
+    pub const SETPRIORITY: usize = 141;
+    pub const SCHED_SETSCHEDULER: usize = 144;
+    pub const SCHED_GETSCHEDULER: usize = 145;
+    pub const PWRITE64: usize = 18;
     pub const PRCTL: usize = 157;
     pub const CLOCK_GETTIME: usize = 228;
     pub const EXIT_GROUP: usize = 231;
