@@ -1,6 +1,7 @@
 //! Recipe and command in, plan out.
 
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use super::wire::{self, Stage, op};
 use super::{Area, Arg, Draft, files, limits, namespaces, privileges};
@@ -103,7 +104,7 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox, *files));
+    privileges::fences(draft, sandbox, filter(sandbox, *files).as_deref());
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
@@ -154,7 +155,7 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     watch
 }
 
-fn filter(sandbox: &Sandbox, files: bool) -> Option<&'static [Instruction]> {
+fn filter(sandbox: &Sandbox, files: bool) -> Option<Arc<[Instruction]>> {
     match sandbox.syscalls {
         Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host() && !files)),
         Syscalls::Unfiltered => None,

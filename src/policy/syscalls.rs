@@ -4,7 +4,7 @@
 //! answers ENOSYS: so the table is closed, although it's written by its
 //! exceptions. The base is what Docker documents for its default profile.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex};
 
 use super::bpf::{Check, Instruction, Rule, Verdict, compile};
 
@@ -191,9 +191,12 @@ fn runs(keep_set_id: bool) -> Vec<(u32, Verdict)> {
 /// The default filter's program. Files may be made set-user-ID only where
 /// nothing of the host's can be written. There are only the two, so each is compiled
 /// once.
-pub(crate) fn default_filter(keep_set_id: bool) -> &'static [Instruction] {
-    static FILTERS: [OnceLock<Vec<Instruction>>; 2] = [const { OnceLock::new() }; 2];
-    FILTERS[usize::from(keep_set_id)].get_or_init(|| compile(&runs(keep_set_id)))
+pub(crate) fn default_filter(keep_set_id: bool) -> Arc<[Instruction]> {
+    static FILTERS: [Mutex<Option<Arc<[Instruction]>>>; 2] = [const { Mutex::new(None) }; 2];
+    // Nobody waits here: the lock may be another thread's from before a fork, which
+    // nothing will ever release. (A OnceLock would wait.)
+    let Ok(mut filter) = FILTERS[usize::from(keep_set_id)].try_lock() else { return compile(&runs(keep_set_id)).into() };
+    filter.get_or_insert_with(|| compile(&runs(keep_set_id)).into()).clone()
 }
 
 #[cfg(test)]
@@ -207,7 +210,7 @@ mod tests {
     }
 
     fn decide(number: i64, args: [u64; 6]) -> u32 {
-        interpret(default_filter(false), AUDIT_ARCH, number as u32, args)
+        interpret(&default_filter(false), AUDIT_ARCH, number as u32, args)
     }
 
     #[test]
@@ -235,7 +238,7 @@ mod tests {
 
     #[test]
     fn set_id_bits_pass_only_where_nothing_of_the_host_can_be_written() {
-        let chmod = |keep| interpret(default_filter(keep), AUDIT_ARCH, libc::SYS_fchmodat as u32, [0, 0, 0o4755, 0, 0, 0]);
+        let chmod = |keep| interpret(&default_filter(keep), AUDIT_ARCH, libc::SYS_fchmodat as u32, [0, 0, 0o4755, 0, 0, 0]);
         assert_eq!(chmod(false), errno(libc::EPERM));
         assert_eq!(chmod(true), ALLOW);
     }
@@ -292,7 +295,7 @@ mod tests {
                     continue;
                 }
                 for args in samples {
-                    let (a, b) = (interpret(ours, AUDIT_ARCH, number, args), interpret(&theirs, AUDIT_ARCH, number, args));
+                    let (a, b) = (interpret(&ours, AUDIT_ARCH, number, args), interpret(&theirs, AUDIT_ARCH, number, args));
                     assert_eq!(a == errno(wanted.into()), b == errno(wanted.into()), "number {number}: {a:#x} and {b:#x}");
                 }
             }
