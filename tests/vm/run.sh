@@ -29,8 +29,9 @@ accel=${COFFERDAM_VM_ACCEL:-tcg,thread=multi}
 # String instructions are slow in emulation, and clear and copy every page where the
 # processor calls them fast.
 case $accel in kvm*) slower=1 cpu=max ;; *) slower=10 cpu=max,erms=off,fsrm=off ;; esac
-# Seconds for one kernel, from start to power off.
-limit=${COFFERDAM_VM_SECONDS:-600}
+# Seconds for one kernel, from start to power off: several times what it takes when
+# nobody else uses the machine's cores.
+limit=${COFFERDAM_VM_SECONDS:-1500}
 
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target/vm"
