@@ -160,7 +160,7 @@ impl Group {
             match group.members.iter_mut().find(|m| m.hierarchy == index) {
                 Some(member) => member.uses |= wanted,
                 None => {
-                    let directory = group.make_in(index)?;
+                    let directory = crate::sys::not_standard(group.make_in(index)?).map_err(|e| Error::io("copy", "a descriptor", e))?;
                     group.members.push(Member { hierarchy: index, directory, uses: wanted });
                 }
             }

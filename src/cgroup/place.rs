@@ -21,9 +21,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{Signal, kill};
-use nix::errno::Errno;
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
@@ -145,7 +145,7 @@ impl Places {
     }
 
     fn try_at(&self, path: &Path, mounted: &Mounted) -> io::Result<Hierarchy> {
-        let base: OwnedFd = File::open(path)?.into();
+        let base = crate::sys::not_standard(File::open(path)?.into())?;
         if mounted.v2 {
             hand_down(&base);
         }
@@ -241,7 +241,8 @@ fn make_home(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
             && let (Ok(now), Ok(ours)) = (open().and_then(|now| fstat(&now)), fstat(&home))
             && now.st_ino == ours.st_ino
         {
-            return Ok(home);
+            // The lock goes with a copy.
+            return crate::sys::not_standard(home);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
