@@ -76,7 +76,7 @@ impl Ranges {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
             _ => {}
         }
-        let file = OpenOptions::new()
+        let file: File = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -84,7 +84,9 @@ impl Ranges {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(format!("{DIRECTORY}/ids"))
-            .map_err(failed)?;
+            .and_then(|file| crate::sys::not_standard(file.into()))
+            .map_err(failed)?
+            .into();
         // Two processes that start at once begin in different places.
         let owner = std::process::id();
         Ok(Ranges { file, state: Mutex::new(State { taken: Vec::new(), next: owner }), owner })

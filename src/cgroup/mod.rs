@@ -218,7 +218,7 @@ impl Group {
     /// Makes it, and sets its limits.
     pub(crate) fn make(&mut self) -> Result<()> {
         for (hierarchy, uses) in self.chosen.clone() {
-            let directory = self.make_in(hierarchy)?;
+            let directory = crate::sys::not_standard(self.make_in(hierarchy)?).map_err(|e| Error::io("copy", "a descriptor", e))?;
             self.members.push(Member { hierarchy, directory, uses });
         }
         self.members.iter().try_for_each(|member| self.set(member))

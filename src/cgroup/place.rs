@@ -182,7 +182,7 @@ impl Places {
     }
 
     fn try_at(&self, path: &Path, mounted: &Mounted) -> io::Result<Hierarchy> {
-        let base: OwnedFd = File::open(path)?.into();
+        let base = crate::sys::not_standard(File::open(path)?.into())?;
         if mounted.v2 {
             hand_down(&base);
         }
@@ -293,7 +293,8 @@ fn make_home(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
             other => other?,
         }
         match opened_and_locked(base, name) {
-            Ok(home) => return Ok(home),
+            // The lock goes with a copy.
+            Ok(home) => return crate::sys::not_standard(home),
             Err(_) if attempt < ATTEMPTS => std::thread::sleep(Duration::from_millis(1)),
             Err(error) => {
                 let _ = unlinkat(base, name, UnlinkatFlags::RemoveDir);

@@ -137,10 +137,7 @@ fn by_argument(keep_set_id: bool) -> Vec<(i64, Verdict)> {
         (
             libc::SYS_setpriority,
             Verdict::Rules(
-                vec![
-                    refuse(vec![Check::Is(0, libc::PRIO_PROCESS), Check::Is(1, 1)]),
-                    refuse(vec![Check::Is(0, libc::PRIO_USER)]),
-                ],
+                vec![refuse(vec![Check::Is(0, libc::PRIO_PROCESS), Check::Is(1, 1)]), refuse(vec![Check::Is(0, libc::PRIO_USER)])],
                 Box::new(Verdict::Allow),
             ),
         ),

@@ -10,3 +10,12 @@
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod socket;
+
+/// The descriptor under a number that isn't a standard stream's. In a host that closed
+/// those, the first things that we open for long would stand for them, and
+/// [`Stdio::inherit`](crate::Stdio::inherit) would hand init's socket to a workload.
+pub(crate) fn not_standard(fd: std::os::fd::OwnedFd) -> std::io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::AsRawFd;
+    // std's copies start at 3.
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { fd.try_clone() }
+}

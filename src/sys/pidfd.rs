@@ -18,5 +18,5 @@ pub(crate) fn of(pid: u32) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just made this descriptor, close-on-exec; nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    super::not_standard(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -13,7 +13,8 @@ use crate::plan::wire::MAX_FDS;
 
 /// Two connected sockets, closed on exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+    let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    Ok((super::not_standard(one)?, super::not_standard(other)?))
 }
 
 /// Sends one message. A peer that is gone is `BrokenPipe`, never a SIGPIPE.
@@ -51,7 +52,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], wait: bool) -> i
             for control in message.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(raw) = control {
                     // SAFETY: the kernel has just made these descriptors for us.
-                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                    let made: Vec<OwnedFd> = raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect();
+                    for fd in made {
+                        fds.push(super::not_standard(fd)?);
+                    }
                 }
             }
         }
