@@ -315,7 +315,12 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         directory(draft, name, mode);
     }
     let shm = outside.shm.unwrap_or_else(|| hidden_shm(draft));
-    // The old root, procfs, becomes /proc.
+    // The old root, procfs, becomes /proc. pivot_root follows links, so an image's link
+    // of that name is refused before.
+    let (place, path) = (draft.temporary(), draft.text("proc"));
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "mount", "/proc").keep_in(place);
+    draft.close(place);
     let (dot, proc) = (draft.text("."), draft.text("proc"));
     draft.step(libc::SYS_pivot_root, &[dot, proc], "pivot to", "the new root");
 
