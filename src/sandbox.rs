@@ -151,7 +151,7 @@ impl Sandbox {
     /// of this call. The place inside is made if it's missing.
     ///
     /// As root, owners are mapped: a file of user 1000 of the host belongs to user
-    /// 1000 inside (idmapped mounts; see [`Image::dir`] for what supports them).
+    /// 1000 inside, and what only the host's root may read the sandbox's root can read (idmapped mounts; see [`Image::dir`] for what supports them).
     pub fn bind(self, host: impl AsRef<Path>, inside: impl AsRef<Path>) -> Sandbox {
         self.add_bind(host.as_ref(), inside.as_ref(), false)
     }
@@ -242,8 +242,8 @@ impl Sandbox {
         self
     }
 
-    /// The network. Default: [`Network::None`]. With [`Network::Host`] the host's
-    /// `/etc/resolv.conf` and certificates are shown too, where they exist.
+    /// The network. Default: [`Network::None`]. With [`Network::Host`] names are only
+    /// looked up if the host's `/etc/resolv.conf` is [bound](Self::bind) too.
     pub fn network(mut self, network: Network) -> Sandbox {
         self.network = network;
         self

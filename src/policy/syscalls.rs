@@ -21,6 +21,9 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET) as u32;
 /// CLONE_NEWTIME shares its bit with the exit signal of clone(2), where it means nothing.
 const SET_ID_BITS: u32 = 0o6000;
+// Of setpriority(2); C libraries disagree about their type.
+const PRIO_PROCESS: u32 = 0;
+const PRIO_USER: u32 = 2;
 
 /// Refused with EPERM, on every architecture.
 const REFUSED: &[i64] = &[
@@ -137,7 +140,7 @@ fn by_argument(keep_set_id: bool) -> Vec<(i64, Verdict)> {
         (
             libc::SYS_setpriority,
             Verdict::Rules(
-                vec![refuse(vec![Check::Is(0, libc::PRIO_PROCESS), Check::Is(1, 1)]), refuse(vec![Check::Is(0, libc::PRIO_USER)])],
+                vec![refuse(vec![Check::Is(0, PRIO_PROCESS), Check::Is(1, 1)]), refuse(vec![Check::Is(0, PRIO_USER)])],
                 Box::new(Verdict::Allow),
             ),
         ),
