@@ -200,7 +200,6 @@ impl Inside {
         // SAFETY: `args` is a clone_args with its own stack, used by one command
         // at a time because CLONE_VFORK suspends us; `command_main` never returns.
         let result = unsafe { clone_onto(args.as_ptr(), size_of_val(&args), command_main, &raw mut shared as usize) };
-        let began = clock(1);
         // SAFETY: `shared` is alive; read after the child has let go of our memory.
         let (failed, failure) = unsafe { ((&raw const shared.failed).read_volatile(), (&raw const shared.failure).read_volatile()) };
         if result < 0 {
@@ -214,6 +213,7 @@ impl Inside {
             report_failure(self.reply, name, failure);
             return false;
         }
+        let began = context.began;
         let flags = context.plan.flags();
         if flags & wire::NOTIFY_START != 0 {
             let started = Report { kind: Report::STARTED, command: name, began, missing: context.missing, ..Report::default() };

@@ -28,6 +28,9 @@ pub struct Context {
     /// Our own CPU clock when the first control group was joined, and at exec.
     joined: Option<u64>,
     pub executed: u64,
+    /// CLOCK_MONOTONIC right before exec: taken afterwards, by PID 1, it would be late
+    /// on a busy machine.
+    pub began: u64,
 }
 
 /// Bytes before the slot names in a message from the outer child to PID 1: whether
@@ -92,6 +95,7 @@ impl Context {
             missing: 0,
             joined: None,
             executed: 0,
+            began: 0,
         })
     }
 
@@ -154,6 +158,7 @@ impl Context {
             op::AWAIT_GROUP => plain(self.await_group(a[0], a[1])),
             op::EXEC => {
                 self.executed = clock(CPU_TIME);
+                self.began = clock(1);
                 Err(execute(a))
             }
             op::SELF_OPEN => plain(self_open(a[0] as *const u8)),
