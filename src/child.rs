@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::outcome::{Exit, Output};
-use crate::plan::wire::Request;
+use crate::plan::message::Request;
 use crate::supervise::{Live, Pipes, tell};
 
 /// A command in a sandbox of its own, started by [`Sandbox::spawn`](crate::Sandbox::spawn).

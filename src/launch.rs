@@ -27,14 +27,14 @@ use crate::cgroup::{Group, Places};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Ranges;
 use crate::plan::failure;
+use crate::plan::message::{Report, Request};
 use crate::plan::start::{Start, start_plan};
-use crate::plan::wire::{Report, Request};
 use crate::probe::{Facts, Subordinate, starts};
 use crate::sys;
 
 static BINARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cofferdam-init"));
 
-/// init must come from this very build: see `plan/wire.rs`.
+/// init must come from this very build: see `plan/message.rs`.
 fn build() -> u64 {
     env!("COFFERDAM_BUILD").parse().unwrap_or(0)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cgroup::Counters;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::wire::Report;
+use crate::plan::message::Report;
 use crate::probe::Layer;
 
 /// What a run left: its verdict, what it printed, what it used.

@@ -18,6 +18,7 @@ const SOURCES: &[&str] = &[
     "src/init/memory.rs",
     "src/init/arch/x86_64.rs",
     "src/init/arch/aarch64.rs",
+    "src/plan/message.rs",
     "src/plan/wire.rs",
 ];
 

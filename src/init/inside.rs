@@ -11,8 +11,9 @@
 
 use crate::arch::{clone_onto, nr};
 use crate::interpret::{Context, Failure, Ran};
+use crate::message::{Report, Request};
 use crate::sys::*;
-use crate::wire::{self, NO_SLOT, Report, Request, Stage, Watch, slot};
+use crate::wire::{self, NO_SLOT, Stage, Watch, slot};
 
 const COMMANDS: usize = 64;
 

@@ -5,8 +5,9 @@
 //! it's reported as (step, errno), and the host knows what that step was for.
 
 use crate::arch::nr;
+use crate::message::Request;
 use crate::sys::*;
-use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, Request, SLOTS, Stage, Step, op, slot};
+use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, SLOTS, Stage, Step, op, slot};
 
 /// A plan in memory with its descriptors.
 pub struct Context {

@@ -12,7 +12,7 @@
 //! | `inside.rs` | PID 1 of a sandbox: starts commands, reaps, keeps time, reports |
 //! | `sys.rs`, `arch/` | system calls |
 //! | `memory.rs` | what the compiler takes from a C library elsewhere |
-//! | `../plan/wire.rs` | the format of plans and messages, shared with the crate |
+//! | `../plan/wire.rs`, `../plan/message.rs` | the format of plans and of messages, shared with the crate |
 //!
 //! It never allocates: what it needs is static, on the stack, or in the mapping
 //! of a plan. It never touches a path of a caller's itself: a dead NFS server or
@@ -28,13 +28,16 @@ mod arch;
 mod inside;
 mod interpret;
 mod memory;
+#[path = "../plan/message.rs"]
+#[allow(dead_code, reason = "each side uses its half")]
+mod message;
 mod server;
 mod sys;
 #[path = "../plan/wire.rs"]
 #[allow(dead_code, reason = "the encoding half is the host's")]
 mod wire;
 
-/// The host must come from the same build: see `wire.rs`.
+/// The host must come from the same build: see `message.rs`.
 const BUILD: u64 = parse(env!("COFFERDAM_BUILD"));
 
 const fn parse(digits: &str) -> u64 {

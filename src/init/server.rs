@@ -12,8 +12,9 @@
 
 use crate::arch::nr;
 use crate::interpret::{Context, Failure, Ran};
+use crate::message::{Report, Request};
 use crate::sys::*;
-use crate::wire::{MAX_FDS, Report, Request, Stage, slot};
+use crate::wire::{MAX_FDS, Stage, slot};
 
 const CONTROL: i32 = 0;
 const SANDBOXES: usize = 8192;

@@ -6,7 +6,8 @@
 //! plain numbers to the kernel, and a wrong one is an errno.
 
 use crate::arch::{nr, syscall};
-use crate::wire::{MAX_FDS, Report, Request};
+use crate::message::{Report, Request};
+use crate::wire::MAX_FDS;
 
 pub const EINTR: i32 = 4;
 pub const EIO: i32 = 5;

@@ -1,6 +1,6 @@
 //! From (step, errno) to a sentence with its remedy.
 
-use super::wire::Report;
+use super::message::Report;
 use super::{Area, Draft, Note};
 use crate::error::{Error, ErrorKind, exhaustion_hint, is_exhaustion};
 use crate::image::Root;

@@ -1,9 +1,9 @@
-//! The byte format of a plan, and the messages around it.
+//! The byte format of a plan. The messages around it are in `message.rs`.
 //!
 //! This file is compiled twice: into the crate, which writes plans, and into
 //! init, which reads them. It is `no_std`, allocates nothing when decoding and
 //! holds no `unsafe`. Numbers are little-endian; both sides run on one machine
-//! and come from one build (the first message compares [`Hello::build`]), so
+//! and come from one build (the first message compares a hash of it), so
 //! the format needs no versions.
 //!
 //! ```text
@@ -120,7 +120,7 @@ pub mod op {
     pub const ID_MAP: u32 = 0x1_000f;
     /// Join the control group whose membership file is slot (0).
     pub const JOIN: u32 = 0x1_0010;
-    /// Inner: wait for [`Request::GROUP`](super::Request::GROUP) and keep its
+    /// Inner: wait for [`Request::GROUP`](super::super::message::Request::GROUP) and keep its
     /// descriptors, (1) of them, in the slots from (0) on.
     pub const AWAIT_GROUP: u32 = 0x1_0011;
     /// The last of them.
@@ -182,12 +182,12 @@ pub struct Plan<'a> {
     blob: usize,
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let b = bytes.get(at..at.checked_add(4)?)?;
     Some(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     let low = u32_at(bytes, at)?;
     let high = u32_at(bytes, at.checked_add(4)?)?;
     Some(u64::from(high) << 32 | u64::from(low))
@@ -439,209 +439,4 @@ pub fn encode_header(steps: usize, relocations: usize, blob: usize, settings: Se
     out.extend(watch.cpu_limit.to_le_bytes());
     out.extend(watch.idle_limit.to_le_bytes());
     out.extend([0; HEADER - 72]);
-}
-
-/// A message from the host to init or to PID 1; its descriptors travel beside
-/// it. Requests on init's control socket are [`HELLO`](Request::HELLO),
-/// [`START`](Request::START) and [`QUIESCE`](Request::QUIESCE); those on a
-/// sandbox's reply socket are the two verbs [`RUN`](Request::RUN) and
-/// [`DO`](Request::DO), and what concerns a running command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// One of the constants.
-    pub kind: u32,
-    /// Which command, where one is meant.
-    pub command: u32,
-    /// A signal, a build hash: see the constants.
-    pub value: u64,
-    /// A duration in nanoseconds.
-    pub time: u64,
-}
-
-impl Request {
-    /// First message: `value` is the build hash; descriptors are the start plan, a
-    /// pidfd of the host, whatever must live as long as init and, last, base and home
-    /// directory of `command` control group hierarchies, in which `time` is the number
-    /// of the home.
-    pub const HELLO: u32 = 1;
-    /// Start a sandbox: the reply socket, the plan, the plan's descriptors. `value`
-    /// is the number of its control group, in the hierarchies whose bits `time` has.
-    pub const START: u32 = 2;
-    /// Answer on the passed socket once no sandbox is left.
-    pub const QUIESCE: u32 = 3;
-    /// The id maps that init waits for have been written.
-    pub const MAPPED: u32 = 4;
-    /// Verb one: run the command stage of the passed plan.
-    pub const RUN: u32 = 5;
-    /// Verb two: do the inner stage of the passed plan, return its slots.
-    pub const DO: u32 = 6;
-    /// Send signal `value` to the command.
-    pub const SIGNAL: u32 = 7;
-    /// Kill the command and all that it left; reported as killed unless `value` is 1,
-    /// which stands for a limit that the host enforces.
-    pub const KILL: u32 = 8;
-    /// Send signal `value`, then kill after `time`.
-    pub const STOP: u32 = 9;
-    /// The control group has been made: its descriptors, for
-    /// [`AWAIT_GROUP`](op::AWAIT_GROUP).
-    pub const GROUP: u32 = 10;
-
-    /// Bytes of a request.
-    pub const SIZE: usize = 24;
-
-    /// Its byte form.
-    pub fn encode(&self) -> [u8; Self::SIZE] {
-        let mut out = [0; Self::SIZE];
-        out[0..4].copy_from_slice(&self.kind.to_le_bytes());
-        out[4..8].copy_from_slice(&self.command.to_le_bytes());
-        out[8..16].copy_from_slice(&self.value.to_le_bytes());
-        out[16..24].copy_from_slice(&self.time.to_le_bytes());
-        out
-    }
-
-    /// Reads a request; `None` unless it has exactly the right size.
-    pub fn decode(bytes: &[u8]) -> Option<Request> {
-        if bytes.len() != Self::SIZE {
-            return None;
-        }
-        Some(Request { kind: u32_at(bytes, 0)?, command: u32_at(bytes, 4)?, value: u64_at(bytes, 8)?, time: u64_at(bytes, 16)? })
-    }
-}
-
-/// A message from init, or from a sandbox, to the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// One of the constants.
-    pub kind: u32,
-    /// Which command.
-    pub command: u32,
-    /// Failed: the step. Ended: the raw wait status of the main process.
-    pub status: u32,
-    /// Failed: the errno.
-    pub errno: u32,
-    /// Failed: `st_mode` of the program, where it exists.
-    pub detail: u32,
-    /// Ended: [`WALL`](Self::WALL) and its like, latched before the kill.
-    pub cause: u32,
-    /// Layers (a bit each) that a tolerated failure left out.
-    pub missing: u64,
-    /// CLOCK_MONOTONIC at exec, nanoseconds.
-    pub began: u64,
-    /// CLOCK_MONOTONIC at the end of the main process.
-    pub ended: u64,
-    /// User CPU time of all that ran, nanoseconds.
-    pub user: u64,
-    /// System CPU time, without our own part before exec.
-    pub system: u64,
-    /// Largest resident set of any one process, bytes.
-    pub peak: u64,
-    /// CPU time that our own code used in the control group, nanoseconds.
-    pub setup: u64,
-    /// Bytes and files in the scratch layer at the end.
-    pub scratch: u64,
-    /// See [`scratch`](Self::scratch).
-    pub scratch_files: u64,
-    /// 1 if the scratch layer was full at the end.
-    pub full: u64,
-    /// Voluntary and involuntary context switches.
-    pub switches: u64,
-    /// See [`switches`](Self::switches).
-    pub preemptions: u64,
-    /// Bytes read from and written to block devices.
-    pub read: u64,
-    /// See [`read`](Self::read).
-    pub written: u64,
-}
-
-impl Report {
-    /// init is ready; `status` is 0, or the failed step with `errno`.
-    pub const HELLO: u32 = 1;
-    /// init made its user namespace and waits for maps.
-    pub const MAPS: u32 = 2;
-    /// A step failed.
-    pub const FAILED: u32 = 3;
-    /// The sandbox stands; no command was given.
-    pub const READY: u32 = 4;
-    /// A command has been executed; its pidfd comes along.
-    pub const STARTED: u32 = 5;
-    /// A command ended and, if it was the last, everything else with it.
-    pub const ENDED: u32 = 6;
-    /// Every process of the sandbox is gone; from init.
-    pub const GONE: u32 = 7;
-    /// No sandbox is left.
-    pub const QUIET: u32 = 8;
-    /// The steps of [`Request::DO`] are done; descriptors come along.
-    pub const DONE: u32 = 9;
-
-    /// The wall-time limit was reached.
-    pub const WALL: u32 = 1;
-    /// The caller killed it, or it did not stop in time.
-    pub const KILLED: u32 = 2;
-    /// The CPU time limit was reached.
-    pub const CPU: u32 = 4;
-    /// It used no CPU for too long.
-    pub const IDLE: u32 = 8;
-    /// The control group ran out of memory, and the kernel killed something in it.
-    pub const MEMORY: u32 = 16;
-
-    /// Bytes of a report.
-    pub const SIZE: usize = 136;
-
-    /// Its byte form.
-    pub fn encode(&self) -> [u8; Self::SIZE] {
-        let mut out = [0; Self::SIZE];
-        let small = [self.kind, self.command, self.status, self.errno, self.detail, self.cause];
-        for (i, n) in small.iter().enumerate() {
-            out[4 * i..4 * i + 4].copy_from_slice(&n.to_le_bytes());
-        }
-        let large = [
-            self.missing,
-            self.began,
-            self.ended,
-            self.user,
-            self.system,
-            self.peak,
-            self.setup,
-            self.scratch,
-            self.scratch_files,
-            self.full,
-            self.switches,
-            self.preemptions,
-            self.read,
-            self.written,
-        ];
-        for (i, n) in large.iter().enumerate() {
-            out[24 + 8 * i..32 + 8 * i].copy_from_slice(&n.to_le_bytes());
-        }
-        out
-    }
-
-    /// Reads a report; `None` unless it has exactly the right size.
-    pub fn decode(bytes: &[u8]) -> Option<Report> {
-        if bytes.len() != Self::SIZE {
-            return None;
-        }
-        Some(Report {
-            kind: u32_at(bytes, 0)?,
-            command: u32_at(bytes, 4)?,
-            status: u32_at(bytes, 8)?,
-            errno: u32_at(bytes, 12)?,
-            detail: u32_at(bytes, 16)?,
-            cause: u32_at(bytes, 20)?,
-            missing: u64_at(bytes, 24)?,
-            began: u64_at(bytes, 32)?,
-            ended: u64_at(bytes, 40)?,
-            user: u64_at(bytes, 48)?,
-            system: u64_at(bytes, 56)?,
-            peak: u64_at(bytes, 64)?,
-            setup: u64_at(bytes, 72)?,
-            scratch: u64_at(bytes, 80)?,
-            scratch_files: u64_at(bytes, 88)?,
-            full: u64_at(bytes, 96)?,
-            switches: u64_at(bytes, 104)?,
-            preemptions: u64_at(bytes, 112)?,
-            read: u64_at(bytes, 120)?,
-            written: u64_at(bytes, 128)?,
-        })
-    }
 }

@@ -1,0 +1,84 @@
+//! Trying a recipe without a command.
+
+use super::start;
+use crate::command::Command;
+use crate::error::{ErrorKind, Result};
+use crate::launch;
+use crate::net::Network;
+use crate::plan::wire;
+use crate::probe::{Layer, LayerState, Report};
+use crate::sandbox::Sandbox;
+
+/// Tries a recipe without a command; see [`Sandbox::check`].
+pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
+    sandbox.validate()?;
+    let mut layers: Vec<(Layer, LayerState)> = Layer::ALL.into_iter().map(|layer| (layer, LayerState::Untried)).collect();
+    let mut set = |layer: Layer, state: LayerState| layers[layer as usize].1 = state;
+    let init = match launch::init() {
+        Ok(init) => init,
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            set(Layer::UserNamespace, LayerState::Missing(error.to_string()));
+            return Ok(Report { layers, works: false });
+        }
+        Err(error) => return Err(error),
+    };
+    let mut works = true;
+    match &init.subordinate {
+        Ok(_) => set(Layer::SubordinateIds, LayerState::Works),
+        Err(why) if init.facts.privileged => set(Layer::SubordinateIds, LayerState::Unused(why.clone())),
+        Err(why) => {
+            works = !sandbox.requires(Layer::SubordinateIds);
+            set(Layer::SubordinateIds, LayerState::Missing(why.clone()));
+        }
+    }
+    // The command stage can't be tried without a command: one that any image has,
+    // because it's our own. Its exec fails with ENOEXEC after everything else worked.
+    // Without preferences at first: a layer that was left out can't say why.
+    let mut probe = sandbox.clone().without_preferences().file_mode("/.cofferdam-check", "\n", 0o755);
+    let failed = loop {
+        let attempt =
+            start(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
+        match attempt {
+            Err(error) if error.kind() != ErrorKind::ExecFormat => {
+                // Whether the recipe can do without it or not, the rest can be tried.
+                let spared = error.layer().filter(|layer| layer.optional() && !probe.prefers(*layer));
+                let Some(layer) = spared else { break Some(error) };
+                works &= sandbox.prefers(layer);
+                set(layer, LayerState::Missing(error.to_string()));
+                probe = probe.prefer(layer);
+            }
+            _ => break None,
+        }
+    };
+    let unused = |layer: Layer| match layer {
+        Layer::NetworkNamespace if sandbox.network == Network::Host => Some("the recipe shares the host's network"),
+        Layer::Overlay if matches!(sandbox.root.root, crate::image::Root::Host(_)) => Some("the host's /usr is shown read-only as it is"),
+        Layer::IdMappedMounts if !init.facts.privileged => Some("only root can make them"),
+        Layer::IdMappedMounts if !sandbox.maps_owners() => Some("the recipe has neither an image nor a bind"),
+        Layer::MemoryLimit if sandbox.limits.memory.is_none() => Some("the recipe limits no memory"),
+        Layer::ProcessLimit if sandbox.limits.processes.is_none() => Some("the recipe limits no processes"),
+        Layer::CpuBandwidth if sandbox.limits.cpus.is_none() => Some("the recipe limits no bandwidth"),
+        Layer::CpuPinning if sandbox.limits.cpuset.is_none() => Some("the recipe pins to no CPUs"),
+        Layer::CpuAccount if !sandbox.group_limits().cpu_account => Some("the recipe limits no CPU time"),
+        Layer::SyscallFilter if sandbox.syscalls == crate::Syscalls::Unfiltered => Some("the recipe asks for none"),
+        _ => None,
+    };
+    match failed {
+        None => {
+            for layer in Layer::ALL {
+                if layer != Layer::SubordinateIds && !probe.prefers(layer) {
+                    set(layer, unused(layer).map_or(LayerState::Works, |why| LayerState::Unused(why.into())));
+                }
+            }
+        }
+        Some(error) => {
+            works = false;
+            set(error.layer().unwrap_or(Layer::MountNamespace), LayerState::Missing(error.to_string()));
+        }
+    }
+    if !init.facts.cgroup_namespace {
+        set(Layer::CgroupNamespace, LayerState::Missing("this kernel was built without CONFIG_CGROUPS".into()));
+        works &= sandbox.prefers(Layer::CgroupNamespace);
+    }
+    Ok(Report { layers, works })
+}

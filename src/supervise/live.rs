@@ -1,0 +1,320 @@
+//! A live sandbox as its host sees it: messages, streams, and the end.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::Asked;
+use super::capture::Capture;
+use crate::cgroup::{Counters, Group};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Claim;
+use crate::launch::{self, Init, timeout_until};
+use crate::outcome::{Facts, Output};
+use crate::plan::message::{Report, Request};
+use crate::plan::{Draft, failure};
+use crate::probe::Layer;
+use crate::sandbox::Sandbox;
+use crate::sys;
+
+/// Set-up takes a millisecond or two; a minute means that it hangs on something of
+/// the host's, a dead network file system for example.
+const SETUP_LIMIT: Duration = Duration::from_secs(60);
+/// How long `drop` waits for the end of what it killed.
+const DROP_LIMIT: Duration = Duration::from_secs(2);
+
+/// A sandbox that has been asked for.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) reply: Arc<OwnedFd>,
+    draft: Draft,
+    sandbox: Sandbox,
+    /// Kept as long as the sandbox may live.
+    _claim: Option<Claim>,
+    group: Group,
+    init: Arc<Init>,
+    counters: Counters,
+    asked: u64,
+    streams: [Option<Capture>; 2],
+    ended: Option<Report>,
+    output_exceeded: bool,
+    gone: bool,
+    /// The process that started it. A forked child has a copy of this value, whose
+    /// end means nothing.
+    owner: u32,
+}
+
+impl Live {
+    pub(super) fn new(began: u64, sandbox: &Sandbox, asked: Asked, streams: [Option<Capture>; 2]) -> Live {
+        let Asked { reply, draft, claim, group, init } = asked;
+        Live {
+            reply: Arc::new(reply),
+            draft,
+            sandbox: sandbox.clone(),
+            _claim: claim,
+            group,
+            init,
+            counters: Counters::default(),
+            asked: began,
+            streams,
+            ended: None,
+            output_exceeded: false,
+            gone: false,
+            owner: std::process::id(),
+        }
+    }
+
+    /// Makes the control group while init is at work, and passes it to PID 1, which
+    /// waits for it before the command.
+    pub(super) fn give_group(&mut self) -> Result<()> {
+        self.group.make()?;
+        let handles = self.group.handles()?;
+        if handles.is_empty() {
+            return Ok(());
+        }
+        let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
+        let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
+        match sys::socket::send(self.reply.as_fd(), &request.encode(), &fds) {
+            // It has failed; why is on the way.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
+            other => other.map_err(|e| Error::io("pass", "the control group", e)),
+        }
+    }
+
+    /// Waits for the program's exec; the pidfd of its process.
+    pub(super) fn started(&mut self) -> Result<OwnedFd> {
+        if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
+            ));
+        }
+        match self.message(true)? {
+            Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => Ok(fds.remove(0)),
+            Some((report, _)) if report.kind == Report::READY => Err(Error::new(ErrorKind::Setup, "the sandbox has no command")),
+            _ => Err(self.lost(None)),
+        }
+    }
+
+    /// The next message; failures become errors. `None` if there's none now.
+    fn message(&mut self, wait: bool) -> Result<Option<(Report, Vec<OwnedFd>)>> {
+        let mut bytes = [0; Report::SIZE];
+        let (length, fds) = match sys::socket::receive(self.reply.as_fd(), &mut bytes, wait) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            other => other.map_err(|e| Error::io("hear from", "the sandbox", e))?,
+        };
+        let Some(report) = Report::decode(&bytes[..length]) else {
+            self.gone = true;
+            return Err(self.lost(None));
+        };
+        match report.kind {
+            Report::FAILED => {
+                // No step is to blame, so perhaps init itself refused.
+                if self.draft.notes.get(report.status as usize).is_none() {
+                    self.group.take_back();
+                }
+                Err(failure::error(&self.draft, Some(&self.sandbox), &report))
+            }
+            Report::GONE => {
+                self.gone = true;
+                if self.ended.is_some() { Ok(Some((report, fds))) } else { Err(self.lost(Some(report.status))) }
+            }
+            Report::ENDED => {
+                self.ended = Some(report);
+                // All are dead, so this is final; init removes the group when we let go.
+                self.counters = self.group.counters();
+                let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+                Ok(Some((report, fds)))
+            }
+            _ => Ok(Some((report, fds))),
+        }
+    }
+
+    fn lost(&self, status: Option<u32>) -> Error {
+        let how = match status {
+            Some(status) if status & 0x7f == libc::SIGKILL as u32 => {
+                "its first process was killed from outside (is the host out of memory?)"
+            }
+            Some(_) => "its first process ended early",
+            None => "init ended, and all sandboxes with it",
+        };
+        Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
+    }
+
+    /// Tells PID 1 something about the command. It may be gone already.
+    pub(crate) fn tell(&self, kind: u32, value: u64, time: Duration) -> Result<()> {
+        tell(&self.reply, kind, value, time)
+    }
+
+    /// Takes a piped stream back, to be captured.
+    pub(crate) fn capture(&mut self, i: usize, pipe: OwnedFd) -> Result<()> {
+        let capture =
+            Capture::new(pipe, None, self.sandbox.output, self.sandbox.keep_output).map_err(|e| Error::io("prepare", "a stream", e))?;
+        self.streams[i] = Some(capture);
+        Ok(())
+    }
+
+    /// Until the end, or until `deadline`; true at the end.
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let mut buffer = Vec::new();
+        while self.ended.is_none() {
+            self.turn(deadline, &mut buffer)?;
+            // Asked here and not when poll times out: with a stream that always has
+            // something to read it never does.
+            if self.ended.is_none() && deadline.is_some_and(|d| Instant::now() >= d) {
+                return Ok(false);
+            }
+        }
+        // Every process is dead, so what the pipes hold now is the rest.
+        for stream in self.streams.iter_mut().flatten() {
+            stream.drain(&mut buffer).map_err(|e| Error::io("read", "the output", e))?;
+        }
+        self.note_excess()?;
+        while let Some(stream) = self.streams.iter_mut().flatten().find(|s| !s.settled()) {
+            let Some((fd, events)) = stream.wants() else { break };
+            let mut polled = [PollFd::new(fd, events)];
+            let ready = poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until));
+            match ready {
+                Ok(0) => return Ok(false),
+                Ok(_) => stream.advance(&mut buffer).map_err(|e| Error::io("pass on", "the output", e))?,
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
+            }
+        }
+        Ok(true)
+    }
+
+    /// One turn of the poll loop: until something happens, or until `deadline`.
+    fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<()> {
+        let ready: Vec<bool> = {
+            // init's end is the sandbox's, and is seen here even if a forked child of
+            // ours holds a copy of the other end of the socket.
+            let mut polled = vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.init.pidfd(), PollFlags::POLLIN)];
+            let mut places = Vec::new();
+            for (i, stream) in self.streams.iter().enumerate() {
+                if let Some((fd, events)) = stream.as_ref().and_then(Capture::wants) {
+                    polled.push(PollFd::new(fd, events));
+                    places.push(i);
+                }
+            }
+            match poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until)) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
+            }
+            let happened = |p: &PollFd<'_>| p.revents().is_some_and(|r| !r.is_empty());
+            let mut ready = vec![happened(&polled[0]), false, false, happened(&polled[1])];
+            for (place, p) in places.iter().zip(&polled[2..]) {
+                ready[place + 1] = happened(p);
+            }
+            ready
+        };
+        for (stream, ready) in self.streams.iter_mut().zip(&ready[1..3]) {
+            if let (Some(stream), true) = (stream, ready) {
+                stream.advance(buffer).map_err(|e| Error::io("read", "the output", e))?;
+            }
+        }
+        self.note_excess()?;
+        if ready[0] {
+            self.message(false)?;
+        } else if ready[3] {
+            self.gone = true;
+            return Err(self.lost(None));
+        }
+        Ok(())
+    }
+
+    /// Latches that a stream is too long, and ends the run.
+    fn note_excess(&mut self) -> Result<()> {
+        if !self.output_exceeded && self.streams.iter().flatten().any(Capture::exceeded) {
+            self.output_exceeded = true;
+            if self.ended.is_none() {
+                self.tell(Request::KILL, 1, Duration::ZERO)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        self.ended.map(|report| Facts {
+            report,
+            counters: self.counters,
+            output_exceeded: self.output_exceeded,
+            cpu_limit: self.sandbox.cpu_time,
+            memory_limit: self.sandbox.limits.memory,
+            asked: self.asked,
+        })
+    }
+
+    /// The verdict, once it has ended.
+    pub(crate) fn verdict(&self) -> Result<Option<crate::Exit>> {
+        match self.facts() {
+            Some(facts) if facts.host_out_of_memory() => Err(out_of_memory()),
+            facts => Ok(facts.map(|facts| facts.verdict())),
+        }
+    }
+
+    /// The outcome, once it has ended.
+    pub(crate) fn finish(mut self) -> Result<Output> {
+        let Some(facts) = self.facts() else { return Err(self.lost(None)) };
+        if facts.host_out_of_memory() {
+            return Err(out_of_memory());
+        }
+        let [stdout, stderr] = std::mem::take(&mut self.streams).map(|s| s.map(Capture::finish).unwrap_or_default());
+        Ok(Output {
+            status: facts.verdict(),
+            stdout: stdout.0,
+            stderr: stderr.0,
+            stdout_stream: stdout.1,
+            stderr_stream: stderr.1,
+            usage: facts.usage(),
+            raw: facts.raw(),
+            missing: Layer::of_bits(facts.report.missing | self.group.missing),
+            limits: self.sandbox.limit_values(),
+        })
+    }
+}
+
+fn out_of_memory() -> Error {
+    Error::new(
+        ErrorKind::Exhausted,
+        "the run was killed because the host, or a control group around it, is out of memory; its own limit was not reached",
+    )
+}
+
+impl Drop for Live {
+    /// What has not ended is killed, and its end is awaited: init does it when our
+    /// end of the socket is shut.
+    fn drop(&mut self) {
+        if self.ended.is_some() || self.owner != std::process::id() {
+            return;
+        }
+        // Also of one that is gone without a word: init waits for it, and a Killer or a
+        // forked child may keep the socket open.
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+        let deadline = Instant::now() + DROP_LIMIT;
+        while !self.gone {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match launch::wait_readable(self.reply.as_fd(), left) {
+                // Whatever else is still in the socket comes first.
+                Ok(true) => drop(self.message(true)),
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Sends a request about the (only) command of a sandbox.
+pub(crate) fn tell(reply: &OwnedFd, kind: u32, value: u64, time: Duration) -> Result<()> {
+    let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let request = Request { kind, command: 0, value, time };
+    match sys::socket::send(reply.as_fd(), &request.encode(), &[]) {
+        Ok(()) => Ok(()),
+        // It has ended by itself; its report is on the way.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
+        Err(error) => Err(Error::io("tell", "the sandbox", error)),
+    }
+}
