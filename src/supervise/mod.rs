@@ -21,7 +21,7 @@ use crate::launch::{self, Init, sealed};
 use crate::outcome::Output;
 use crate::plan::compile::{Grouped, Wanted};
 use crate::plan::explain::Explanation;
-use crate::plan::namespaces::Ids;
+use crate::plan::namespaces::{Ids, Origin, network_origin};
 use crate::plan::start::Start;
 use crate::plan::{Draft, compile, wire};
 use crate::probe::Layer;
@@ -174,7 +174,8 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
         return Err(Error::invalid("files and arguments of the run are larger than 256 MiB together; bind a directory instead"));
     }
     let plan = sealed(c"cofferdam-plan", &bytes)?;
+    let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
-    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, &mut group)?;
+    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
     Ok(Asked { reply, draft, claim, group, init })
 }
