@@ -234,6 +234,8 @@ impl Facts {
         const SYS_CHROOT: u64 = 1 << 18;
         const SYS_ADMIN: u64 = 1 << 21;
         const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
+        // What is limited unasked must not be above the host's own limits.
+        let implicit = Resource::DEFAULTS.iter().map(|(resource, ..)| *resource).chain([Resource::CpuSeconds]);
         let nested = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map));
         let has = |needed: u64| effective.is_some_and(|set| set & needed == needed);
         let privileged = !nested && has(NEEDED);
@@ -244,7 +246,7 @@ impl Facts {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
-            hard_limits: Resource::DEFAULTS.iter().map(|(resource, ..)| (*resource, hard_limit(*resource))).collect(),
+            hard_limits: implicit.map(|resource| (resource, hard_limit(resource))).collect(),
         }
     }
 

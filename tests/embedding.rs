@@ -267,6 +267,37 @@ fn sixty_four_threads_run_at_once() {
     });
 }
 
+/// Files in memory count too, and what's beyond the limit is a deadly signal.
+fn a_tiny_limit_on_files_is_an_error_and_no_signal() {
+    host::alone("a_tiny_limit_on_files_is_an_error_and_no_signal", || {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let limit = Resource::RLIMIT_FSIZE;
+        let (soft, hard) = getrlimit(limit).expect("a limit");
+        // Not even init fits: neither in memory nor in a file.
+        setrlimit(limit, 1000, hard).expect("a limit");
+        let error = sandbox().run("true").expect_err("no room");
+        assert!(error.to_string().contains("File too large"), "{error}");
+        setrlimit(limit, soft, hard).expect("a limit");
+        works();
+        // init does, but not what it's asked for.
+        setrlimit(limit, 1000, hard).expect("a limit");
+        for result in [sandbox().run("true"), sandbox().run(Command::new("cat").stdin(vec![0; 1 << 20]))] {
+            let error = result.expect_err("no room");
+            assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+            assert!(error.to_string().contains("RLIMIT_FSIZE"), "{error}");
+        }
+        setrlimit(limit, soft, hard).expect("a limit");
+        // What is passed on into a file that may not grow is lost, and nothing else is.
+        let relay = nix::sys::memfd::memfd_create(c"relay", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("a file");
+        let mut child = sandbox().spawn(shell("read x; head -c 100000 /dev/zero; exit 4").stdin(Stdio::piped()).stdout(Stdio::relay(relay)));
+        let child = child.as_mut().expect("it starts");
+        setrlimit(limit, 1000, hard).expect("a limit");
+        assert_eq!(child.wait().expect("a verdict"), Exit::Code(4));
+        setrlimit(limit, soft, hard).expect("a limit");
+        works();
+    });
+}
+
 // Forks
 
 fn a_forked_child_has_an_init_of_its_own() {
@@ -661,6 +692,7 @@ fn main() {
         test!(a_child_outlives_the_thread_that_started_it),
         test!(two_gibibytes_of_memory_are_no_hindrance),
         test!(sixty_four_threads_run_at_once),
+        test!(a_tiny_limit_on_files_is_an_error_and_no_signal),
         test!(a_forked_child_has_an_init_of_its_own),
         test!(a_child_forked_while_init_starts_is_not_stuck),
         test!(a_child_forked_while_init_starts_does_not_hide_its_end),

@@ -498,9 +498,19 @@ fn leftovers_of_dead_hosts_are_swept() {
     let dead = base.join("cofferdam-1");
     std::fs::create_dir_all(dead.join("box-7")).expect("a leftover");
     // Another process of ours looks for a place when it starts.
-    let own = std::env::current_exe().expect("a path of our own");
-    let helper = std::process::Command::new(own).env("COFFERDAM_TEST_HELPER", "run").output().expect("it runs");
-    assert!(helper.status.success(), "{helper:?}");
+    let start_another = || {
+        let own = std::env::current_exe().expect("a path of our own");
+        let helper = std::process::Command::new(own).env("COFFERDAM_TEST_HELPER", "run").output().expect("it runs");
+        assert!(helper.status.success(), "{helper:?}");
+    };
+    if support::is_root() {
+        let mut left = std::process::Command::new("sleep").arg("1000").spawn().expect("it starts");
+        std::fs::write(dead.join("box-7/cgroup.procs"), left.id().to_string()).expect("a member");
+        start_another();
+        let status = left.wait().expect("its end");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL), "what's in it is killed");
+    }
+    start_another();
     assert!(!dead.exists(), "swept");
     assert!(home.exists(), "ours stays");
 }

@@ -41,9 +41,11 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, grouped: bool) -> Vec<Rl
     if let Some(limit) = sandbox.cpu_time
         && !all.iter().any(|l| l.resource == Resource::CpuSeconds)
     {
-        // A back-stop: whole seconds, for each process, and never before our own limit.
-        let seconds = limit.as_secs().saturating_add(2);
-        all.push(Rlimit { resource: Resource::CpuSeconds, soft: seconds, hard: seconds.saturating_add(1) });
+        // A back-stop: whole seconds, for each process, and never before our own limit
+        // (unless the host itself may have less: that holds for its children anyway).
+        let (seconds, bound) = (limit.as_secs().saturating_add(2), facts.hard_limit(Resource::CpuSeconds));
+        let (soft, hard) = (seconds.min(bound), seconds.saturating_add(1).min(bound));
+        all.push(Rlimit { resource: Resource::CpuSeconds, soft, hard });
     }
     all
 }
@@ -54,5 +56,23 @@ pub(crate) fn command(draft: &mut Draft, limits: &[Rlimit]) {
         let value = draft.words(&[limit.soft, limit.hard]);
         let name = limit.resource.kernel_name();
         draft.step(libc::SYS_prlimit64, &[0.into(), limit.resource.number().into(), value, 0.into()], "set", name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_nobody_asked_for_stays_below_the_hosts_own_limits() {
+        let facts = Facts { hard_limits: vec![(Resource::CpuSeconds, 11), (Resource::OpenFiles, 100)], ..Facts::of_root() };
+        let of = |sandbox: &Sandbox, resource| rlimits(sandbox, &facts, true).into_iter().find(|l| l.resource == resource).expect("a limit");
+        let cpu = |seconds| of(&Sandbox::new().cpu_time(Duration::from_secs(seconds)), Resource::CpuSeconds);
+        assert_eq!(cpu(1), Rlimit { resource: Resource::CpuSeconds, soft: 3, hard: 4 });
+        assert_eq!(cpu(100), Rlimit { resource: Resource::CpuSeconds, soft: 11, hard: 11 });
+        assert_eq!(of(&Sandbox::new(), Resource::OpenFiles), Rlimit { resource: Resource::OpenFiles, soft: 100, hard: 100 });
+        let asked = Sandbox::new().rlimit(Resource::CpuSeconds, 20, 20);
+        assert_eq!(of(&asked, Resource::CpuSeconds).hard, 20, "an error then, and not less than was asked for");
     }
 }
