@@ -252,7 +252,8 @@ pub struct Usage {
     /// From exec to the end of the main process, on CLOCK_MONOTONIC.
     pub wall: Duration,
     /// CPU time in user mode. Without a group: of all processes but those that ended
-    /// unnoticed because their parent ignores SIGCHLD.
+    /// unnoticed because their parent ignores SIGCHLD, and nothing at all of a run whose
+    /// first process was stopped from outside and so had to be ended from outside.
     pub user: Duration,
     /// CPU time in the kernel, without our own set-up.
     pub system: Duration,
@@ -346,6 +347,7 @@ impl Facts {
     }
 
     pub(crate) fn usage(&self) -> Usage {
+        let known = |number: u64| (number != Report::UNKNOWN).then_some(number);
         let (report, counters) = (&self.report, &self.counters);
         let (user, system) = match counters.cpu {
             Some(all) => {
@@ -366,13 +368,13 @@ impl Facts {
             fork_failures: counters.fork_failures,
             throttled: counters.throttled,
             setup: Duration::from_nanos(report.began.saturating_sub(self.asked)),
-            scratch: Some(report.scratch),
-            scratch_files: Some(report.scratch_files),
-            scratch_full: Some(report.full != 0),
-            context_switches: Some(report.switches),
-            preemptions: Some(report.preemptions),
-            read_bytes: Some(report.read),
-            written_bytes: Some(report.written),
+            scratch: known(report.scratch),
+            scratch_files: known(report.scratch_files),
+            scratch_full: known(report.scratch).map(|_| report.full != 0),
+            context_switches: known(report.switches),
+            preemptions: known(report.preemptions),
+            read_bytes: known(report.read),
+            written_bytes: known(report.written),
         }
     }
 }

@@ -289,7 +289,8 @@ fn a_tiny_limit_on_files_is_an_error_and_no_signal() {
         setrlimit(limit, soft, hard).expect("a limit");
         // What is passed on into a file that may not grow is lost, and nothing else is.
         let relay = nix::sys::memfd::memfd_create(c"relay", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("a file");
-        let mut child = sandbox().spawn(shell("read x; head -c 100000 /dev/zero; exit 4").stdin(Stdio::piped()).stdout(Stdio::relay(relay)));
+        let mut child =
+            sandbox().spawn(shell("read x; head -c 100000 /dev/zero; exit 4").stdin(Stdio::piped()).stdout(Stdio::relay(relay)));
         let child = child.as_mut().expect("it starts");
         setrlimit(limit, 1000, hard).expect("a limit");
         assert_eq!(child.wait().expect("a verdict"), Exit::Code(4));
@@ -552,6 +553,23 @@ fn a_dropped_child_is_dead_on_return() {
     }
 }
 
+/// While init can't reap its processes they may still use them.
+fn ids_of_a_sandbox_that_does_not_end_stay_its_own() {
+    host::alone("ids_of_a_sandbox_that_does_not_end_stay_its_own", || {
+        // The last range that there is.
+        let only = || sandbox().id_base(65_534 << 16);
+        let child = only().spawn(["sleep", "100"]).expect("it starts");
+        let init = own_init();
+        signal_to(&init, Signal::SIGSTOP);
+        drop(child);
+        let error = only().spawn(["sleep", "100"]).expect_err("no ids");
+        assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+        signal_to(&init, Signal::SIGCONT);
+        eventually(LONG, "it has ended", || only().run("true").is_ok());
+        works();
+    });
+}
+
 // A file system that never answers
 
 /// Mounts a FUSE file system without a server, and returns what would be its end.
@@ -704,6 +722,7 @@ fn main() {
         test!(a_sandbox_is_not_killed_in_the_place_of_one_that_ended),
         test!(a_killed_pid_1_is_a_loss_and_not_a_signal_of_the_command),
         test!(a_dropped_child_is_dead_on_return),
+        test!(ids_of_a_sandbox_that_does_not_end_stay_its_own, root),
         test!(a_hung_bind_delays_no_other_sandbox, root),
     ];
     // These see to both users themselves: only one of them can build.

@@ -335,6 +335,31 @@ fn a_run_stays_on_its_cpus() {
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
 }
 
+/// PID 1 keeps the wall limit; if it can't, because somebody has stopped it, init does.
+fn the_wall_limit_holds_without_pid_1() {
+    use nix::sys::signal::{Signal, kill};
+    use support::processes::{alive, eventually, find};
+    let limit = Duration::from_millis(700);
+    let stopped = || {
+        let child = sandbox().wall_time(limit).spawn(command(&["spin"])).expect("it starts");
+        let spins = find(child.id().expect("alive")).expect("alive");
+        kill(nix::unistd::Pid::from_raw(spins.parent as i32), Signal::SIGSTOP).expect("stopped");
+        (child, spins)
+    };
+    let (child, spins) = stopped();
+    eventually(support::patience(Duration::from_secs(20)), "init ends it although nobody waits", || {
+        alive(std::slice::from_ref(&spins)).is_empty()
+    });
+    let out = child.wait_with_output().expect("a verdict");
+    assert_eq!((out.status, out.raw), (WALL, Exit::Signal(libc::SIGKILL)));
+    let (child, _) = stopped();
+    let out = child.wait_with_output().expect("a verdict");
+    assert_eq!(out.status, WALL);
+    assert!(out.usage.wall >= limit, "{:?}", out.usage);
+    assert!(place() == Place::Bare || out.usage.cpu() > Duration::from_millis(50), "{:?}", out.usage);
+    assert_eq!((out.usage.scratch, out.usage.scratch_full), (None, None), "nobody has looked");
+}
+
 /// A killed host's groups are gone within two seconds.
 fn a_killed_host_leaves_no_group() {
     let own = std::env::current_exe().expect("a path of our own");
@@ -719,6 +744,7 @@ fn main() {
         test!(an_independent_reader_agrees, Need::Program("workload")),
         test!(leftovers_of_dead_hosts_are_swept, Need::Program("workload")),
         test!(a_run_stays_on_its_cpus),
+        test!(the_wall_limit_holds_without_pid_1, Need::Program("workload")),
         test!(a_killed_host_leaves_no_group),
         test!(hosts_that_start_at_once_leave_each_other_alone),
         test!(the_remedy_for_a_user_without_a_group_helps, root, Need::Tool("setpriv")),

@@ -67,7 +67,8 @@ mod tests {
     #[test]
     fn what_nobody_asked_for_stays_below_the_hosts_own_limits() {
         let facts = Facts { hard_limits: vec![(Resource::CpuSeconds, 11), (Resource::OpenFiles, 100)], ..Facts::of_root() };
-        let of = |sandbox: &Sandbox, resource| rlimits(sandbox, &facts, true).into_iter().find(|l| l.resource == resource).expect("a limit");
+        let of =
+            |sandbox: &Sandbox, resource| rlimits(sandbox, &facts, true).into_iter().find(|l| l.resource == resource).expect("a limit");
         let cpu = |seconds| of(&Sandbox::new().cpu_time(Duration::from_secs(seconds)), Resource::CpuSeconds);
         assert_eq!(cpu(1), Rlimit { resource: Resource::CpuSeconds, soft: 3, hard: 4 });
         assert_eq!(cpu(100), Rlimit { resource: Resource::CpuSeconds, soft: 11, hard: 11 });

@@ -172,6 +172,8 @@ pub const NO_LAYER: u8 = 0xff;
 
 const STEP: usize = 64;
 const HEADER: usize = 96;
+/// Where [`Plan::wall_limit`] stands: init looks it up without reading the plan itself.
+pub const WALL_LIMIT: usize = 24;
 
 /// Flag: send [`Report::STARTED`] with the command's pidfd.
 pub const NOTIFY_START: u64 = 1;
@@ -349,7 +351,7 @@ impl<'a> Plan<'a> {
 
     /// Wall-time limit of the command, nanoseconds from exec; 0 for none.
     pub fn wall_limit(&self) -> u64 {
-        u64_at(self.bytes, 24).unwrap_or(0)
+        u64_at(self.bytes, WALL_LIMIT).unwrap_or(0)
     }
 
     /// [`NOTIFY_START`] and its like.
