@@ -505,6 +505,15 @@ impl Sandbox {
         path.starts_with("/dev/shm") || self.mounts.iter().any(|m| path.starts_with(&m.inside))
     }
 
+    /// Whether a mount's place may lie in another mount: one of the recipe's or of ours
+    /// lies on the way to it by name. The host's own tree has links into `/usr`, none of
+    /// which leads to what can be written.
+    pub(crate) fn mounts_within(&self, mount: &Mount) -> bool {
+        let ours = ["/dev", "/proc"].iter().any(|place| mount.inside.starts_with(place));
+        let others = self.mounts.iter().filter(|other| !std::ptr::eq(*other, mount));
+        matches!(self.root.root, Root::Host(_)) || ours || others.map(|other| &other.inside).any(|place| mount.inside.starts_with(place))
+    }
+
     /// Home directory of the run's user.
     pub(crate) fn home(&self) -> &'static str {
         match (&self.root.root, self.user.0) {

@@ -76,6 +76,7 @@ unsafe fn taken(message: &libc::msghdr) -> Vec<OwnedFd> {
         let mut header = libc::CMSG_FIRSTHDR(message);
         while let Some(control) = header.as_ref() {
             if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                #[allow(clippy::unnecessary_cast, reason = "a smaller number with musl")]
                 let length = control.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                 let first: *const RawFd = libc::CMSG_DATA(header).cast();
                 // The kernel has just made these descriptors for us.

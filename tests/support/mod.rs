@@ -173,12 +173,16 @@ pub fn world_readable_copy() -> PathBuf {
 pub fn copy_for_all(executable: &Path) -> PathBuf {
     let directory = scratch();
     let copy = directory.join(executable.file_name().expect("a name"));
-    // By another process: a child that a thread of ours forks meanwhile would hold the
-    // copy open for writing, and nobody could execute it.
-    let copied = Command::new("cp").arg(executable).arg(&copy).status().expect("cp runs");
-    assert!(copied.success(), "cp {}", executable.display());
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("its mode");
+    copy_program(executable, &copy);
     copy
+}
+
+/// Copies it by another process: a child that a thread of ours forks meanwhile would hold
+/// the copy open for writing, and nobody could execute it.
+fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success(), "cp {}", from.display());
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).expect("its mode");
 }
 
 static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
@@ -287,8 +291,7 @@ pub fn busybox_root() -> PathBuf {
         let root = fresh_dir("busybox-");
         let bin = root.join("bin");
         fs::create_dir(&bin).expect("bin");
-        fs::copy(which("busybox").expect("busybox"), bin.join("busybox")).expect("busybox");
-        fs::set_permissions(bin.join("busybox"), fs::Permissions::from_mode(0o755)).expect("its mode");
+        copy_program(&which("busybox").expect("busybox"), &bin.join("busybox"));
         let list = Command::new(bin.join("busybox")).arg("--list").output().expect("busybox runs");
         for applet in String::from_utf8_lossy(&list.stdout).lines() {
             let link = bin.join(applet);
