@@ -89,17 +89,6 @@ fn forked_child_passed(child: Pid) {
     assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
 }
 
-/// For children forked while another thread is in the middle of starting init: what is
-/// promised is that they don't hang. Now and then, on a busy machine, one dies of
-/// SIGSEGV instead, for a reason that isn't known yet; that is told.
-fn forked_child_is_not_stuck(child: Pid) {
-    match waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, 0)) => {}
-        Ok(WaitStatus::Signaled(_, Signal::SIGSEGV, _)) => eprintln!("the forked child {child} died of SIGSEGV"),
-        other => panic!("{other:?}"),
-    }
-}
-
 // Hosts
 
 fn a_host_may_ignore_sigchld() {
@@ -343,9 +332,24 @@ fn a_child_forked_while_init_starts_is_not_stuck() {
                 fork(works)
             })
             .collect();
-        children.into_iter().for_each(forked_child_is_not_stuck);
+        children.into_iter().for_each(forked_child_passed);
         stop.store(true, Ordering::Relaxed);
         busy.join().expect("a thread");
+    });
+}
+
+/// What a thread forks while another one loads a module gets a broken dynamic loader:
+/// looking up a user's name would load some (nsswitch.conf(5)).
+fn no_modules_are_loaded_into_the_host() {
+    host::alone("no_modules_are_loaded_into_the_host", || {
+        let mapped = || -> BTreeSet<String> {
+            let maps = fs::read_to_string("/proc/self/maps").expect("our mappings");
+            maps.lines().filter_map(|line| line.find('/').map(|at| line[at..].to_string())).filter(|file| file.contains(".so")).collect()
+        };
+        let before = mapped();
+        works();
+        Sandbox::new().check().expect("a report");
+        assert_eq!(mapped(), before);
     });
 }
 
@@ -713,6 +717,7 @@ fn main() {
         test!(a_tiny_limit_on_files_is_an_error_and_no_signal),
         test!(a_forked_child_has_an_init_of_its_own),
         test!(a_child_forked_while_init_starts_is_not_stuck),
+        test!(no_modules_are_loaded_into_the_host),
         test!(a_child_forked_while_init_starts_does_not_hide_its_end),
         test!(a_forked_childs_copy_of_a_child_can_be_dropped),
         test!(nothing_is_left_of_a_killed_host),
