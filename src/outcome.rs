@@ -260,6 +260,15 @@ pub struct Usage {
     /// The most memory in use at a time, bytes. In a group: of all processes, with page
     /// cache and scratch files. Without: the largest resident set of any one process.
     pub peak_memory: Option<u64>,
+    /// The most memory that any one process had in its address space at a time, bytes
+    /// (getrusage(2), `ru_maxrss`): its own and the files that it has mapped, but no other
+    /// page cache. With one process it tells how much of [`peak_memory`](Self::peak_memory)
+    /// was the program's.
+    pub peak_resident: Option<u64>,
+    /// Page cache of files outside the scratch layer that was still there at the end,
+    /// bytes: memory that the kernel would have taken back, and that counts in
+    /// [`peak_memory`](Self::peak_memory). Known where memory is limited.
+    pub page_cache: Option<u64>,
     /// The most processes and threads at a time; needs a group with `pids.peak`
     /// (Linux 6.1, cgroup v2 and v1).
     pub peak_processes: Option<u64>,
@@ -363,6 +372,8 @@ impl Facts {
             user,
             system,
             peak_memory: counters.peak_memory.or((report.peak > 0).then_some(report.peak)),
+            peak_resident: (report.peak > 0).then_some(report.peak),
+            page_cache: counters.page_cache,
             peak_processes: counters.peak_processes,
             oom_kills: counters.oom_kills,
             fork_failures: counters.fork_failures,
