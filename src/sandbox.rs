@@ -158,6 +158,11 @@ impl Sandbox {
 
     /// Like [`bind`](Self::bind), writable: what the workload writes there stays.
     ///
+    /// As an ordinary user with subordinate ids, only user 0 of the sandbox, which is the
+    /// default, is that user: a run of another [user](Self::user) has a subordinate id and
+    /// can write what permissions give to everybody. Without subordinate ids every user of
+    /// a sandbox is the host's.
+    ///
     /// As root, a file that the sandbox's root makes there belongs to the host's
     /// root. It can't be made set-user-ID: the default system call filter refuses
     /// that as soon as a recipe has a writable bind. Nor can it get capabilities, which

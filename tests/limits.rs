@@ -283,6 +283,13 @@ fn processes_and_threads_are_counted_exactly() {
     }
 }
 
+fn processes_are_counted_exactly_with_subordinate_ids() {
+    if support::is_again() {
+        return processes_and_threads_are_counted_exactly();
+    }
+    support::with_subordinate_ids("processes_are_counted_exactly_with_subordinate_ids");
+}
+
 /// CPU time of loops that know how much they used, within 2 % + 5 ms.
 fn cpu_time_is_what_was_used() {
     for millis in [100u64, 500, 1000, 2000] {
@@ -742,6 +749,7 @@ fn main() {
         test!(page_cache_is_not_a_memory_verdict, Need::Program("workload")),
         test!(the_survivor_of_a_memory_limit_may_go_on, Need::Program("workload")),
         test!(processes_and_threads_are_counted_exactly, Need::Program("workload")),
+        test!(processes_are_counted_exactly_with_subordinate_ids, root, Need::Program("workload"), Need::Tool("newuidmap")),
         test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),
         test!(peak_memory_is_what_was_touched, Need::Program("workload")),
         test!(cpu_limits_end_loops_in_time, Need::Program("workload"), Need::Clock),
