@@ -33,8 +33,11 @@
 //!   `exec_format`, `interpreter_not_found`, `argument_list_too_long`,
 //!   `text_file_busy`, `filesystem_loop`, `name_too_long`, `bad_working_directory`,
 //!   `exec`
-//! * `usage`: `wall_us`, `cpu_us`, `user_us`, `system_us`, `peak_memory`,
-//!   `peak_processes`, `oom_kills`
+//! * `usage`: `wall_us`, `cpu_us`, `user_us`, `system_us`, `setup_us`, `throttled_us`,
+//!   `peak_memory`, `peak_resident`, `page_cache`, `peak_processes`, `oom_kills`,
+//!   `fork_failures`, `context_switches`, `preemptions`, `read_bytes`, `written_bytes`,
+//!   `scratch`, `scratch_files`, `scratch_full`: see the crate's `Usage`
+//! * `evidence`: the outcome and what speaks for it, in one line
 //! * `stdout`, `stderr`: `bytes` and `truncated`
 //! * `missing`: layers that `--prefer` left out
 
@@ -192,7 +195,7 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
             let error = json!({"kind": problem.kind(), "message": problem.message()});
             return Some(json!({
                 "outcome": "error", "code": null, "signal": null, "limit": null, "error": error,
-                "usage": null, "stdout": null, "stderr": null, "missing": null,
+                "usage": null, "evidence": null, "stdout": null, "stderr": null, "missing": null,
             }));
         }
     };
@@ -209,8 +212,14 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
         "outcome": name, "code": code, "signal": signal, "limit": limit, "error": null,
         "usage": {
             "wall_us": micros(usage.wall), "cpu_us": micros(usage.cpu()), "user_us": micros(usage.user), "system_us": micros(usage.system),
-            "peak_memory": usage.peak_memory, "peak_processes": usage.peak_processes, "oom_kills": usage.oom_kills,
+            "setup_us": micros(usage.setup), "throttled_us": usage.throttled.map(micros),
+            "peak_memory": usage.peak_memory, "peak_resident": usage.peak_resident, "page_cache": usage.page_cache,
+            "peak_processes": usage.peak_processes, "oom_kills": usage.oom_kills, "fork_failures": usage.fork_failures,
+            "context_switches": usage.context_switches, "preemptions": usage.preemptions,
+            "read_bytes": usage.read_bytes, "written_bytes": usage.written_bytes,
+            "scratch": usage.scratch, "scratch_files": usage.scratch_files, "scratch_full": usage.scratch_full,
         },
+        "evidence": output.to_string(),
         "stdout": stream(output.stdout_stream), "stderr": stream(output.stderr_stream),
         "missing": output.missing.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
     }))

@@ -321,12 +321,17 @@ pub(crate) fn sealed(name: &std::ffi::CStr, contents: &[u8]) -> Result<OwnedFd> 
         };
         fill_and_seal(fd, contents)
     };
-    make().map_err(|e| Error::io("make", "a file in memory", e))
+    make().map_err(|error| match error.raw_os_error() {
+        Some(errno @ libc::EFBIG) => Error::failed(ErrorKind::Exhausted, "make", "a file in memory", errno, Some(FILE_SIZE)),
+        _ => Error::io("make", "a file in memory", error),
+    })
 }
+
+const FILE_SIZE: &str = "the host program's own limit on the size of files is too small for what a run needs (RLIMIT_FSIZE, `ulimit -f`)";
 
 fn fill_and_seal(fd: OwnedFd, contents: &[u8]) -> io::Result<OwnedFd> {
     let file = File::from(fd);
-    std::os::unix::fs::FileExt::write_all_at(&file, contents, 0)?;
+    sys::write::unharmed(|| std::os::unix::fs::FileExt::write_all_at(&file, contents, 0))?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file.into())
@@ -373,7 +378,7 @@ fn executable_memfd() -> io::Result<OwnedFd> {
 
 fn unnamed_file(directory: &std::path::Path) -> io::Result<OwnedFd> {
     let mut writer = OpenOptions::new().write(true).mode(0o500).custom_flags(libc::O_TMPFILE).open(directory)?;
-    writer.write_all(BINARY)?;
+    sys::write::unharmed(|| writer.write_all(BINARY))?;
     // Executing a file that is open for writing is ETXTBSY.
     let reader = File::open(format!("/proc/self/fd/{}", writer.as_raw_fd()))?;
     drop(writer);

@@ -252,13 +252,23 @@ pub struct Usage {
     /// From exec to the end of the main process, on CLOCK_MONOTONIC.
     pub wall: Duration,
     /// CPU time in user mode. Without a group: of all processes but those that ended
-    /// unnoticed because their parent ignores SIGCHLD.
+    /// unnoticed because their parent ignores SIGCHLD, and nothing at all of a run whose
+    /// first process was stopped from outside and so had to be ended from outside.
     pub user: Duration,
     /// CPU time in the kernel, without our own set-up.
     pub system: Duration,
     /// The most memory in use at a time, bytes. In a group: of all processes, with page
     /// cache and scratch files. Without: the largest resident set of any one process.
     pub peak_memory: Option<u64>,
+    /// The most memory that any one process had in its address space at a time, bytes
+    /// (getrusage(2), `ru_maxrss`): its own and the files that it has mapped, but no other
+    /// page cache. With one process it tells how much of [`peak_memory`](Self::peak_memory)
+    /// was the program's.
+    pub peak_resident: Option<u64>,
+    /// Page cache of files outside the scratch layer that was still there at the end,
+    /// bytes: memory that the kernel would have taken back, and that counts in
+    /// [`peak_memory`](Self::peak_memory). Known where memory is limited.
+    pub page_cache: Option<u64>,
     /// The most processes and threads at a time; needs a group with `pids.peak`
     /// (Linux 6.1, cgroup v2 and v1).
     pub peak_processes: Option<u64>,
@@ -346,6 +356,7 @@ impl Facts {
     }
 
     pub(crate) fn usage(&self) -> Usage {
+        let known = |number: u64| (number != Report::UNKNOWN).then_some(number);
         let (report, counters) = (&self.report, &self.counters);
         let (user, system) = match counters.cpu {
             Some(all) => {
@@ -361,18 +372,20 @@ impl Facts {
             user,
             system,
             peak_memory: counters.peak_memory.or((report.peak > 0).then_some(report.peak)),
+            peak_resident: (report.peak > 0).then_some(report.peak),
+            page_cache: counters.page_cache,
             peak_processes: counters.peak_processes,
             oom_kills: counters.oom_kills,
             fork_failures: counters.fork_failures,
             throttled: counters.throttled,
             setup: Duration::from_nanos(report.began.saturating_sub(self.asked)),
-            scratch: Some(report.scratch),
-            scratch_files: Some(report.scratch_files),
-            scratch_full: Some(report.full != 0),
-            context_switches: Some(report.switches),
-            preemptions: Some(report.preemptions),
-            read_bytes: Some(report.read),
-            written_bytes: Some(report.written),
+            scratch: known(report.scratch),
+            scratch_files: known(report.scratch_files),
+            scratch_full: known(report.scratch).map(|_| report.full != 0),
+            context_switches: known(report.switches),
+            preemptions: known(report.preemptions),
+            read_bytes: known(report.read),
+            written_bytes: known(report.written),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
 use crate::limits::Resource;
 use crate::plan::start::Start;
@@ -234,6 +236,8 @@ impl Facts {
         const SYS_CHROOT: u64 = 1 << 18;
         const SYS_ADMIN: u64 = 1 << 21;
         const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
+        // What is limited unasked must not be above the host's own limits.
+        let implicit = Resource::DEFAULTS.iter().map(|(resource, ..)| *resource).chain([Resource::CpuSeconds]);
         let nested = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map));
         let has = |needed: u64| effective.is_some_and(|set| set & needed == needed);
         let privileged = !nested && has(NEEDED);
@@ -244,7 +248,7 @@ impl Facts {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
-            hard_limits: Resource::DEFAULTS.iter().map(|(resource, ..)| (*resource, hard_limit(*resource))).collect(),
+            hard_limits: implicit.map(|resource| (resource, hard_limit(resource))).collect(),
         }
     }
 
@@ -296,12 +300,50 @@ pub(crate) struct Subordinate {
 
 impl Subordinate {
     pub(crate) fn of(uid: u32) -> Option<Subordinate> {
-        let name = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
-        let find = |path: &str| range(&fs::read_to_string(path).ok()?, uid, name.as_deref());
-        let (uid, uids) = find("/etc/subuid")?;
-        let (gid, gids) = find("/etc/subgid")?;
+        let [uids, gids] = [fs::read_to_string("/etc/subuid").ok()?, fs::read_to_string("/etc/subgid").ok()?];
+        // Most users have no line at all, or one with their number.
+        let named = [&uids, &gids].iter().any(|table| range(table, uid, None).is_none() && has_names(table));
+        let name = if named { user_name(uid) } else { None };
+        let find = |table| range(table, uid, name.as_deref());
+        let ((uid, uids), (gid, gids)) = (find(&uids)?, find(&gids)?);
         Some(Subordinate { uid, gid, count: uids.min(gids).min(65_535) })
     }
+}
+
+fn has_names(table: &str) -> bool {
+    table.lines().any(|line| line.starts_with(|c: char| !c.is_ascii_digit() && c != '#'))
+}
+
+/// The name of a user.
+///
+/// Never by getpwuid(3), which loads modules into the host program (nsswitch.conf(5)): a
+/// child that another thread forks meanwhile finds its dynamic loader in the middle of
+/// that, and dies of it. Users that aren't in the file are looked up in another process.
+fn user_name(uid: u32) -> Option<String> {
+    let listed = fs::read_to_string("/etc/passwd").ok().and_then(|table| name_in(&table, uid));
+    listed.or_else(|| {
+        let mut id = Command::new("id")
+            .args(["-un", &uid.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut name = String::new();
+        let read = id.stdout.take()?.take(1000).read_to_string(&mut name);
+        // Somebody else may have reaped it: what it said is the answer.
+        let _ = id.wait();
+        read.ok().map(|_| name.trim().to_string()).filter(|name| !name.is_empty())
+    })
+}
+
+/// passwd(5)
+fn name_in(table: &str, uid: u32) -> Option<String> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
+        (id.parse() == Ok(uid)).then(|| name.to_string())
+    })
 }
 
 fn range(table: &str, uid: u32, name: Option<&str>) -> Option<(u32, u32)> {
@@ -339,6 +381,16 @@ mod tests {
         assert_eq!(range(table, 1001, None), Some((200_000, 65_536)));
         assert_eq!(range(table, 1002, Some("empty")), None);
         assert_eq!(range(table, 1003, Some("broken")), None);
+        assert!(has_names(table) && !has_names("# comment\n1001:200000:65536\n"));
+    }
+
+    #[test]
+    fn users_are_found_in_a_table() {
+        let table = "root:x:0:0:root:/root:/bin/sh\n+nis\nalice:x:1000:1000::/home/alice:/bin/sh\nbob:x:no\n";
+        assert_eq!(name_in(table, 1000).as_deref(), Some("alice"));
+        assert_eq!(name_in(table, 1001), None);
+        // By a process of its own: this one is in every table.
+        assert_eq!(user_name(0).as_deref(), Some("root"));
     }
 
     #[test]

@@ -158,6 +158,11 @@ impl Sandbox {
 
     /// Like [`bind`](Self::bind), writable: what the workload writes there stays.
     ///
+    /// As an ordinary user with subordinate ids, only user 0 of the sandbox, which is the
+    /// default, is that user: a run of another [user](Self::user) has a subordinate id and
+    /// can write what permissions give to everybody. Without subordinate ids every user of
+    /// a sandbox is the host's.
+    ///
     /// As root, a file that the sandbox's root makes there belongs to the host's
     /// root. It can't be made set-user-ID: the default system call filter refuses
     /// that as soon as a recipe has a writable bind. Nor can it get capabilities, which
@@ -503,6 +508,15 @@ impl Sandbox {
     /// Whether a path lies in one of the recipe's mounts, or where we mount something.
     pub(crate) fn covers(&self, path: &Path) -> bool {
         path.starts_with("/dev/shm") || self.mounts.iter().any(|m| path.starts_with(&m.inside))
+    }
+
+    /// Whether a mount's place may lie in another mount: one of the recipe's or of ours
+    /// lies on the way to it by name. The host's own tree has links into `/usr`, none of
+    /// which leads to what can be written.
+    pub(crate) fn mounts_within(&self, mount: &Mount) -> bool {
+        let ours = ["/dev", "/proc"].iter().any(|place| mount.inside.starts_with(place));
+        let others = self.mounts.iter().filter(|other| !std::ptr::eq(*other, mount));
+        matches!(self.root.root, Root::Host(_)) || ours || others.map(|other| &other.inside).any(|place| mount.inside.starts_with(place))
     }
 
     /// Home directory of the run's user.

@@ -180,6 +180,8 @@ pub(crate) struct Counters {
     pub(crate) system: Option<Duration>,
     pub(crate) throttled: Option<Duration>,
     pub(crate) peak_memory: Option<u64>,
+    /// What's left of files that were read and written, without tmpfs.
+    pub(crate) page_cache: Option<u64>,
     pub(crate) oom_kills: Option<u64>,
     /// The group's own limit stood in the way at least once.
     pub(crate) limit_hits: Option<u64>,
@@ -343,7 +345,7 @@ impl Group {
         let mut counters = Counters::default();
         for member in &self.members {
             if self.places.hierarchies[member.hierarchy].v2 {
-                v2::count(&member.directory, member.uses, &mut counters);
+                v2::count(&member.directory, &self.limits, member.uses, &mut counters);
             } else {
                 v1::count(&member.directory, &self.limits, member.uses, &mut counters);
             }
@@ -423,6 +425,12 @@ pub(crate) fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
 /// The number after `key` in a file of lines like `key 123`.
 pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// Page cache by `memory.stat`: all of it without what lies in tmpfs.
+pub(crate) fn page_cache(directory: &OwnedFd, all: &str, tmpfs: &str) -> Option<u64> {
+    let text = read(directory, "memory.stat").ok()?;
+    Some(field(&text, all)?.saturating_sub(field(&text, tmpfs)?))
 }
 
 pub(crate) fn number(directory: &OwnedFd, file: &str) -> Option<u64> {

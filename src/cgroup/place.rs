@@ -23,9 +23,8 @@ use std::time::Duration;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fstat, mkdirat};
-use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{controller, read, write};
 
@@ -342,11 +341,20 @@ fn end_all(group: &OwnedFd, v2: bool) {
     }
     // The members are a dead host's workload: its PID 1 died with init, so these
     // are on their way out already.
-    for pid in read(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|l| l.parse().ok()) {
-        if pid > 0 {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    for pid in members(group) {
+        // By the time that it's open the number may be another process's. If it's still
+        // a member's then this is the member, or dead.
+        if let Ok(pidfd) = crate::sys::pidfd::of(pid)
+            && members(group).contains(&pid)
+        {
+            let _ = crate::sys::pidfd::kill(pidfd.as_fd());
         }
     }
+}
+
+/// Processes in a group; not those of another PID namespace, which are shown as 0.
+fn members(group: &OwnedFd) -> Vec<u32> {
+    read(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
 }
 
 fn subdirectories(directory: &impl AsFd) -> Vec<String> {

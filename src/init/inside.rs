@@ -217,11 +217,6 @@ impl Inside {
         }
         let began = context.began;
         let flags = context.plan.flags();
-        if flags & wire::NOTIFY_START != 0 {
-            let started = Report { kind: Report::STARTED, command: name, began, missing: context.missing, ..Report::default() };
-            report(self.reply, &started, &[pidfd]);
-        }
-        close(pidfd);
         let limit = context.plan.wall_limit();
         let watch = context.plan.watch();
         let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
@@ -242,7 +237,20 @@ impl Inside {
             active: began,
             ..FREE
         };
+        self.promise();
+        if flags & wire::NOTIFY_START != 0 {
+            let started = Report { kind: Report::STARTED, command: name, began, missing: context.missing, ..Report::default() };
+            report(self.reply, &started, &[pidfd]);
+        }
+        close(pidfd);
         true
+    }
+
+    /// Tells init when to end the sandbox if we don't: at the first wall limit that we
+    /// have still to see to.
+    fn promise(&self) {
+        let limits = self.commands.iter().filter(|c| c.pid != 0).map(|c| c.wall_deadline);
+        crate::server::promise(limits.filter(|limit| *limit != 0).min().unwrap_or(u64::MAX));
     }
 
     /// Closes everything but what PID 1 itself needs.
@@ -324,6 +332,8 @@ impl Inside {
             if cause != 0 {
                 command.cause |= cause;
                 (command.wall_deadline, command.stop_deadline, command.next_check) = (0, 0, 0);
+                // What we kill may take its time to die.
+                self.promise();
                 self.kill(i);
             }
         }
@@ -382,6 +392,7 @@ impl Inside {
         let ended = clock(1);
         let command = self.commands[i];
         self.commands[i] = FREE;
+        self.promise();
         let last = command.flags & wire::LAST_COMMAND != 0;
         let mut usage = own;
         if last {

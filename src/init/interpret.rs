@@ -270,7 +270,7 @@ impl Context {
             Kind::Slot => stat(a[2] as i32, c"".as_ptr().cast())?.0 & 0o170000 != DIRECTORY,
             _ => a[2] == 1,
         };
-        make_path(a[0] as i32, a[1] as *mut u8, file, 0, a[3], a[4], a[5]).map(|fd| fd as usize)
+        make_path(a[0] as i32, a[1] as *mut u8, file, staying(a[3]), a[3] & 0o7777, a[4], a[5]).map(|fd| fd as usize)
     }
 
     /// See [`op::FILE`].
@@ -288,9 +288,7 @@ impl Context {
         } else {
             // SAFETY: as above; the byte is a slash and is put back.
             unsafe { path.add(cut - 1).write(0) };
-            const RESOLVE_NO_XDEV: u64 = 1;
-            let stay = if a[3] & op::STAY as usize != 0 { RESOLVE_NO_XDEV } else { 0 };
-            let parent = make_path(root, path, false, stay, 0o755, a[4], a[5]);
+            let parent = make_path(root, path, false, staying(a[3]), 0o755, a[4], a[5]);
             // SAFETY: as above.
             unsafe { path.add(cut - 1).write(b'/') };
             parent?
@@ -374,6 +372,12 @@ fn text(at: *const u8) -> &'static [u8] {
     }
     // SAFETY: as above.
     unsafe { core::slice::from_raw_parts(at, length) }
+}
+
+/// What [`op::STAY`] in a mode means to openat2(2).
+fn staying(mode: usize) -> u64 {
+    const RESOLVE_NO_XDEV: u64 = 1;
+    if mode & op::STAY as usize != 0 { RESOLVE_NO_XDEV } else { 0 }
 }
 
 /// Opens `path` as if `root` were the root directory; `resolve` are further RESOLVE_

@@ -99,7 +99,7 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
         .collect();
     let pairs = draft.data(&pairs);
     draft.step(op::FDS, &[pairs, numbers.len().into()], "arrange", "the descriptors");
-    limits::command(draft, &limits::rlimits(sandbox, facts, group.processes));
+    limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::Chdir);
     let directory = command.directory();

@@ -383,10 +383,12 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         };
         let target = draft.temporary();
         let path = draft.text(mount.inside.as_os_str().as_bytes());
+        // An image's link must not lead us into the host's directory of a writable bind.
+        let mode = if sandbox.mounts_within(mount) { 0o755 } else { 0o755 | op::STAY };
         draft
             .step(
                 op::MAKE_PATH,
-                &[Arg::Slot(slot::ROOT), path, kind, 0o755.into(), uid.into(), gid.into()],
+                &[Arg::Slot(slot::ROOT), path, kind, mode.into(), uid.into(), gid.into()],
                 "make a place to mount",
                 name.clone(),
             )

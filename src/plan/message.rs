@@ -100,7 +100,7 @@ pub struct Report {
     pub peak: u64,
     /// CPU time that our own code used in the control group, nanoseconds.
     pub setup: u64,
-    /// Bytes and files in the scratch layer at the end.
+    /// Bytes and files in the scratch layer at the end, or [`UNKNOWN`](Self::UNKNOWN).
     pub scratch: u64,
     /// See [`scratch`](Self::scratch).
     pub scratch_files: u64,
@@ -129,7 +129,8 @@ impl Report {
     pub const STARTED: u32 = 5;
     /// A command ended and, if it was the last, everything else with it.
     pub const ENDED: u32 = 6;
-    /// Every process of the sandbox is gone; from init.
+    /// Every process of the sandbox is gone; from init. With [`WALL`](Self::WALL) PID 1 has
+    /// failed to end it and init has: this is its end, with all that's known of it.
     pub const GONE: u32 = 7;
     /// No sandbox is left.
     pub const QUIET: u32 = 8;
@@ -147,8 +148,25 @@ impl Report {
     /// The control group ran out of memory, and the kernel killed something in it.
     pub const MEMORY: u32 = 16;
 
+    /// A number that isn't known, where it could be.
+    pub const UNKNOWN: u64 = u64::MAX;
+
     /// Bytes of a report.
     pub const SIZE: usize = 136;
+
+    /// The same end, of a run of which nobody has counted what it used.
+    pub fn with_unknown_use(&self) -> Report {
+        let unknown = Report::UNKNOWN;
+        Report {
+            scratch: unknown,
+            scratch_files: unknown,
+            switches: unknown,
+            preemptions: unknown,
+            read: unknown,
+            written: unknown,
+            ..*self
+        }
+    }
 
     /// Its byte form.
     pub fn encode(&self) -> [u8; Self::SIZE] {

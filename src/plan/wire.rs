@@ -89,14 +89,14 @@ pub mod op {
     pub const RECEIVE: u32 = 0x1_0003;
     /// Walk path (1) below directory (0), making what is missing: directories
     /// with mode (3), a last component of kind (2) 0 directory, 1 file; what was
-    /// made belongs to uid (4) and gid (5). Keeps an `O_PATH` descriptor.
+    /// made belongs to uid (4) and gid (5). With [`STAY`] in the mode no link leads
+    /// into another mount. Keeps an `O_PATH` descriptor.
     pub const MAKE_PATH: u32 = 0x1_0004;
     /// Replace path (0) below [`slot::ROOT`](super::slot::ROOT) by a file with
     /// contents (1), length (2), mode (3), uid (4) and gid (5), making missing
-    /// parents as [`MAKE_PATH`] does. With [`STAY`] in the mode no link leads into
-    /// another mount.
+    /// parents as [`MAKE_PATH`] does, and with [`STAY`] as it does.
     pub const FILE: u32 = 0x1_0005;
-    /// See [`FILE`].
+    /// See [`MAKE_PATH`].
     pub const STAY: u32 = 0x1_0000;
     /// Give directory (1) the mode of directory (0) and, if (2) is 1, its owner.
     pub const LIKE: u32 = 0x1_0006;
@@ -172,6 +172,8 @@ pub const NO_LAYER: u8 = 0xff;
 
 const STEP: usize = 64;
 const HEADER: usize = 96;
+/// Where [`Plan::wall_limit`] stands: init looks it up without reading the plan itself.
+pub const WALL_LIMIT: usize = 24;
 
 /// Flag: send [`Report::STARTED`] with the command's pidfd.
 pub const NOTIFY_START: u64 = 1;
@@ -349,7 +351,7 @@ impl<'a> Plan<'a> {
 
     /// Wall-time limit of the command, nanoseconds from exec; 0 for none.
     pub fn wall_limit(&self) -> u64 {
-        u64_at(self.bytes, 24).unwrap_or(0)
+        u64_at(self.bytes, WALL_LIMIT).unwrap_or(0)
     }
 
     /// [`NOTIFY_START`] and its like.

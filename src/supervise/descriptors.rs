@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::fstatfs;
 
 use super::capture::Capture;
 use crate::command::{Command, FdKind, Stdio, Stream};
@@ -47,7 +49,7 @@ pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
             passed.pipes.stdin = Some(writer);
             reader.into()
         }
-        Stream::Inherit => noted(inherited(io::stdin().as_fd())?, &mut files)?,
+        Stream::Inherit => noted(inherited(io::stdin().as_fd(), "standard input")?, &mut files)?,
         Stream::Bytes(bytes) => sealed(c"stdin", &bytes)?,
         Stream::Fd(fd) => {
             check_kind(&fd, FdKind::Plain, "standard input")?;
@@ -74,8 +76,8 @@ pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
                 *(if i == 0 { &mut passed.pipes.stdout } else { &mut passed.pipes.stderr }) = Some(reader);
                 writer.into()
             }
-            Stream::Inherit if i == 0 => noted(inherited(io::stdout().as_fd())?, &mut files)?,
-            Stream::Inherit => noted(inherited(io::stderr().as_fd())?, &mut files)?,
+            Stream::Inherit if i == 0 => noted(inherited(io::stdout().as_fd(), name)?, &mut files)?,
+            Stream::Inherit => noted(inherited(io::stderr().as_fd(), name)?, &mut files)?,
             Stream::Bytes(_) => return Err(Error::invalid(format!("{name} can't be connected to bytes"))),
             Stream::Fd(fd) => {
                 check_kind(&fd, FdKind::Plain, name)?;
@@ -93,8 +95,10 @@ pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
     Ok(passed)
 }
 
-fn inherited(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
-    fd.try_clone_to_owned().map_err(|e| Error::io("inherit", "a standard stream", e))
+fn inherited(fd: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let fd = fd.try_clone_to_owned().map_err(|e| Error::io("inherit", name, e))?;
+    check_kind(&fd, FdKind::Inherited, name)?;
+    Ok(fd)
 }
 
 /// Takes note of a descriptor of something that could be made set-user-ID: all but
@@ -106,12 +110,28 @@ fn noted(fd: OwnedFd, files: &mut bool) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Whether what claims to be a regular file is one, opened to be read or written: not a
+/// namespace, a process or another of the kernel's own objects.
+fn is_file(fd: &OwnedFd) -> nix::Result<bool> {
+    /// File systems that nobody mounts (the kernel's uapi/linux/magic.h): anon_inodefs,
+    /// nsfs, pidfs, secretmem.
+    const INTERNAL: [i64; 4] = [0x0904_1934, 0x6e73_6673, 0x5049_4446, 0x5345_434d];
+    let path_only = fcntl(fd, FcntlArg::F_GETFL)? & libc::O_PATH != 0;
+    Ok(!path_only && !INTERNAL.contains(&(fstatfs(fd)?.filesystem_type().0 as i64)))
+}
+
 /// Refuses descriptors that are a way out of a sandbox.
 fn check_kind(fd: &OwnedFd, kind: FdKind, name: &str) -> Result<()> {
     let stat = fstat(fd).map_err(|e| Error::io("look at", name, e.into()))?;
     let found = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    let plain = match found {
+        SFlag::S_IFREG => is_file(fd).map_err(|e| Error::io("look at", name, e.into()))?,
+        _ => found == SFlag::S_IFIFO || found == SFlag::S_IFCHR,
+    };
     let fits = match kind {
-        FdKind::Plain => found == SFlag::S_IFREG || found == SFlag::S_IFIFO || found == SFlag::S_IFCHR,
+        FdKind::Plain => plain,
+        // A service's output often goes to a socket of the journal's.
+        FdKind::Inherited => plain || found == SFlag::S_IFSOCK,
         FdKind::Socket => found == SFlag::S_IFSOCK,
         FdKind::Directory => found == SFlag::S_IFDIR,
     };

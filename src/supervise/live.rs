@@ -34,12 +34,13 @@ pub(crate) struct Live {
     draft: Draft,
     sandbox: Sandbox,
     /// Kept as long as the sandbox may live.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
     group: Group,
     init: Arc<Init>,
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
+    started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
@@ -55,12 +56,13 @@ impl Live {
             reply: Arc::new(reply),
             draft,
             sandbox: sandbox.clone(),
-            _claim: claim,
+            claim,
             group,
             init,
             counters: Counters::default(),
             asked: began,
             streams,
+            started: None,
             ended: None,
             output_exceeded: false,
             gone: false,
@@ -94,7 +96,10 @@ impl Live {
             ));
         }
         match self.message(true)? {
-            Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => Ok(fds.remove(0)),
+            Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
+                self.started = Some(report);
+                Ok(fds.remove(0))
+            }
             Some((report, _)) if report.kind == Report::READY => Err(Error::new(ErrorKind::Setup, "the sandbox has no command")),
             _ => Err(self.lost(None)),
         }
@@ -121,17 +126,30 @@ impl Live {
             }
             Report::GONE => {
                 self.gone = true;
-                if self.ended.is_some() { Ok(Some((report, fds))) } else { Err(self.lost(Some(report.status))) }
+                match self.started {
+                    _ if self.ended.is_some() => {}
+                    // PID 1 has been stopped from outside, or was stuck. What it would have
+                    // told about the run's use of things nobody knows.
+                    Some(Report { began, missing, .. }) if report.cause & Report::WALL != 0 => {
+                        self.conclude(Report { began, missing, ..report.with_unknown_use() });
+                    }
+                    _ => return Err(self.lost(Some(report.status))),
+                }
+                Ok(Some((report, fds)))
             }
             Report::ENDED => {
-                self.ended = Some(report);
-                // All are dead, so this is final; init removes the group when we let go.
-                self.counters = self.group.counters();
-                let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+                self.conclude(report);
                 Ok(Some((report, fds)))
             }
             _ => Ok(Some((report, fds))),
         }
+    }
+
+    /// All are dead, so the counters are final; init removes the group when we let go.
+    fn conclude(&mut self, report: Report) {
+        self.ended = Some(report);
+        self.counters = self.group.counters();
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
     fn lost(&self, status: Option<u32>) -> Error {
@@ -303,6 +321,9 @@ impl Drop for Live {
                 Ok(true) => drop(self.message(true)),
                 _ => break,
             }
+        }
+        if let Some(claim) = self.claim.take().filter(|_| !self.gone) {
+            claim.outlast(self.reply.clone());
         }
     }
 }

@@ -86,6 +86,15 @@ macro_rules! test {
 
 /// Runs the tests and ends the process.
 pub fn main(tests: Vec<Test>) -> ! {
+    run(tests, false)
+}
+
+/// Like [`main`], and as root once more as an ordinary user who has subordinate ids.
+pub fn main_with_subordinate_ids(tests: Vec<Test>) -> ! {
+    run(tests, true)
+}
+
+fn run(tests: Vec<Test>, subordinate: bool) -> ! {
     let mut arguments = Arguments::from_args();
     // Two cores, and sandboxes that use both: more at once only makes time limits lie.
     arguments.test_threads.get_or_insert(2);
@@ -100,6 +109,13 @@ pub fn main(tests: Vec<Test>) -> ! {
         if both && is_root() {
             let trial = Trial::test(format!("{name}::as_ordinary_user"), move || as_ordinary_user(name));
             trials.push(unless_missing(trial, needs, false, &arguments));
+            if subordinate {
+                let trial = Trial::test(format!("{name}::with_subordinate_ids"), move || {
+                    in_subordinate_ids(name, false);
+                    Ok(())
+                });
+                trials.push(unless_missing(trial, &[needs, &[Need::Tool("newuidmap"), Need::Tool("setpriv")]].concat(), false, &arguments));
+            }
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -147,14 +163,43 @@ const AGAIN: &str = "COFFERDAM_TEST_AGAIN";
 /// Runs one test of this binary once more in other surroundings: `through` is the
 /// command line of a program that makes them and executes what follows.
 pub fn again(through: &[&str], name: &str) {
+    rerun(through, name, true);
+}
+
+fn rerun(through: &[&str], name: &str, by_itself: bool) {
     let mut command = Command::new(through[0]);
     command.args(&through[1..]).arg(world_readable_copy()).args([name, "--exact", "--test-threads=1", "--nocapture"]);
-    let output = command.env(AGAIN, "1").output().unwrap_or_else(|error| panic!("{}: {error}", through[0]));
+    if by_itself {
+        command.env(AGAIN, "1");
+    }
+    let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", through[0]));
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{through:?}: {text}");
 }
 
-/// Whether this is such a second run.
+/// Runs one test of this binary once more, as an ordinary user to whom a copy of /etc
+/// gives subordinate ids.
+pub fn with_subordinate_ids(name: &str) {
+    in_subordinate_ids(name, true);
+}
+
+fn in_subordinate_ids(name: &str, by_itself: bool) {
+    static ETC: OnceLock<PathBuf> = OnceLock::new();
+    let etc = ETC.get_or_init(|| {
+        let etc = fresh_dir("etc-");
+        let script = format!(
+            "cp -a /etc/. . && rm -f subuid subgid && echo ordinary:x:{ORDINARY}:{ORDINARY}::/nonexistent:/bin/sh >> passwd &&
+            echo ordinary:200000:65536 | tee subuid > subgid"
+        );
+        let made = Command::new("sh").args(["-c", &script]).current_dir(&etc).status().expect("sh runs");
+        assert!(made.success(), "a copy of /etc");
+        etc
+    });
+    let script = format!("mount --bind {} /etc && exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups \"$@\"", etc.display());
+    rerun(&["unshare", "--mount", "sh", "-c", &script, "sh"], name, by_itself);
+}
+
+/// Whether this is such a second run, which a test has started by itself.
 pub fn is_again() -> bool {
     std::env::var_os(AGAIN).is_some()
 }
@@ -173,12 +218,16 @@ pub fn world_readable_copy() -> PathBuf {
 pub fn copy_for_all(executable: &Path) -> PathBuf {
     let directory = scratch();
     let copy = directory.join(executable.file_name().expect("a name"));
-    // By another process: a child that a thread of ours forks meanwhile would hold the
-    // copy open for writing, and nobody could execute it.
-    let copied = Command::new("cp").arg(executable).arg(&copy).status().expect("cp runs");
-    assert!(copied.success(), "cp {}", executable.display());
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("its mode");
+    copy_program(executable, &copy);
     copy
+}
+
+/// Copies it by another process: a child that a thread of ours forks meanwhile would hold
+/// the copy open for writing, and nobody could execute it.
+fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success(), "cp {}", from.display());
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).expect("its mode");
 }
 
 static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
@@ -287,8 +336,7 @@ pub fn busybox_root() -> PathBuf {
         let root = fresh_dir("busybox-");
         let bin = root.join("bin");
         fs::create_dir(&bin).expect("bin");
-        fs::copy(which("busybox").expect("busybox"), bin.join("busybox")).expect("busybox");
-        fs::set_permissions(bin.join("busybox"), fs::Permissions::from_mode(0o755)).expect("its mode");
+        copy_program(&which("busybox").expect("busybox"), &bin.join("busybox"));
         let list = Command::new(bin.join("busybox")).arg("--list").output().expect("busybox runs");
         for applet in String::from_utf8_lossy(&list.stdout).lines() {
             let link = bin.join(applet);
