@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 
 use crate::limits::Resource;
+use crate::plan::proc::Present;
 use crate::plan::start::Start;
 
 /// One of the things that stand between a workload and the host.
@@ -230,6 +231,8 @@ pub(crate) struct Facts {
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
+    /// Parts of /proc that can be masked.
+    pub(crate) proc: Present,
     /// The version of Landlock, or why there's none.
     pub(crate) landlock: Result<u32, String>,
 }
@@ -260,6 +263,7 @@ impl Facts {
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
             hard_limits: Resource::DEFAULTS.iter().map(|(resource, ..)| (*resource, hard_limit(*resource))).collect(),
+            proc: Present::look(),
             landlock: landlock(),
         }
     }
@@ -279,6 +283,7 @@ impl Facts {
             cgroup_namespace: true,
             network_admin: true,
             hard_limits: Vec::new(),
+            proc: Present::all(),
             landlock: Ok(7),
         }
     }
