@@ -10,6 +10,7 @@
 pub(crate) mod landlock;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
+pub(crate) mod prctl;
 pub(crate) mod socket;
 
 /// The descriptor under a number that isn't a standard stream's. In a host that closed
