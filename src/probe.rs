@@ -74,11 +74,15 @@ pub enum Layer {
     /// default, and only told as missing to whom
     /// [prefers](crate::Sandbox::prefer) it. *Optional.*
     CoreScheduling = 19,
+    /// Before the command is executed the host reads from outside what its process is,
+    /// and compares it with the recipe. It needs to see that process in its own /proc.
+    /// *Optional.*
+    ReadBack = 20,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 20] = [
+    pub const ALL: [Layer; 21] = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -99,6 +103,7 @@ impl Layer {
         Layer::CpuPinning,
         Layer::Landlock,
         Layer::CoreScheduling,
+        Layer::ReadBack,
     ];
 
     /// The name in snake_case.
@@ -124,6 +129,7 @@ impl Layer {
             Layer::CpuPinning => "cpu_pinning",
             Layer::Landlock => "landlock",
             Layer::CoreScheduling => "core_scheduling",
+            Layer::ReadBack => "read_back",
         }
     }
 
@@ -136,7 +142,7 @@ impl Layer {
     pub fn optional(self) -> bool {
         use Layer::{
             CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit,
-            SubordinateIds, SyscallFilter,
+            ReadBack, SubordinateIds, SyscallFilter,
         };
         matches!(
             self,
@@ -151,6 +157,7 @@ impl Layer {
                 | CpuPinning
                 | Landlock
                 | CoreScheduling
+                | ReadBack
         )
     }
 

@@ -1,7 +1,7 @@
 //! pidfd_open(2), which nix 0.31 doesn't have.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// A pidfd of this very process, by which init learns of our end even while a
 /// forked child keeps our sockets open.
@@ -19,4 +19,12 @@ pub(crate) fn of(pid: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor, close-on-exec; nobody else has it.
     super::not_standard(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The number of a pidfd's process as this process sees it; `None` when it has ended,
+/// or is out of sight (pidfd_open(2), "fdinfo").
+pub(crate) fn number(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid: i64 = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    u32::try_from(pid).ok().filter(|pid| *pid > 0)
 }
