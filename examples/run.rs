@@ -37,7 +37,7 @@
 //! * `usage`: `wall_us`, `cpu_us`, `user_us`, `system_us`, `peak_memory`,
 //!   `peak_processes`, `oom_kills`
 //! * `stdout`, `stderr`: `bytes` and `truncated`
-//! * `missing`: layers that `--prefer` left out
+//! * `layers`: what stood around the run; `missing`: what could not be had
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -189,7 +189,7 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
             let error = json!({"kind": problem.kind(), "message": problem.message()});
             return Some(json!({
                 "outcome": "error", "code": null, "signal": null, "limit": null, "syscall": null, "error": error,
-                "usage": null, "stdout": null, "stderr": null, "missing": null,
+                "usage": null, "stdout": null, "stderr": null, "layers": null, "missing": null,
             }));
         }
     };
@@ -213,6 +213,7 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
             "peak_memory": usage.peak_memory, "peak_processes": usage.peak_processes, "oom_kills": usage.oom_kills,
         },
         "stdout": stream(output.stdout_stream), "stderr": stream(output.stderr_stream),
+        "layers": output.layers.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
         "missing": output.missing.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
     }))
 }
