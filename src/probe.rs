@@ -5,7 +5,9 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
+use crate::cpu;
 use crate::limits::Resource;
+use crate::plan::proc::Present;
 use crate::plan::start::Start;
 
 /// One of the things that stand between a workload and the host.
@@ -62,11 +64,27 @@ pub enum Layer {
     /// A control group that pins the run to CPUs (with
     /// [`Sandbox::cpuset`](crate::Sandbox::cpuset)). *Optional.*
     CpuPinning = 17,
+    /// Landlock, the second fence: only what the mounts make writable can be written; no
+    /// signal and no abstract socket reaches out of the sandbox; no TCP where the system
+    /// call policy knows no sockets. Which of these the kernel has is its version's
+    /// matter (Linux 5.19 to 6.12). Not required by default: where it's missing
+    /// [`Output::missing`](crate::Output::missing) says so. *Optional.*
+    Landlock = 18,
+    /// The threads of one processor core never run two sandboxes at a time, nor one and
+    /// the host: what they share tells much. It needs a kernel with core scheduling
+    /// (CONFIG_SCHED_CORE), and nothing where cores have one thread. Not required by
+    /// default, and only told as missing to whom
+    /// [prefers](crate::Sandbox::prefer) it. *Optional.*
+    CoreScheduling = 19,
+    /// Before the command is executed the host reads from outside what its process is,
+    /// and compares it with the recipe. It needs to see that process in its own /proc.
+    /// *Optional.*
+    ReadBack = 20,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 18] = [
+    pub const ALL: [Layer; 21] = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -85,6 +103,9 @@ impl Layer {
         Layer::CpuBandwidth,
         Layer::CpuAccount,
         Layer::CpuPinning,
+        Layer::Landlock,
+        Layer::CoreScheduling,
+        Layer::ReadBack,
     ];
 
     /// The name in snake_case.
@@ -108,6 +129,9 @@ impl Layer {
             Layer::CpuBandwidth => "cpu_bandwidth",
             Layer::CpuAccount => "cpu_account",
             Layer::CpuPinning => "cpu_pinning",
+            Layer::Landlock => "landlock",
+            Layer::CoreScheduling => "core_scheduling",
+            Layer::ReadBack => "read_back",
         }
     }
 
@@ -119,7 +143,8 @@ impl Layer {
     /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
     pub fn optional(self) -> bool {
         use Layer::{
-            CgroupNamespace, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, MemoryLimit, ProcessLimit, SubordinateIds, SyscallFilter,
+            CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit,
+            ReadBack, SubordinateIds, SyscallFilter,
         };
         matches!(
             self,
@@ -132,7 +157,15 @@ impl Layer {
                 | CpuBandwidth
                 | CpuAccount
                 | CpuPinning
+                | Landlock
+                | CoreScheduling
+                | ReadBack
         )
+    }
+
+    /// Whether a recipe goes on without it unless it's [required](crate::Sandbox::require).
+    pub(crate) fn by_choice(self) -> bool {
+        matches!(self, Layer::SubordinateIds | Layer::Landlock | Layer::CoreScheduling)
     }
 
     pub(crate) fn bit(self) -> u64 {
@@ -156,6 +189,8 @@ impl fmt::Display for Layer {
 pub enum LayerState {
     /// It was made, just now.
     Works,
+    /// It was made, as far as this kernel has it; the text says what stands.
+    Partial(String),
     /// The recipe has no use for it, for the reason given.
     Unused(String),
     /// It can't be had; the text says why and what would help.
@@ -195,6 +230,7 @@ impl fmt::Display for Report {
         for (layer, state) in &self.layers {
             let (word, text) = match state {
                 LayerState::Works => ("works", ""),
+                LayerState::Partial(what) => ("partial", what.as_str()),
                 LayerState::Unused(why) => ("unused", why.as_str()),
                 LayerState::Missing(why) => ("MISSING", why.as_str()),
                 LayerState::Untried => ("untried", "an earlier failure came first"),
@@ -219,6 +255,11 @@ pub(crate) struct Facts {
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
+    pub(crate) cpu: cpu::Facts,
+    /// Parts of /proc that can be masked.
+    pub(crate) proc: Present,
+    /// The version of Landlock, or why there's none.
+    pub(crate) landlock: Result<u32, String>,
 }
 
 impl Facts {
@@ -249,6 +290,9 @@ impl Facts {
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
             hard_limits: implicit.map(|resource| (resource, hard_limit(resource))).collect(),
+            cpu: cpu::Facts::gather(),
+            proc: Present::look(),
+            landlock: landlock(),
         }
     }
 
@@ -259,7 +303,34 @@ impl Facts {
     /// Facts for tests of plans, which look at no machine.
     #[cfg(test)]
     pub(crate) fn of_root() -> Facts {
-        Facts { privileged: true, nested: false, uid: 0, gid: 0, cgroup_namespace: true, network_admin: true, hard_limits: Vec::new() }
+        Facts {
+            privileged: true,
+            nested: false,
+            uid: 0,
+            gid: 0,
+            cgroup_namespace: true,
+            network_admin: true,
+            hard_limits: Vec::new(),
+            cpu: cpu::Facts::all(),
+            proc: Present::all(),
+            landlock: Ok(7),
+        }
+    }
+}
+
+fn landlock() -> Result<u32, String> {
+    match crate::sys::landlock::abi() {
+        Ok(abi) if abi < crate::policy::landlock::LEAST => {
+            Err("the first version of Landlock refuses renames between directories (Linux 5.19 has the second)".into())
+        }
+        Ok(abi) => Ok(abi),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Err("Landlock is switched off (add landlock to the kernel's lsm= list)".into())
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            Err("this kernel was built without CONFIG_SECURITY_LANDLOCK, or a system call filter around this program hides it".into())
+        }
+        Err(error) => Err(format!("Landlock can't be used: {error}")),
     }
 }
 

@@ -52,6 +52,8 @@ pub mod slot {
     pub const MAKER: u8 = 6;
     /// The sandbox's root directory.
     pub const ROOT: u8 = 8;
+    /// The listener of the command's filter, with [`LISTEN`](super::LISTEN).
+    pub const LISTENER: u8 = 9;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
     /// The first of those for results of steps; what an outer step leaves in
@@ -130,8 +132,15 @@ pub mod op {
     /// Outer: move into a new network namespace: the one in
     /// [`slot::NETWORK`](super::slot::NETWORK), if it was made ahead. PID 1 inherits it.
     pub const NETWORK: u32 = 0x1_0012;
+    /// Inner: a rule of Landlock ruleset (0) for path (2) below directory (1), or for
+    /// (1) itself if that's empty: rights (3) on it and all below.
+    pub const ALLOW: u32 = 0x1_0013;
+    /// Command: tell the host that it may look, with a pidfd
+    /// ([`Report::STANDING`](super::super::message::Report::STANDING)), and wait for
+    /// [`Request::PROCEED`](super::super::message::Request::PROCEED).
+    pub const STAND: u32 = 0x1_0014;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0012;
+    pub const LAST: u32 = 0x1_0014;
 }
 
 /// How an argument is to be read.
@@ -181,6 +190,9 @@ pub const NOTIFY_START: u64 = 1;
 pub const NO_COMMAND: u64 = 2;
 /// Flag: the sandbox ends with this command.
 pub const LAST_COMMAND: u64 = 4;
+
+/// Flag: the command's filter tells forbidden calls to a listener.
+pub const LISTEN: u64 = 8;
 
 /// A plan in its byte form, checked.
 #[derive(Clone, Copy, Debug)]
@@ -273,6 +285,7 @@ impl<'a> Plan<'a> {
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),
             op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
+            op::ALLOW => step.kinds[..3] == [Kind::Slot, Kind::Slot, Kind::Blob],
             op::LIKE => step.kinds[0] == Kind::Slot && step.kinds[1] == Kind::Slot,
             _ => true,
         }

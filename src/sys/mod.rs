@@ -7,7 +7,9 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod landlock;
 pub(crate) mod pidfd;
+pub(crate) mod prctl;
 pub(crate) mod socket;
 pub(crate) mod write;
 
