@@ -25,7 +25,7 @@ use support::{Need, compile_c, fresh_dir, host};
 const LONG: Duration = Duration::from_secs(30);
 
 fn sandbox() -> Sandbox {
-    Sandbox::new().wall_time(LONG)
+    Sandbox::new().wall_time(support::patience(LONG))
 }
 
 fn run(command: impl Into<Command>) -> Output {
