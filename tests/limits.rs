@@ -530,6 +530,15 @@ fn kills_by_the_caller_are_told_from_limits() {
     assert_eq!(child.wait_with_output().expect("it ends").status, Exit::Killed);
 }
 
+fn files_that_are_more_than_memory_are_noted() {
+    let notes = |sandbox: &Sandbox| sandbox.check().expect("a report").notes().to_vec();
+    let small = memory_or_plain(Sandbox::new()).writable(60 * MIB);
+    assert_eq!(notes(&small), [""; 0]);
+    let large = notes(&small.tmpfs("/more", 5 * MIB));
+    assert!(large.len() == 1 && large[0].contains("of the 65 MiB that they may hold the limit of 64 MiB"), "{large:?}");
+    assert_eq!(notes(&Sandbox::new()), [""; 0], "no limit, no note");
+}
+
 fn a_preferred_limit_that_is_missing_is_told() {
     let out = run(&memory_or_plain(sandbox()), &["exit", "0"]);
     let missing = if !grouped_here() { vec![Layer::MemoryLimit] } else { vec![] };
@@ -863,6 +872,7 @@ fn main() {
         test!(piped_streams_are_pumped_together, Need::Program("workload")),
         test!(rlimits_really_work, Need::Program("workload")),
         test!(kills_by_the_caller_are_told_from_limits, Need::Program("workload")),
+        test!(files_that_are_more_than_memory_are_noted),
         test!(a_preferred_limit_that_is_missing_is_told, Need::Program("workload")),
         test!(no_group_stays, Need::Program("workload")),
         test!(facts_are_kept_beside_the_verdict, Need::Program("workload")),
