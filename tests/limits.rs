@@ -374,6 +374,16 @@ fn peak_memory_is_what_was_touched() {
     }
 }
 
+/// What set-up takes isn't the command's, however much there's to set up.
+fn peak_memory_is_without_our_own() {
+    let mut contents = vec![0; 64 << 20];
+    contents.chunks_mut(4096).enumerate().for_each(|(i, page)| page[0] = i as u8);
+    let usage = run(&sandbox().file("/tmp/big", contents.clone()), &["exit", "0"]).usage;
+    assert!(usage.peak_resident.is_some_and(|n| n < 16 * MIB) && usage.peak_memory.is_some_and(|n| n < 16 * MIB), "{usage:?}");
+    let out = sandbox().file("/tmp/big", contents.clone()).output(GIB).run(["cat", "/tmp/big"]).expect("it runs");
+    assert!(out.stdout == contents, "and it's all there");
+}
+
 /// The precision that is promised: one thread at most 2 ticks over, eight threads on
 /// all cores at most 4 ticks for each busy core more. Medians of 5; a tick is 4 ms at
 /// HZ=250, 10 ms at HZ=100, which is assumed.
@@ -864,6 +874,7 @@ fn main() {
         test!(processes_are_counted_exactly_with_subordinate_ids, root, Need::Program("workload"), Need::Tool("newuidmap")),
         test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),
         test!(peak_memory_is_what_was_touched, Need::Program("workload")),
+        test!(peak_memory_is_without_our_own, Need::Program("workload")),
         test!(cpu_limits_end_loops_in_time, Need::Program("workload"), Need::Clock),
         test!(bandwidth_slows_a_run_down, Need::Program("workload"), Need::Clock),
         test!(the_hosts_memory_is_bounded_whatever_is_printed, Need::Program("workload")),
