@@ -326,7 +326,7 @@ fn limits_are_out_of_the_workloads_reach() {
     let script = "mkdir /tmp/cg && mount -t cgroup2 none /tmp/cg && cd /tmp/cg && echo mounted >&2
         for limit in memory.max memory.swap.max pids.max cpu.max; do echo max >$limit; echo max >../$limit; done
         exec /w malloc 200";
-    let free = memory(sandbox()).user(1000, 1000).syscalls(cofferdam::Syscalls::Unfiltered);
+    let free = memory(sandbox()).user(1000, 1000).nesting().syscalls(cofferdam::Syscalls::Unfiltered);
     let out = free.run(["unshare", "--user", "--map-root-user", "--mount", "--cgroup", "sh", "-c", script]).expect("it runs");
     assert!(String::from_utf8_lossy(&out.stderr).contains("mounted"), "{}", String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status, MEMORY, "{out}\n{}", String::from_utf8_lossy(&out.stderr));
