@@ -15,7 +15,7 @@ use crate::net::Network;
 use crate::outcome::{Output, Values};
 use crate::plan::explain::Explanation;
 use crate::plan::limits::Rlimit;
-use crate::policy::Syscalls;
+use crate::policy::{SyscallPolicy, Syscalls};
 use crate::probe::{Layer, Report};
 use crate::{MIB, supervise};
 
@@ -46,7 +46,7 @@ pub struct Sandbox {
     pub(crate) user: (u32, u32),
     pub(crate) hostname: String,
     pub(crate) network: Network,
-    pub(crate) syscalls: Syscalls,
+    pub(crate) syscalls: SyscallPolicy,
     pub(crate) capabilities: u64,
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) limits: Limits,
@@ -107,7 +107,7 @@ impl Sandbox {
             user: (0, 0),
             hostname: "sandbox".into(),
             network: Network::None,
-            syscalls: Syscalls::Default,
+            syscalls: Syscalls::Default.into(),
             capabilities: 0,
             rlimits: Vec::new(),
             limits: Limits::default(),
@@ -254,9 +254,15 @@ impl Sandbox {
         self
     }
 
-    /// The system call filter. Default: [`Syscalls::Default`].
-    pub fn syscalls(mut self, syscalls: Syscalls) -> Sandbox {
-        self.syscalls = syscalls;
+    /// The system call filter: one of [`Syscalls`], a
+    /// [`SyscallProfile`](crate::SyscallProfile), or one of these with single calls
+    /// [allowed](Syscalls::allow) or [refused](Syscalls::deny). Default:
+    /// [`Syscalls::Default`].
+    pub fn syscalls(mut self, syscalls: impl Into<SyscallPolicy>) -> Sandbox {
+        self.syscalls = syscalls.into();
+        if let Some(problem) = self.syscalls.problem() {
+            self.check_that(false, || problem);
+        }
         self
     }
 
@@ -558,7 +564,7 @@ impl Sandbox {
     /// The capabilities that the command gets.
     pub(crate) fn kept_capabilities(&self) -> u64 {
         let setfcap = 1 << Capability::Setfcap.number();
-        let refused = if self.writes_to_host() && self.syscalls == Syscalls::Default { setfcap } else { 0 };
+        let refused = if self.writes_to_host() && !self.syscalls.is_unfiltered() { setfcap } else { 0 };
         self.capabilities & !refused
     }
 

@@ -7,8 +7,7 @@ use super::wire::{self, Stage, op};
 use super::{Area, Arg, Draft, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
-use crate::policy::Syscalls;
-use crate::policy::bpf::Instruction;
+use crate::policy::filter::{Circumstances, Filter};
 use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
 use namespaces::Ids;
@@ -105,7 +104,7 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox, *files).as_deref());
+    privileges::fences(draft, sandbox, filter(sandbox, *files)?.as_deref());
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
@@ -156,11 +155,10 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     watch
 }
 
-fn filter(sandbox: &Sandbox, files: bool) -> Option<Arc<[Instruction]>> {
-    match sandbox.syscalls {
-        Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host() && !files)),
-        Syscalls::Unfiltered => None,
-    }
+/// The system call filter of a command; `files` says that it's given some of the host's.
+fn filter(sandbox: &Sandbox, files: bool) -> Result<Option<Arc<Filter>>> {
+    let circumstances = Circumstances { keep_set_id: !sandbox.writes_to_host() && !files, capabilities: sandbox.kept_capabilities() };
+    sandbox.syscalls.filter(circumstances)
 }
 
 fn execute(draft: &mut Draft, sandbox: &Sandbox, command: &Command) {
@@ -181,7 +179,7 @@ mod tests {
     use super::super::explain::NAMES;
     use super::super::wire::Plan;
     use super::*;
-    use crate::{Image, MIB, Network};
+    use crate::{Image, MIB, Network, Syscalls};
 
     fn recipes() -> Vec<Sandbox> {
         vec![

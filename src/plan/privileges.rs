@@ -5,7 +5,7 @@
 //! filter last, because every step after it must pass it.
 
 use super::{Area, Arg, Draft, Mark};
-use crate::policy::bpf::Instruction;
+use crate::policy::filter::Filter;
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 
@@ -40,11 +40,11 @@ pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
 }
 
 /// no_new_privs and the system call filter.
-pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&[Instruction]>) {
+pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filter>) {
     draft.area(Area::Privileges);
-    if filter.is_none() || sandbox.prefers(Layer::SyscallFilter) {
+    if filter.is_none_or(|filter| !filter.closes_keyrings) || sandbox.prefers(Layer::SyscallFilter) {
         // The host's session keyring is inherited, and whoever possesses it may read its
-        // keys, whatever the ids. The default filter refuses all calls that could.
+        // keys, whatever the ids. Our own presets refuse all calls that could.
         let args = [libc::KEYCTL_JOIN_SESSION_KEYRING.into(), 0.into()];
         draft.step(libc::SYS_keyctl, &args, "make", "a session keyring").tolerate(libc::ENOSYS);
     }
@@ -52,6 +52,7 @@ pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&[Inst
     let Some(filter) = filter else { return };
     draft.area(Area::Filter);
     let bytes: Vec<u8> = filter
+        .program
         .iter()
         .flat_map(|i| {
             let [c0, c1] = i.code.to_le_bytes();
@@ -61,7 +62,7 @@ pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&[Inst
         .collect();
     let program = draft.data(&bytes);
     // struct sock_fprog: a length, padding, a pointer.
-    let header = draft.words(&[filter.len() as u64, 0]);
+    let header = draft.words(&[filter.program.len() as u64, 0]);
     draft.point(header, 8, program);
     let prefer = sandbox.prefers(Layer::SyscallFilter);
     draft

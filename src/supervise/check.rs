@@ -60,7 +60,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
         Layer::CpuBandwidth if sandbox.limits.cpus.is_none() => Some("the recipe limits no bandwidth"),
         Layer::CpuPinning if sandbox.limits.cpuset.is_none() => Some("the recipe pins to no CPUs"),
         Layer::CpuAccount if !sandbox.group_limits().cpu_account => Some("the recipe limits no CPU time"),
-        Layer::SyscallFilter if sandbox.syscalls == crate::Syscalls::Unfiltered => Some("the recipe asks for none"),
+        Layer::SyscallFilter if sandbox.syscalls.is_unfiltered() => Some("the recipe asks for none"),
         _ => None,
     };
     match failed {
