@@ -26,7 +26,8 @@
 //!
 //! * `outcome`: `exited`, `signaled`, `limit`, `killed` or `error`
 //! * `code`, `signal` (`"SIGABRT"`; a real-time signal is `"SIG40"`)
-//! * `limit`: `wall_time`, `cpu_time`, `idle_time`, `memory`, `output`
+//! * `limit`: `wall_time`, `cpu_time`, `idle_time`, `memory`, `output`, `syscall`
+//! * `syscall`: for the latter, its `name` (or null) and `number`
 //! * `error`: `kind` and `message`. Kinds: `invalid`, `unsupported`, `image`,
 //!   `mount`, `setup`, `exhausted`, `lost`, `io`, `failed`, and for a command that
 //!   can't be started `not_found`, `permission_denied`, `is_a_directory`,
@@ -50,7 +51,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cofferdam::{Command, Error, Exit, Image, Layer, Network, Output, Sandbox, Stdio, StreamEnd, Syscalls};
+use cofferdam::{Command, Error, Exit, Image, Layer, Limit, Network, Output, Sandbox, Stdio, StreamEnd, SyscallProfile, Syscalls};
 use serde_json::{Value, json};
 
 /// What the command line asked for.
@@ -101,10 +102,6 @@ impl From<lexopt::Error> for Problem {
 
 fn invalid(message: impl Into<String>) -> Problem {
     Problem::Ours { kind: "invalid", message: message.into() }
-}
-
-fn not_yet(option: &str) -> Problem {
-    Problem::Ours { kind: "unsupported", message: format!("{option} is not supported yet") }
 }
 
 fn main() -> ExitCode {
@@ -194,7 +191,7 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
         Err(problem) => {
             let error = json!({"kind": problem.kind(), "message": problem.message()});
             return Some(json!({
-                "outcome": "error", "code": null, "signal": null, "limit": null, "error": error,
+                "outcome": "error", "code": null, "signal": null, "limit": null, "syscall": null, "error": error,
                 "usage": null, "evidence": null, "stdout": null, "stderr": null, "missing": null,
             }));
         }
@@ -205,11 +202,15 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
         Exit::Limit(limit) => ("limit", None, None, Some(limit.name())),
         _ => ("killed", None, None, None),
     };
+    let syscall = match output.status {
+        Exit::Limit(Limit::Syscall(call)) => json!({"name": call.name(), "number": call.number()}),
+        _ => Value::Null,
+    };
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let usage = &output.usage;
     let stream = |end: StreamEnd| json!({"bytes": end.bytes, "truncated": end.truncated});
     Some(json!({
-        "outcome": name, "code": code, "signal": signal, "limit": limit, "error": null,
+        "outcome": name, "code": code, "signal": signal, "limit": limit, "syscall": syscall, "error": null,
         "usage": {
             "wall_us": micros(usage.wall), "cpu_us": micros(usage.cpu()), "user_us": micros(usage.user), "system_us": micros(usage.system),
             "setup_us": micros(usage.setup), "throttled_us": usage.throttled.map(micros),
@@ -379,8 +380,9 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
         },
         "syscalls" => match text()? {
             "default" => sandbox.syscalls(Syscalls::Default),
+            "strict" => sandbox.syscalls(Syscalls::Strict),
             "unfiltered" => sandbox.syscalls(Syscalls::Unfiltered),
-            other => return Err(not_yet(&format!("--syscalls {other}"))),
+            file => sandbox.syscalls(SyscallProfile::open(file)?),
         },
         "prefer" => {
             let layer = Layer::from_name(&text()?.replace('-', "_"));

@@ -28,7 +28,7 @@ pub use limits::Resource;
 pub use net::Network;
 pub use outcome::{Exit, Limit, Output, StreamEnd, Usage, signal_name};
 pub use plan::explain::Explanation;
-pub use policy::{SyscallPolicy, SyscallProfile, Syscalls};
+pub use policy::{SyscallPolicy, SyscallProfile, Syscalls, SystemCall};
 pub use probe::{Layer, LayerState, Report};
 pub use sandbox::Sandbox;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cgroup::Counters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::message::Report;
+use crate::policy::SystemCall;
 use crate::probe::Layer;
 
 /// What a run left: its verdict, what it printed, what it used.
@@ -62,6 +63,7 @@ impl fmt::Display for Output {
             Limit::CpuTime => write!(f, "{}, used {:.3} s", time(limits.cpu_time), usage.cpu().as_secs_f64()),
             Limit::WallTime => write!(f, "{}, used {:.3} s of CPU", time(limits.wall_time), usage.cpu().as_secs_f64()),
             Limit::IdleTime => write!(f, "{}, used {:.3} s of CPU before", time(limits.idle_time), usage.cpu().as_secs_f64()),
+            Limit::Syscall(_) => Ok(()),
             Limit::Output => {
                 let (out, err) = (self.stdout_stream.bytes, self.stderr_stream.bytes);
                 write!(
@@ -124,7 +126,7 @@ impl Output {
 /// Why a command is gone. Never an error.
 ///
 /// When several things are true the first of this order is the verdict: killed by
-/// the caller, output limit, memory limit, CPU time, wall time, idle time, signal, exit
+/// the caller, forbidden system call, output limit, memory limit, CPU time, wall time, idle time, signal, exit
 /// code.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,6 +155,10 @@ pub enum Limit {
     CpuTime,
     /// [`Sandbox::idle_time`](crate::Sandbox::idle_time).
     IdleTime,
+    /// It made this system call, which its policy
+    /// ([`Syscalls::Strict`](crate::Syscalls::Strict) or a profile) ends a run for. The
+    /// call itself has had no effect.
+    Syscall(SystemCall),
 }
 
 impl Limit {
@@ -164,6 +170,7 @@ impl Limit {
             Limit::Memory => "memory",
             Limit::CpuTime => "cpu_time",
             Limit::IdleTime => "idle_time",
+            Limit::Syscall(_) => "syscall",
         }
     }
 }
@@ -206,6 +213,7 @@ impl fmt::Display for Limit {
             Limit::Memory => "memory limit",
             Limit::CpuTime => "CPU time limit",
             Limit::IdleTime => "idle time limit",
+            Limit::Syscall(call) => return write!(f, "forbidden system call {call}"),
         })
     }
 }
@@ -324,6 +332,8 @@ impl Facts {
         let cause = |bit| self.report.cause & bit != 0;
         if cause(Report::KILLED) {
             Exit::Killed
+        } else if cause(Report::SYSCALL) {
+            Exit::Limit(Limit::Syscall(SystemCall::of_report(self.report.syscall)))
         } else if self.output_exceeded {
             Exit::Limit(Limit::Output)
         } else if self.out_of_memory() {
@@ -418,6 +428,9 @@ mod tests {
         assert_eq!(facts(0, 0, true).verdict(), Exit::Limit(Limit::Output), "it printed too much and then ended by itself");
         assert_eq!(facts(killed, Report::CPU | Report::WALL, false).verdict(), Exit::Limit(Limit::CpuTime));
         assert_eq!(facts(killed, Report::IDLE, false).verdict(), Exit::Limit(Limit::IdleTime));
+        let forbidden = facts(killed, Report::SYSCALL | Report::CPU, true).verdict();
+        assert!(matches!(forbidden, Exit::Limit(Limit::Syscall(_))), "{forbidden}");
+        assert_eq!(facts(killed, Report::SYSCALL | Report::KILLED, false).verdict(), Exit::Killed);
     }
 
     #[test]

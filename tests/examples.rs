@@ -39,7 +39,7 @@ fn exit_codes_say_what_happened() {
         (&["--rootfs", "/no/such/root", "true"], 125),
         (&["--nonsense", "true"], 125),
         (&["--wall-time", "soon", "true"], 125),
-        (&["--syscalls", "strict", "true"], 125),
+        (&["--syscalls", "/no/such/profile", "true"], 125),
         (&[], 125),
         (&["--check"], 0),
         (&["--explain"], 0),
@@ -52,7 +52,7 @@ fn exit_codes_say_what_happened() {
 }
 
 fn json_has_every_member_and_null_where_it_does_not_apply() {
-    let members = ["outcome", "code", "signal", "limit", "error", "usage", "stdout", "stderr", "missing"];
+    let members = ["outcome", "code", "signal", "limit", "syscall", "error", "usage", "stdout", "stderr", "missing"];
     let cases: &[(&[&str], &str, &str)] = &[
         (&["sh", "-c", "printf hi; exit 3"], "exited", "code"),
         (&["sh", "-c", "kill -SEGV $$"], "signaled", "signal"),

@@ -232,7 +232,7 @@ fn what_a_command_writes_to_a_file_of_the_host_cannot_be_made_set_id() {
 fn a_hosts_session_keyring_stays_with_it() {
     if host::inside() {
         for syscalls in [Syscalls::Default, Syscalls::Unfiltered] {
-            assert_eq!(attack(sandbox().syscalls(syscalls), "key").text(), "keyctl refused\n", "{syscalls:?}");
+            assert_eq!(attack(sandbox().syscalls(syscalls.clone()), "key").text(), "keyctl refused\n", "{syscalls:?}");
         }
         return;
     }

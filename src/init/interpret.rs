@@ -337,7 +337,7 @@ impl Context {
 
     /// See [`op::FDS`]. Sources that stand below the highest wanted number are
     /// first moved above it, so that no `dup3` overwrites one still needed.
-    fn arrange(&self, pairs: *const u32, count: usize) -> Result<usize> {
+    fn arrange(&mut self, pairs: *const u32, count: usize) -> Result<usize> {
         const F_DUPFD_CLOEXEC: usize = 1030;
         const CLOSE_RANGE_CLOEXEC: usize = 4;
         // SAFETY: the decoder checked place, alignment and count.
@@ -347,6 +347,10 @@ impl Context {
         for (source, pair) in sources.iter_mut().zip(pairs) {
             let fd = self.slots[pair[0] as usize];
             *source = if (fd as usize) < above { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32 } else { fd };
+        }
+        // A courier's channel is in the same table (see listener.rs), and none of the pairs.
+        if (0..above as i32).contains(&self.channel[1]) {
+            self.channel[1] = call(nr::FCNTL, [self.channel[1] as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
         }
         call(nr::CLOSE_RANGE, [0, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0])?;
         for (source, pair) in sources.iter().zip(pairs) {

@@ -120,6 +120,13 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
             libc::EINVAL | libc::ENOSYS => {
                 (ErrorKind::Unsupported, Some("this kernel has no seccomp filters; `prefer(Layer::SyscallFilter)` goes on without"))
             }
+            // Only one of a process's filters may have a listener.
+            libc::EBUSY => (
+                ErrorKind::Unsupported,
+                Some(
+                    "something around this program listens to its system calls already; take a policy that ends no run, such as `Syscalls::Default`",
+                ),
+            ),
             _ => (exhausted, hint),
         },
         Area::Limit => match errno {

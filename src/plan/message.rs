@@ -114,6 +114,9 @@ pub struct Report {
     pub read: u64,
     /// See [`read`](Self::read).
     pub written: u64,
+    /// With [`SYSCALL`](Self::SYSCALL): number of the call and, in the upper half, the
+    /// kernel's mark of the ABI (AUDIT_ARCH).
+    pub syscall: u64,
 }
 
 impl Report {
@@ -147,12 +150,14 @@ impl Report {
     pub const IDLE: u32 = 8;
     /// The control group ran out of memory, and the kernel killed something in it.
     pub const MEMORY: u32 = 16;
+    /// It made a system call that its filter doesn't forgive.
+    pub const SYSCALL: u32 = 32;
 
     /// A number that isn't known, where it could be.
     pub const UNKNOWN: u64 = u64::MAX;
 
     /// Bytes of a report.
-    pub const SIZE: usize = 136;
+    pub const SIZE: usize = 144;
 
     /// The same end, of a run of which nobody has counted what it used.
     pub fn with_unknown_use(&self) -> Report {
@@ -190,6 +195,7 @@ impl Report {
             self.preemptions,
             self.read,
             self.written,
+            self.syscall,
         ];
         for (i, n) in large.iter().enumerate() {
             out[24 + 8 * i..32 + 8 * i].copy_from_slice(&n.to_le_bytes());
@@ -223,6 +229,7 @@ impl Report {
             preemptions: u64_at(bytes, 112)?,
             read: u64_at(bytes, 120)?,
             written: u64_at(bytes, 128)?,
+            syscall: u64_at(bytes, 136)?,
         })
     }
 }

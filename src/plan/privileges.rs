@@ -4,6 +4,7 @@
 //! of user clears some), no_new_privs before the filter (which needs it), the
 //! filter last, because every step after it must pass it.
 
+use super::wire::{self, slot};
 use super::{Area, Arg, Draft, Mark};
 use crate::policy::filter::Filter;
 use crate::probe::Layer;
@@ -65,9 +66,13 @@ pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filte
     let header = draft.words(&[filter.program.len() as u64, 0]);
     draft.point(header, 8, program);
     let prefer = sandbox.prefers(Layer::SyscallFilter);
-    draft
-        .step(libc::SYS_seccomp, &[libc::SECCOMP_SET_MODE_FILTER.into(), 0.into(), header], "install", "the system call filter")
-        .layer(Layer::SyscallFilter, prefer);
+    let listener = if filter.listens { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32 } else { 0 };
+    let args = [libc::SECCOMP_SET_MODE_FILTER.into(), (filter.flags | listener).into(), header];
+    let step = draft.step(libc::SYS_seccomp, &args, "install", "the system call filter").layer(Layer::SyscallFilter, prefer);
+    if filter.listens {
+        step.keep_in(slot::LISTENER);
+        draft.settings.flags |= wire::LISTEN;
+    }
 }
 
 fn prctl(draft: &mut Draft, option: i32, value: u32, doing: &'static str) {

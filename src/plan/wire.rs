@@ -52,6 +52,8 @@ pub mod slot {
     pub const MAKER: u8 = 6;
     /// The sandbox's root directory.
     pub const ROOT: u8 = 8;
+    /// The listener of the command's filter, with [`LISTEN`](super::LISTEN).
+    pub const LISTENER: u8 = 9;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
     /// The first of those for results of steps; what an outer step leaves in
@@ -181,6 +183,9 @@ pub const NOTIFY_START: u64 = 1;
 pub const NO_COMMAND: u64 = 2;
 /// Flag: the sandbox ends with this command.
 pub const LAST_COMMAND: u64 = 4;
+
+/// Flag: the command's filter tells forbidden calls to a listener.
+pub const LISTEN: u64 = 8;
 
 /// A plan in its byte form, checked.
 #[derive(Clone, Copy, Debug)]

@@ -113,6 +113,9 @@ const RET_TRACE: u32 = 0x7ff0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
 
+/// From this bit on a number is one of the x32 ABI (__X32_SYSCALL_BIT).
+pub(crate) const X32: u32 = 0x4000_0000;
+
 /// BPF_MAXINSNS: the longest program that the kernel takes.
 pub(crate) const MOST: usize = 4096;
 
@@ -134,7 +137,7 @@ pub(crate) fn compile(runs: &[(u32, Verdict)], listener: bool) -> Vec<Instructio
     let mut entry = program.tree(runs);
     if cfg!(target_arch = "x86_64") {
         let foreign = program.give(end);
-        entry = program.branch(JMP_JGE, 0x4000_0000, foreign, entry);
+        entry = program.branch(JMP_JGE, X32, foreign, entry);
     }
     entry = program.load(OFFSET_NR, entry);
     let foreign = program.give(end);

@@ -16,9 +16,13 @@ pub(crate) struct Filter {
     pub(crate) listens: bool,
     /// Kernel keyrings can't be reached, whatever the arguments.
     pub(crate) closes_keyrings: bool,
-    /// The command can be started.
-    pub(crate) lets_execute: bool,
+    /// A call that must pass for the command to be started, and doesn't.
+    pub(crate) hinders: Option<&'static str>,
 }
+
+/// What the command's process calls between the filter and its own first instruction:
+/// looks at the clock, executes and, if that fails, looks for the reason and ends.
+const NEEDED: [&str; 4] = ["clock_gettime", "execve", "statx", "exit_group"];
 
 /// What a filter depends on besides its policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +96,12 @@ fn compile(policy: &SyscallPolicy, circumstances: Circumstances) -> Result<Filte
         _ => false,
     };
     let closes_keyrings = !["keyctl", "add_key", "request_key"].into_iter().any(passes);
-    Ok(Filter { program, flags, listens, closes_keyrings, lets_execute: passes("execve") })
+    let plain = |name: &str| match table::number(name) {
+        table::Named::Number(n) => matches!(verdicts.known[n as usize], Some(Verdict::Allow | Verdict::Log)),
+        _ => false,
+    };
+    let hinders = NEEDED.into_iter().find(|name| !plain(name));
+    Ok(Filter { program, flags, listens, closes_keyrings, hinders })
 }
 
 /// What a policy says about every number.

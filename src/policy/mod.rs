@@ -14,6 +14,7 @@ mod presets;
 mod profile;
 pub(crate) mod table;
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -137,11 +138,12 @@ impl SyscallPolicy {
 
     /// Its filter, if it has one.
     pub(crate) fn filter(&self, circumstances: filter::Circumstances) -> Result<Option<Arc<filter::Filter>>> {
-        match filter::of(self, circumstances)? {
-            Some(filter) if !filter.lets_execute => {
-                Err(Error::invalid("the system call policy refuses execve, with which the command is started; allow it"))
+        let filter = filter::of(self, circumstances)?;
+        match filter.as_ref().and_then(|filter| filter.hinders) {
+            Some(name) => {
+                Err(Error::invalid(format!("the system call policy refuses {name}, without which no command can be started; allow it")))
             }
-            other => Ok(other),
+            None => Ok(filter),
         }
     }
 }
@@ -155,5 +157,46 @@ impl From<Syscalls> for SyscallPolicy {
 impl From<SyscallProfile> for SyscallPolicy {
     fn from(profile: SyscallProfile) -> SyscallPolicy {
         Syscalls::Profile(profile).into()
+    }
+}
+
+/// A system call that a workload made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SystemCall {
+    number: u32,
+    /// The kernel's mark of an ABI, `AUDIT_ARCH_*` of linux/audit.h.
+    abi: u32,
+}
+
+impl SystemCall {
+    pub(crate) fn of_report(word: u64) -> SystemCall {
+        SystemCall { number: word as u32, abi: (word >> 32) as u32 }
+    }
+
+    /// Its number, in the ABI that it was made with.
+    pub fn number(self) -> u32 {
+        self.number
+    }
+
+    /// Its name; `None` for one that isn't known here, or of a foreign ABI.
+    pub fn name(self) -> Option<&'static str> {
+        if self.foreign() { None } else { table::name(self.number) }
+    }
+
+    /// Whether it was made through another ABI than this machine's own: i386 or x32 on
+    /// x86_64, 32-bit arm on aarch64. No policy lets such a call pass.
+    pub fn foreign(self) -> bool {
+        self.abi != bpf::AUDIT_ARCH || (cfg!(target_arch = "x86_64") && self.number >= bpf::X32)
+    }
+}
+
+impl fmt::Display for SystemCall {
+    /// `ptrace (101)`, or `20 of a foreign ABI`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => write!(f, "{name} ({})", self.number),
+            None if self.foreign() => write!(f, "{} of a foreign ABI", self.number),
+            None => write!(f, "{}", self.number),
+        }
     }
 }

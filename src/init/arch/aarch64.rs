@@ -16,6 +16,7 @@ pub mod nr {
     pub const CLOSE: usize = 57;
     pub const MMAP: usize = 222;
     pub const MUNMAP: usize = 215;
+    pub const IOCTL: usize = 29;
     pub const RT_SIGACTION: usize = 134;
     pub const RT_SIGPROCMASK: usize = 135;
     pub const SENDMSG: usize = 211;
