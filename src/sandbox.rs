@@ -488,6 +488,14 @@ impl Sandbox {
         self.require & layer.bit() != 0
     }
 
+    pub(crate) fn mounts(&self) -> &[Mount] {
+        &self.mounts
+    }
+
+    pub(crate) fn files(&self) -> &[FileSpec] {
+        &self.files
+    }
+
     /// Parents before what lies in them.
     pub(crate) fn sorted_mounts(&self) -> Vec<&Mount> {
         let mut mounts: Vec<&Mount> = self.mounts.iter().collect();

@@ -165,6 +165,7 @@ impl Context {
             op::SELF_OPEN => plain(self_open(a[0] as *const u8)),
             op::RAISE_FILES => plain(raise_files()),
             op::USER_XATTR => plain(user_xattr(a[0])),
+            op::ALLOW => plain(allow(a[0] as i32, a[1], a[2] as *const u8, a[3] as u64)),
             op::ID_MAP => plain(id_map(a[0], a[1])),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
@@ -515,6 +516,32 @@ fn raise_files() -> Result<usize> {
     call(nr::PRLIMIT64, [0, RLIMIT_NOFILE, 0, limit.as_mut_ptr() as usize, 0, 0])?;
     limit[0] = limit[1];
     call(nr::PRLIMIT64, [0, RLIMIT_NOFILE, limit.as_ptr() as usize, 0, 0, 0])
+}
+
+/// See [`op::ALLOW`].
+fn allow(ruleset: i32, directory: usize, path: *const u8, rights: u64) -> Result<usize> {
+    /// What a rule on a file may name: WRITE_FILE and TRUNCATE, of all that we use.
+    const ON_FILES: u64 = 1 << 1 | 1 << 14;
+    const LANDLOCK_RULE_PATH_BENEATH: usize = 1;
+    // The ruleset couldn't be made, and the recipe goes on without.
+    if ruleset < 0 {
+        return Ok(0);
+    }
+    let below = !text(path).is_empty();
+    let place = if below { call(nr::OPENAT, [directory, path as usize, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0, 0, 0])? } else { directory };
+    let add = |rights: u64| {
+        // struct landlock_path_beneath_attr is packed: 12 bytes.
+        let rule = [rights, place as u64];
+        call(nr::LANDLOCK_ADD_RULE, [ruleset as usize, LANDLOCK_RULE_PATH_BENEATH, rule.as_ptr() as usize, 0, 0, 0])
+    };
+    let added = match add(rights) {
+        Err(EINVAL) => add(rights & ON_FILES),
+        other => other,
+    };
+    if below {
+        close(place as i32);
+    }
+    added
 }
 
 /// mount_setattr(2) with a descriptor inside its structure.

@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use super::landlock::{self, Ruleset};
 use super::wire::{self, Stage, op};
 use super::{Area, Arg, Draft, files, limits, namespaces, privileges};
 use crate::command::Command;
@@ -38,6 +39,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) group: &'a Grouped,
     /// Among its descriptors are files of the host's.
     pub(crate) files: bool,
+    /// Those that the caller gave for writing.
+    pub(crate) writable: &'a [bool],
 }
 
 /// The whole way: a fresh sandbox and, if there is one, its only command.
@@ -60,7 +63,15 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     namespaces::alone(&mut draft, sandbox, facts);
     let dev = files::alone(&mut draft);
     namespaces::receive(&mut draft, ids);
-    files::inner(&mut draft, sandbox, &outside, dev, ids.groups());
+    let filter = filter(sandbox, command.as_ref().is_some_and(|wanted| wanted.files))?;
+    if let (Err(why), true) = (&facts.landlock, sandbox.requires(Layer::Landlock)) {
+        return Err(Error::unsupported(format!("cannot restrict the command with Landlock: {why}")).about(Some(Layer::Landlock)));
+    }
+    let ruleset = landlock::ruleset(&mut draft, sandbox, facts, filter.as_ref().is_none_or(|filter| filter.sockets));
+    files::inner(&mut draft, sandbox, &outside, dev, ids.groups(), ruleset);
+    if let (Some(ruleset), Some(wanted)) = (ruleset, &command) {
+        ruleset.allow_passed(&mut draft, wanted.writable);
+    }
     namespaces::settle(&mut draft, ids);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
@@ -69,7 +80,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
         Some(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            self::command(&mut draft, sandbox, facts, ids, &wanted)?;
+            self::command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref());
         }
         None => draft.settings.flags |= wire::NO_COMMAND,
     }
@@ -77,8 +88,16 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
 }
 
 /// The command stage.
-fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<()> {
-    let Wanted { command, numbers, group, files } = wanted;
+fn command(
+    draft: &mut Draft,
+    sandbox: &Sandbox,
+    facts: &Facts,
+    ids: Ids,
+    wanted: &Wanted<'_>,
+    ruleset: Option<Ruleset>,
+    filter: Option<&Filter>,
+) {
+    let Wanted { command, numbers, group, .. } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -87,6 +106,10 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let none = draft.words(&[0]);
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
     join(draft, facts, group);
+    if let Some(ruleset) = ruleset {
+        // Before descriptors are arranged, which may take the place of this one.
+        ruleset.enforce(draft, sandbox);
+    }
     draft.area(Area::Setup);
     let pairs: Vec<u8> = numbers
         .iter()
@@ -104,13 +127,12 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox, *files)?.as_deref());
+    privileges::fences(draft, sandbox, filter);
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
         draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
     }
-    Ok(())
 }
 
 /// Takes the descriptors of the group, which the host has made meanwhile.
@@ -201,7 +223,8 @@ mod tests {
                 let facts = Facts { privileged, ..Facts::of_root() };
                 let command = Command::new("sh").arg("-c").arg("true");
                 let group = Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), processes: true, cpus: 2.0 };
-                let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false };
+                let wanted =
+                    Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false, writable: &[false, true, true] };
                 check(&sandbox(&recipe, &facts, ids, Some(wanted)).expect("a plan"));
             }
         }

@@ -117,6 +117,7 @@ const TEXTUAL: &[u32] = &[
     op::PROC_OPEN,
     op::SELF_OPEN,
     op::MAKE_PATH,
+    op::ALLOW,
 ];
 
 /// Every operation that a plan may hold, with its name. System calls are those
@@ -132,6 +133,8 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_fsmount as u32, "fsmount"),
     (libc::SYS_fsopen as u32, "fsopen"),
     (libc::SYS_ioctl as u32, "ioctl"),
+    (libc::SYS_landlock_create_ruleset as u32, "landlock_create_ruleset"),
+    (libc::SYS_landlock_restrict_self as u32, "landlock_restrict_self"),
     (libc::SYS_mkdirat as u32, "mkdirat"),
     (libc::SYS_mknodat as u32, "mknodat"),
     (libc::SYS_mount as u32, "mount"),
@@ -175,6 +178,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::ID_MAP, "mount_setattr idmap"),
     (op::JOIN, "join group"),
     (op::AWAIT_GROUP, "await group"),
+    (op::ALLOW, "landlock_add_rule"),
     (op::NETWORK, "enter a network namespace"),
 ];
 

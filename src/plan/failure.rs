@@ -29,6 +29,7 @@ fn layer(area: Area) -> Layer {
         Area::Overlay | Area::UserXattr => Layer::Overlay,
         Area::Privileges => Layer::Capabilities,
         Area::Filter => Layer::SyscallFilter,
+        Area::Landlock => Layer::Landlock,
         Area::Proc => Layer::PidNamespace,
         Area::Group => Layer::CgroupNamespace,
         Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec => Layer::MountNamespace,
@@ -127,6 +128,15 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
                     "something around this program listens to its system calls already; take a policy that ends no run, such as `Syscalls::Default`",
                 ),
             ),
+            _ => (exhausted, hint),
+        },
+        Area::Landlock => match errno {
+            libc::E2BIG => {
+                (ErrorKind::Unsupported, Some("16 rulesets hold for this program already; `prefer(Layer::Landlock)` goes on without"))
+            }
+            libc::ENOSYS | libc::EOPNOTSUPP => {
+                (ErrorKind::Unsupported, Some("this kernel has no Landlock; `prefer(Layer::Landlock)` goes on without"))
+            }
             _ => (exhausted, hint),
         },
         Area::Limit => match errno {

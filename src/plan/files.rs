@@ -15,9 +15,11 @@ use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::landlock::{self, Ruleset};
 use super::wire::{AT_FDCWD, op, slot};
 use super::{Area, Arg, Draft, Mark};
 use crate::image::{HostLayout, Root};
+use crate::policy::landlock::right;
 use crate::probe::Layer;
 use crate::sandbox::{Mount, MountKind, Sandbox};
 
@@ -221,7 +223,7 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: u8, name: String, owners
     draft.area(Area::Overlay);
     draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
     let scratch = draft.temporary();
-    scratch_into(draft, scratch, sandbox);
+    scratch_into(draft, scratch, sandbox, "755");
     let path = draft.text(SCRATCH);
     attach(draft, scratch, path, "the writable layer");
     draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
@@ -296,9 +298,9 @@ fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
 }
 
 /// The tmpfs that holds all that a workload writes.
-fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox) {
+fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode: &str) {
     let (size, inodes) = (sandbox.writable.to_string(), sandbox.writable_files.to_string());
-    new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", "755")], BASE);
+    new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", mode)], BASE);
 }
 
 /// Inner stage, as long as the outer child is busy: PID 1 moves from init's small root
@@ -325,7 +327,7 @@ pub(crate) fn alone(draft: &mut Draft) -> u8 {
 }
 
 /// Inner stage: from detached mounts to a root with everything in its place.
-pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, dev: u8, terminal_group: bool) {
+pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, dev: u8, terminal_group: bool, ruleset: Option<Ruleset>) {
     draft.area(Area::Mount);
     let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
     if terminal_group {
@@ -334,7 +336,8 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     let pts = new_filesystem(draft, "devpts", &options, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC);
 
     if outside.shm.is_none() {
-        scratch_into(draft, slot::ROOT, sandbox);
+        // Nobody but us puts anything into `/` itself: see landlock.rs.
+        scratch_into(draft, slot::ROOT, sandbox, "555");
     }
     let slash = draft.text("/");
     attach(draft, slot::ROOT, slash, "the root");
@@ -394,8 +397,12 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
             )
             .keep_in(target);
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-        draft.step(libc::SYS_move_mount, &[Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()], "mount", name);
+        let args = [Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()];
+        draft.step(libc::SYS_move_mount, &args, "mount", name.clone());
         draft.close(target);
+        if let Some(ruleset) = ruleset.filter(|_| landlock::writable(&mount.kind)) {
+            ruleset.allow(draft, source, right::WRITE, name);
+        }
     }
     for file in sandbox.all_files() {
         let name = display(&file.inside);
@@ -407,6 +414,10 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         let mode = if stays { file.mode | op::STAY } else { file.mode };
         let args = [path, contents, file.contents.len().into(), mode.into(), uid.into(), gid.into()];
         draft.step(op::FILE, &args, "write", name);
+    }
+    if let Some(ruleset) = ruleset {
+        ruleset.allow_root(draft, sandbox);
+        ruleset.allow(draft, shm, right::WRITE, "/dev/shm");
     }
     draft.close(slot::ROOT);
 }

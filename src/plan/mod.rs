@@ -17,6 +17,7 @@ pub(crate) mod compile;
 pub(crate) mod explain;
 pub(crate) mod failure;
 pub(crate) mod files;
+pub(crate) mod landlock;
 pub(crate) mod limits;
 #[allow(dead_code, unreachable_pub, reason = "each side uses its half; init includes the same file")]
 pub(crate) mod message;
@@ -55,6 +56,7 @@ pub(crate) enum Area {
     Mount,
     Privileges,
     Filter,
+    Landlock,
     Limit,
     Group,
     Chdir,
@@ -98,6 +100,8 @@ pub(crate) struct Draft {
     blobs: Vec<u8>,
     relocations: Vec<u64>,
     pub(crate) settings: Settings,
+    /// Layers (a bit each) that the plan itself does without.
+    pub(crate) missing: u64,
     stage: Stage,
     area: Area,
     next_slot: u8,
@@ -114,6 +118,7 @@ impl Draft {
             blobs: vec![0; 8],
             relocations: Vec::new(),
             settings: Settings::default(),
+            missing: 0,
             stage: Stage::Start,
             area: Area::Setup,
             next_slot: slot::LOCAL,

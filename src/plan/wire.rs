@@ -132,8 +132,11 @@ pub mod op {
     /// Outer: move into a new network namespace: the one in
     /// [`slot::NETWORK`](super::slot::NETWORK), if it was made ahead. PID 1 inherits it.
     pub const NETWORK: u32 = 0x1_0012;
+    /// Inner: a rule of Landlock ruleset (0) for path (2) below directory (1), or for
+    /// (1) itself if that's empty: rights (3) on it and all below.
+    pub const ALLOW: u32 = 0x1_0013;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0012;
+    pub const LAST: u32 = 0x1_0013;
 }
 
 /// How an argument is to be read.
@@ -278,6 +281,7 @@ impl<'a> Plan<'a> {
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),
             op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
+            op::ALLOW => step.kinds[..3] == [Kind::Slot, Kind::Slot, Kind::Blob],
             op::LIKE => step.kinds[0] == Kind::Slot && step.kinds[1] == Kind::Slot,
             _ => true,
         }

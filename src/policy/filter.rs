@@ -16,6 +16,8 @@ pub(crate) struct Filter {
     pub(crate) listens: bool,
     /// Kernel keyrings can't be reached, whatever the arguments.
     pub(crate) closes_keyrings: bool,
+    /// There's a way to a socket.
+    pub(crate) sockets: bool,
     /// A call that must pass for the command to be started, and doesn't.
     pub(crate) hinders: Option<&'static str>,
 }
@@ -101,7 +103,7 @@ fn compile(policy: &SyscallPolicy, circumstances: Circumstances) -> Result<Filte
         _ => false,
     };
     let hinders = NEEDED.into_iter().find(|name| !plain(name));
-    Ok(Filter { program, flags, listens, closes_keyrings, hinders })
+    Ok(Filter { program, flags, listens, closes_keyrings, sockets: passes("socket"), hinders })
 }
 
 /// What a policy says about every number.

@@ -1,4 +1,4 @@
-//! What the kernel is asked to refuse: system calls.
+//! What the kernel is asked to refuse: system calls, and by Landlock.
 //!
 //! | file | what it holds |
 //! | --- | --- |
@@ -7,9 +7,11 @@
 //! | `profile.rs` | profiles in Docker's JSON format |
 //! | `filter.rs` | from a policy to verdicts by number, compiled once per recipe |
 //! | `bpf.rs` | from verdicts to a program |
+//! | `landlock.rs` | rights by version of Landlock |
 
 pub(crate) mod bpf;
 pub(crate) mod filter;
+pub(crate) mod landlock;
 mod presets;
 mod profile;
 pub(crate) mod table;

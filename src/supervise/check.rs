@@ -76,6 +76,19 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
             set(error.layer().unwrap_or(Layer::MountNamespace), LayerState::Missing(error.to_string()));
         }
     }
+    match &init.facts.landlock {
+        Err(why) => {
+            set(Layer::Landlock, LayerState::Missing(why.clone()));
+            works &= !sandbox.requires(Layer::Landlock);
+        }
+        Ok(abi) => {
+            let lacks = crate::policy::landlock::lacks(*abi);
+            if let (LayerState::Works, Some(what)) = (&layers[Layer::Landlock as usize].1, lacks) {
+                layers[Layer::Landlock as usize].1 = LayerState::Partial(format!("version {abi}: {what}"));
+            }
+        }
+    }
+    let mut set = |layer: Layer, state: LayerState| layers[layer as usize].1 = state;
     if !init.facts.cgroup_namespace {
         set(Layer::CgroupNamespace, LayerState::Missing("this kernel was built without CONFIG_CGROUPS".into()));
         works &= sandbox.prefers(Layer::CgroupNamespace);

@@ -290,7 +290,7 @@ impl Live {
             stderr_stream: stderr.1,
             usage: facts.usage(),
             raw: facts.raw(),
-            missing: Layer::of_bits(facts.report.missing | self.group.missing),
+            missing: Layer::of_bits(facts.report.missing | self.group.missing | self.draft.missing),
             limits: self.sandbox.limit_values(),
         })
     }

@@ -57,7 +57,7 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
     let group = &grouped(sandbox, &group, 3);
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false };
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, writable: &[] };
     let draft = compile::sandbox(sandbox, &init.facts, ids, Some(wanted))?;
     Ok(Explanation::of(&draft))
 }
@@ -129,7 +129,14 @@ fn start(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Liv
     let mut command = command;
     let passed = match &mut command {
         Some(command) => pass(command, sandbox)?,
-        None => Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default(), files: false },
+        None => Passed {
+            fds: Vec::new(),
+            numbers: Vec::new(),
+            streams: [None, None],
+            pipes: Pipes::default(),
+            files: false,
+            writable: Vec::new(),
+        },
     };
     // A dead init is noticed by the first request after it; the second one starts
     // another. Nothing has happened by then, so trying again is safe.
@@ -163,7 +170,13 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = group(sandbox, &init)?;
     let grouped = grouped(sandbox, &group, passed.fds.len());
-    let wanted = command.map(|command| Wanted { command, numbers: &passed.numbers, group: &grouped, files: passed.files });
+    let wanted = command.map(|command| Wanted {
+        command,
+        numbers: &passed.numbers,
+        group: &grouped,
+        files: passed.files,
+        writable: &passed.writable,
+    });
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
     draft.settings.flags |= flags;
     let bytes = draft.encode();

@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod landlock;
 pub(crate) mod pidfd;
 pub(crate) mod socket;
 pub(crate) mod write;
