@@ -6,6 +6,7 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 
 use crate::limits::Resource;
+use crate::plan::proc::Present;
 use crate::plan::start::Start;
 
 /// One of the things that stand between a workload and the host.
@@ -232,6 +233,8 @@ pub(crate) struct Facts {
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
+    /// Parts of /proc that can be masked.
+    pub(crate) proc: Present,
     /// The version of Landlock, or why there's none.
     pub(crate) landlock: Result<u32, String>,
 }
@@ -264,6 +267,7 @@ impl Facts {
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
             hard_limits: implicit.map(|resource| (resource, hard_limit(resource))).collect(),
+            proc: Present::look(),
             landlock: landlock(),
         }
     }
@@ -283,6 +287,7 @@ impl Facts {
             cgroup_namespace: true,
             network_admin: true,
             hard_limits: Vec::new(),
+            proc: Present::all(),
             landlock: Ok(7),
         }
     }

@@ -47,6 +47,7 @@ pub struct Sandbox {
     pub(crate) hostname: String,
     pub(crate) network: Network,
     pub(crate) syscalls: SyscallPolicy,
+    pub(crate) nesting: bool,
     pub(crate) capabilities: u64,
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) limits: Limits,
@@ -108,6 +109,7 @@ impl Sandbox {
             hostname: "sandbox".into(),
             network: Network::None,
             syscalls: Syscalls::Default.into(),
+            nesting: false,
             capabilities: 0,
             rlimits: Vec::new(),
             limits: Limits::default(),
@@ -263,6 +265,17 @@ impl Sandbox {
         if let Some(problem) = self.syscalls.problem() {
             self.check_that(false, || problem);
         }
+        self
+    }
+
+    /// Lets the workload make sandboxes of its own: a browser's, Bazel's, Nix's, or this
+    /// library's. It opens much of the kernel to the workload, and for that reason is
+    /// never on by accident: namespaces and mounts pass the system call filter, user
+    /// namespaces aren't limited, /proc is shown without masks (the kernel demands it
+    /// from whoever mounts another one), and Landlock leaves files alone (it refuses all
+    /// mounts).
+    pub fn nesting(mut self) -> Sandbox {
+        self.nesting = true;
         self
     }
 

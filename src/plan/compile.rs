@@ -61,7 +61,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
 
     draft.stage(Stage::Inner);
     namespaces::alone(&mut draft, sandbox, facts);
-    let dev = files::alone(&mut draft);
+    let dev = files::alone(&mut draft, sandbox, facts);
     namespaces::receive(&mut draft, ids);
     let filter = filter(sandbox, command.as_ref().is_some_and(|wanted| wanted.files))?;
     if let (Err(why), true) = (&facts.landlock, sandbox.requires(Layer::Landlock)) {
@@ -179,7 +179,11 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
 
 /// The system call filter of a command; `files` says that it's given some of the host's.
 fn filter(sandbox: &Sandbox, files: bool) -> Result<Option<Arc<Filter>>> {
-    let circumstances = Circumstances { keep_set_id: !sandbox.writes_to_host() && !files, capabilities: sandbox.kept_capabilities() };
+    let circumstances = Circumstances {
+        keep_set_id: !sandbox.writes_to_host() && !files,
+        capabilities: sandbox.kept_capabilities(),
+        nesting: sandbox.nesting,
+    };
     sandbox.syscalls.filter(circumstances)
 }
 

@@ -17,10 +17,10 @@ use std::path::Path;
 
 use super::landlock::{self, Ruleset};
 use super::wire::{AT_FDCWD, op, slot};
-use super::{Area, Arg, Draft, Mark};
+use super::{Area, Arg, Draft, Mark, namespaces, proc};
 use crate::image::{HostLayout, Root};
 use crate::policy::landlock::right;
-use crate::probe::Layer;
+use crate::probe::{Facts, Layer};
 use crate::sandbox::{Mount, MountKind, Sandbox};
 
 const FSCONFIG_SET_STRING: u32 = 1;
@@ -29,7 +29,7 @@ const FSCONFIG_CMD_CREATE: u32 = 6;
 pub(crate) const SCRATCH: &str = "/mnt";
 const HERE: Arg = Arg::Value(AT_FDCWD);
 /// nosuid and nodev hold for every mount that a workload sees.
-const BASE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+pub(crate) const BASE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
 /// fsopen, fsconfig, fsmount: a new file system as a detached mount.
 pub(crate) fn new_filesystem(draft: &mut Draft, kind: &'static str, options: &[(&str, &str)], attributes: u64) -> u8 {
@@ -310,19 +310,25 @@ fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode: &str) {
 /// in namespace_unlock), some 50 us on an idle machine and milliseconds on a busy one.
 /// Here PID 1 would wait anyway. The final pivot then needs no umount: procfs, as the
 /// old root, is put where it belongs.
-pub(crate) fn alone(draft: &mut Draft) -> u8 {
+pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> u8 {
     draft.area(Area::Proc);
     // While init's /proc is still in view: the kernel mounts procfs in a user
     // namespace only where one is visible in full already.
-    let proc = draft.temporary();
-    new_filesystem_into(draft, proc, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
+    let procfs = draft.temporary();
+    new_filesystem_into(draft, procfs, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
     draft.area(Area::Mount);
     let path = draft.text("/dev");
     let dev = Tree { path, recursive: true }.clone_into(draft, "/dev");
+    let closed = (!sandbox.nesting).then(|| (&facts.proc, proc::covers(draft, &facts.proc)));
+    draft.area(Area::Mount);
     let slash = draft.text("/");
-    attach(draft, proc, slash, "/proc");
-    pivot(draft, proc);
-    draft.close(proc);
+    attach(draft, procfs, slash, "/proc");
+    pivot(draft, procfs);
+    draft.close(procfs);
+    if let Some((present, covers)) = closed {
+        namespaces::limits(draft);
+        proc::close(draft, present, &covers);
+    }
     dev
 }
 

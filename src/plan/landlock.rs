@@ -31,7 +31,14 @@ pub(crate) fn ruleset(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, socke
         draft.missing |= Layer::Landlock.bit();
         return None;
     };
-    let handled = Handled::by(*abi, sockets);
+    let mut handled = Handled::by(*abi, sockets);
+    if sandbox.nesting {
+        // A ruleset about files refuses all mounts.
+        handled.files = 0;
+        if handled == Handled::NOTHING {
+            return None;
+        }
+    }
     let area = draft.area;
     draft.area(Area::Landlock);
     let slot = draft.slot();
@@ -51,6 +58,9 @@ impl Ruleset {
     }
 
     fn rule(&self, draft: &mut Draft, directory: Arg, path: &str, rights: u64, object: impl Into<String>) {
+        if self.handled.files == 0 {
+            return;
+        }
         let area = draft.area;
         draft.area(Area::Landlock);
         let path = draft.text(path);

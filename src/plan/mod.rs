@@ -23,6 +23,7 @@ pub(crate) mod limits;
 pub(crate) mod message;
 pub(crate) mod namespaces;
 pub(crate) mod privileges;
+pub(crate) mod proc;
 pub(crate) mod start;
 #[allow(dead_code, unreachable_pub, reason = "the decoding half is init's, which includes the same file")]
 pub(crate) mod wire;

@@ -33,11 +33,13 @@ pub(crate) struct Circumstances {
     pub(crate) keep_set_id: bool,
     /// Capabilities of the command: profiles have conditions on them.
     pub(crate) capabilities: u64,
+    /// The workload may make sandboxes of its own.
+    pub(crate) nesting: bool,
 }
 
 /// Filters that were compiled already: each policy needs one or two.
 #[derive(Debug, Default)]
-pub(crate) struct Cache([Mutex<Option<(u64, Arc<Filter>)>>; 2]);
+pub(crate) struct Cache([Mutex<Option<(Circumstances, Arc<Filter>)>>; 2]);
 
 impl Cache {
     pub(crate) const fn new() -> Cache {
@@ -49,10 +51,10 @@ impl Cache {
         // nothing will ever release. (A OnceLock would wait.)
         let Ok(mut place) = self.0[usize::from(circumstances.keep_set_id)].try_lock() else { return compile().map(Arc::new) };
         match &*place {
-            Some((capabilities, filter)) if *capabilities == circumstances.capabilities => Ok(filter.clone()),
+            Some((for_these, filter)) if *for_these == circumstances => Ok(filter.clone()),
             _ => {
                 let filter = Arc::new(compile()?);
-                *place = Some((circumstances.capabilities, filter.clone()));
+                *place = Some((circumstances, filter.clone()));
                 Ok(filter)
             }
         }
@@ -66,7 +68,6 @@ pub(crate) fn of(policy: &SyscallPolicy, circumstances: Circumstances) -> Result
     static STRICT: Cache = Cache::new();
     let cache = match policy.base {
         Syscalls::Unfiltered if policy.changes.is_empty() => return Ok(None),
-        // Its conditions don't count.
         Syscalls::Default if policy.changes.is_empty() => &DEFAULT,
         Syscalls::Strict if policy.changes.is_empty() => &STRICT,
         _ => &policy.cache,
@@ -155,6 +156,13 @@ fn verdicts(policy: &SyscallPolicy, circumstances: Circumstances) -> Verdicts {
             if profile.rest().can_pass() { Verdict::EPERM } else { profile.rest() }
         }
     };
+    if circumstances.nesting {
+        for name in presets::NESTING {
+            if let table::Named::Number(number) = table::number(name) {
+                known[number as usize] = Some(Verdict::Allow);
+            }
+        }
+    }
     for (name, allowed) in &policy.changes {
         if let table::Named::Number(number) = table::number(name) {
             known[number as usize] = Some(if *allowed { Verdict::Allow } else { refusal.clone() });
@@ -210,8 +218,8 @@ mod tests {
 
     const ALLOW: u32 = 0x7fff_0000;
     const END: u32 = 0x7fc0_0000;
-    const FREE: Circumstances = Circumstances { keep_set_id: true, capabilities: 0 };
-    const WRITING: Circumstances = Circumstances { keep_set_id: false, capabilities: 0 };
+    const FREE: Circumstances = Circumstances { keep_set_id: true, capabilities: 0, nesting: false };
+    const WRITING: Circumstances = Circumstances { keep_set_id: false, capabilities: 0, nesting: false };
 
     const fn errno(errno: i32) -> u32 {
         0x0005_0000 | errno as u32
@@ -244,6 +252,9 @@ mod tests {
             assert_eq!(default("ioctl", at(1, upper | libc::TIOCSTI)), errno(libc::EPERM), "whatever the upper half says");
         }
         assert_eq!(default("ioctl", at(1, libc::TCGETS)), ALLOW);
+        let nesting = Circumstances { nesting: true, ..FREE };
+        assert_eq!(decide(Syscalls::Default, nesting, "clone", at(0, libc::CLONE_NEWUSER as u64)), ALLOW);
+        assert_eq!(decide(Syscalls::Default.deny("mount"), nesting, "mount", none), errno(libc::EPERM));
 
         let strict = |name, args| decide(Syscalls::Strict, FREE, name, args);
         for name in

@@ -41,6 +41,8 @@ pub(crate) struct Handled {
 }
 
 impl Handled {
+    pub(crate) const NOTHING: Handled = Handled { files: 0, tcp: 0, scopes: 0 };
+
     /// All that a version knows of what we want: no writing, no signals and abstract
     /// sockets beyond the sandbox and, for a workload without sockets, no TCP.
     pub(crate) fn by(abi: u32, sockets: bool) -> Handled {

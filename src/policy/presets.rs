@@ -194,3 +194,11 @@ const QUIETLY_REFUSED: &[&str] = &[
     "chown", "fchown", "fchownat", "get_mempolicy", "inotify_init", "inotify_init1", "ioprio_get", "ioprio_set", "lchown", "mbind",
     "perf_event_open", "sched_setattr", "sched_setparam", "sched_setscheduler", "set_mempolicy", "setpriority", "userfaultfd",
 ];
+
+/// What a workload needs to make namespaces and mounts of its own; clone3 stays away, so
+/// that C libraries take clone.
+#[rustfmt::skip]
+pub(crate) const NESTING: &[&str] = &[
+    "chroot", "clone", "fsconfig", "fsmount", "fsopen", "fspick", "mount", "mount_setattr", "move_mount", "open_tree",
+    "open_tree_attr", "pivot_root", "setdomainname", "sethostname", "setns", "umount2", "unshare",
+];
