@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
+use crate::cpu;
 use crate::limits::Resource;
 use crate::plan::proc::Present;
 use crate::plan::start::Start;
@@ -69,11 +70,17 @@ pub enum Layer {
     /// matter (Linux 5.19 to 6.12). Not required by default: where it's missing
     /// [`Output::missing`](crate::Output::missing) says so. *Optional.*
     Landlock = 18,
+    /// The threads of one processor core never run two sandboxes at a time, nor one and
+    /// the host: what they share tells much. It needs a kernel with core scheduling
+    /// (CONFIG_SCHED_CORE), and nothing where cores have one thread. Not required by
+    /// default, and only told as missing to whom
+    /// [prefers](crate::Sandbox::prefer) it. *Optional.*
+    CoreScheduling = 19,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 19] = [
+    pub const ALL: [Layer; 20] = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -93,6 +100,7 @@ impl Layer {
         Layer::CpuAccount,
         Layer::CpuPinning,
         Layer::Landlock,
+        Layer::CoreScheduling,
     ];
 
     /// The name in snake_case.
@@ -117,6 +125,7 @@ impl Layer {
             Layer::CpuAccount => "cpu_account",
             Layer::CpuPinning => "cpu_pinning",
             Layer::Landlock => "landlock",
+            Layer::CoreScheduling => "core_scheduling",
         }
     }
 
@@ -128,8 +137,8 @@ impl Layer {
     /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
     pub fn optional(self) -> bool {
         use Layer::{
-            CgroupNamespace, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit, SubordinateIds,
-            SyscallFilter,
+            CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit,
+            SubordinateIds, SyscallFilter,
         };
         matches!(
             self,
@@ -143,6 +152,7 @@ impl Layer {
                 | CpuAccount
                 | CpuPinning
                 | Landlock
+                | CoreScheduling
         )
     }
 
@@ -233,6 +243,7 @@ pub(crate) struct Facts {
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
+    pub(crate) cpu: cpu::Facts,
     /// Parts of /proc that can be masked.
     pub(crate) proc: Present,
     /// The version of Landlock, or why there's none.
@@ -267,6 +278,7 @@ impl Facts {
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
             hard_limits: implicit.map(|resource| (resource, hard_limit(resource))).collect(),
+            cpu: cpu::Facts::gather(),
             proc: Present::look(),
             landlock: landlock(),
         }
@@ -287,6 +299,7 @@ impl Facts {
             cgroup_namespace: true,
             network_admin: true,
             hard_limits: Vec::new(),
+            cpu: cpu::Facts::all(),
             proc: Present::all(),
             landlock: Ok(7),
         }

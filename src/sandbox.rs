@@ -8,6 +8,7 @@ use crate::capability::Capability;
 use crate::cgroup::{CpuSet, Limits};
 use crate::child::Child;
 use crate::command::Command;
+use crate::cpu::Speculation;
 use crate::error::{Error, Result};
 use crate::image::{HostLayout, Image, Root, USER_HOME, hosts};
 use crate::limits::Resource;
@@ -48,6 +49,8 @@ pub struct Sandbox {
     pub(crate) network: Network,
     pub(crate) syscalls: SyscallPolicy,
     pub(crate) nesting: bool,
+    pub(crate) speculation: Speculation,
+    pub(crate) aslr: bool,
     pub(crate) capabilities: u64,
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) limits: Limits,
@@ -110,6 +113,8 @@ impl Sandbox {
             network: Network::None,
             syscalls: Syscalls::Default.into(),
             nesting: false,
+            speculation: Speculation::Kernel,
+            aslr: true,
             capabilities: 0,
             rlimits: Vec::new(),
             limits: Limits::default(),
@@ -276,6 +281,19 @@ impl Sandbox {
     /// mounts).
     pub fn nesting(mut self) -> Sandbox {
         self.nesting = true;
+        self
+    }
+
+    /// Speculative execution of the workload. Default: [`Speculation::Kernel`].
+    pub fn speculation(mut self, speculation: Speculation) -> Sandbox {
+        self.speculation = speculation;
+        self
+    }
+
+    /// Whether programs are loaded at random addresses. Default: yes, whatever the host
+    /// program runs with. Without, a crash can be reproduced, and an exploit too.
+    pub fn aslr(mut self, on: bool) -> Sandbox {
+        self.aslr = on;
         self
     }
 

@@ -80,7 +80,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
         Some(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            self::command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref());
+            self::command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
         None => draft.settings.flags |= wire::NO_COMMAND,
     }
@@ -96,7 +96,7 @@ fn command(
     wanted: &Wanted<'_>,
     ruleset: Option<Ruleset>,
     filter: Option<&Filter>,
-) {
+) -> Result<()> {
     let Wanted { command, numbers, group, .. } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
@@ -105,6 +105,7 @@ fn command(
     // Dispositions are at their defaults since init's start.
     let none = draft.words(&[0]);
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
+    privileges::processor(draft, sandbox, facts)?;
     join(draft, facts, group);
     if let Some(ruleset) = ruleset {
         // Before descriptors are arranged, which may take the place of this one.
@@ -133,6 +134,7 @@ fn command(
     if let Some(limit) = sandbox.wall_time {
         draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
     }
+    Ok(())
 }
 
 /// Takes the descriptors of the group, which the host has made meanwhile.

@@ -144,6 +144,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_openat as u32, "openat"),
     (libc::SYS_pivot_root as u32, "pivot_root"),
     (libc::SYS_keyctl as u32, "keyctl"),
+    (libc::SYS_personality as u32, "personality"),
     (libc::SYS_prctl as u32, "prctl"),
     (libc::SYS_prlimit64 as u32, "prlimit64"),
     (libc::SYS_rt_sigprocmask as u32, "rt_sigprocmask"),

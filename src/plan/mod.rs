@@ -58,6 +58,7 @@ pub(crate) enum Area {
     Privileges,
     Filter,
     Landlock,
+    Processor,
     Limit,
     Group,
     Chdir,

@@ -6,8 +6,10 @@
 
 use super::wire::{self, slot};
 use super::{Area, Arg, Draft, Mark};
+use crate::cpu::Speculation;
+use crate::error::{Error, Result};
 use crate::policy::filter::Filter;
-use crate::probe::Layer;
+use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
 
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
@@ -40,6 +42,39 @@ pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     }
 }
 
+/// What is a matter of the processor: which sandboxes share a core, how far it
+/// speculates, and where programs lie in memory.
+pub(crate) fn processor(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Result<()> {
+    const PR_SCHED_CORE: i32 = 62;
+    const PR_SCHED_CORE_CREATE: u32 = 1;
+    const WHOLE_PROCESS: u32 = 1;
+    const PR_SPEC_FORCE_DISABLE: u32 = 8;
+    const ADDR_NO_RANDOMIZE: u32 = 0x004_0000;
+    draft.area(Area::Processor);
+    let required = sandbox.requires(Layer::CoreScheduling);
+    match &facts.cpu.cores {
+        Ok(false) => {}
+        Ok(true) => {
+            let args = [PR_SCHED_CORE.into(), PR_SCHED_CORE_CREATE.into(), 0.into(), WHOLE_PROCESS.into(), 0.into()];
+            draft.step(libc::SYS_prctl, &args, "keep cores to", "this sandbox").layer(Layer::CoreScheduling, !required);
+        }
+        Err(why) if required => {
+            return Err(Error::unsupported(format!("cannot keep cores to the sandbox: {why}")).about(Some(Layer::CoreScheduling)));
+        }
+        Err(_) if sandbox.prefers(Layer::CoreScheduling) => draft.missing |= Layer::CoreScheduling.bit(),
+        Err(_) => {}
+    }
+    if sandbox.speculation == Speculation::Restricted {
+        for (kind, name) in facts.cpu.restrictable()? {
+            let args = [libc::PR_SET_SPECULATION_CTRL.into(), kind.into(), PR_SPEC_FORCE_DISABLE.into(), 0.into(), 0.into()];
+            draft.step(libc::SYS_prctl, &args, "switch off", name);
+        }
+    }
+    let personality = if sandbox.aslr { 0 } else { ADDR_NO_RANDOMIZE };
+    draft.step(libc::SYS_personality, &[personality.into()], "set", "the personality");
+    Ok(())
+}
+
 /// no_new_privs and the system call filter.
 pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filter>) {
     draft.area(Area::Privileges);
@@ -67,7 +102,9 @@ pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filte
     draft.point(header, 8, program);
     let prefer = sandbox.prefers(Layer::SyscallFilter);
     let listener = if filter.listens { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32 } else { 0 };
-    let args = [libc::SECCOMP_SET_MODE_FILTER.into(), (filter.flags | listener).into(), header];
+    let unrestricted = sandbox.speculation == Speculation::Unrestricted;
+    let speculation = if unrestricted { libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u32 } else { 0 };
+    let args = [libc::SECCOMP_SET_MODE_FILTER.into(), (filter.flags | listener | speculation).into(), header];
     let step = draft.step(libc::SYS_seccomp, &args, "install", "the system call filter").layer(Layer::SyscallFilter, prefer);
     if filter.listens {
         step.keep_in(slot::LISTENER);

@@ -89,6 +89,14 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
         }
     }
     let mut set = |layer: Layer, state: LayerState| layers[layer as usize].1 = state;
+    match &init.facts.cpu.cores {
+        Err(why) => {
+            set(Layer::CoreScheduling, LayerState::Missing(why.clone()));
+            works &= !sandbox.requires(Layer::CoreScheduling);
+        }
+        Ok(false) => set(Layer::CoreScheduling, LayerState::Unused("each core has one thread".into())),
+        Ok(true) => {}
+    }
     if !init.facts.cgroup_namespace {
         set(Layer::CgroupNamespace, LayerState::Missing("this kernel was built without CONFIG_CGROUPS".into()));
         works &= sandbox.prefers(Layer::CgroupNamespace);

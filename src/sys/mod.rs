@@ -9,6 +9,7 @@
 
 pub(crate) mod landlock;
 pub(crate) mod pidfd;
+pub(crate) mod prctl;
 pub(crate) mod socket;
 pub(crate) mod write;
 
