@@ -8,6 +8,7 @@
 //! host that ignores SIGCHLD or reaps everything itself only makes init's own exit
 //! status disappear, which nobody asks for.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -54,6 +55,7 @@ pub(crate) struct Init {
     pub(crate) ranges: Option<Arc<Ranges>>,
     pub(crate) places: Arc<Places>,
     groups: AtomicU64,
+    seen: Mutex<HashSet<u64>>,
 }
 
 /// Where a process keeps its init. A forked child of the host finds a foreign pid
@@ -210,7 +212,18 @@ impl Init {
                         _ => Err(why),
                     };
                     let process = Mutex::new(process);
-                    return Ok(Init { control, process, pidfd, facts, start, subordinate, ranges, places, groups: AtomicU64::new(1) });
+                    return Ok(Init {
+                        control,
+                        process,
+                        pidfd,
+                        facts,
+                        start,
+                        subordinate,
+                        ranges,
+                        places,
+                        groups: AtomicU64::new(1),
+                        seen: Mutex::default(),
+                    });
                 }
                 Err(error) => {
                     why = error.to_string();
@@ -226,6 +239,24 @@ impl Init {
     /// Readable when init has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Whether a sandbox of this kind has been looked at in full; see
+    /// [`Draft::kind`](crate::plan::Draft::kind).
+    pub(crate) fn has_seen(&self, kind: u64) -> bool {
+        self.seen.try_lock().is_ok_and(|seen| seen.contains(&kind))
+    }
+
+    /// It has, and was right.
+    pub(crate) fn see(&self, kind: u64) {
+        /// Recipes of one host; beyond them it's looked again.
+        const MOST: usize = 1024;
+        if let Ok(mut seen) = self.seen.try_lock() {
+            if seen.len() >= MOST {
+                seen.clear();
+            }
+            seen.insert(kind);
+        }
     }
 
     /// A number that no other group of this init has.

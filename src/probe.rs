@@ -76,11 +76,15 @@ pub enum Layer {
     /// default, and only told as missing to whom
     /// [prefers](crate::Sandbox::prefer) it. *Optional.*
     CoreScheduling = 19,
+    /// Before the command is executed the host reads from outside what its process is,
+    /// and compares it with the recipe. It needs to see that process in its own /proc.
+    /// *Optional.*
+    ReadBack = 20,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 20] = [
+    pub const ALL: [Layer; 21] = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -101,6 +105,7 @@ impl Layer {
         Layer::CpuPinning,
         Layer::Landlock,
         Layer::CoreScheduling,
+        Layer::ReadBack,
     ];
 
     /// The name in snake_case.
@@ -126,6 +131,7 @@ impl Layer {
             Layer::CpuPinning => "cpu_pinning",
             Layer::Landlock => "landlock",
             Layer::CoreScheduling => "core_scheduling",
+            Layer::ReadBack => "read_back",
         }
     }
 
@@ -138,7 +144,7 @@ impl Layer {
     pub fn optional(self) -> bool {
         use Layer::{
             CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit,
-            SubordinateIds, SyscallFilter,
+            ReadBack, SubordinateIds, SyscallFilter,
         };
         matches!(
             self,
@@ -153,6 +159,7 @@ impl Layer {
                 | CpuPinning
                 | Landlock
                 | CoreScheduling
+                | ReadBack
         )
     }
 

@@ -14,6 +14,7 @@ use crate::image::{HostLayout, Image, Root, USER_HOME, hosts};
 use crate::limits::Resource;
 use crate::net::Network;
 use crate::outcome::{Output, Values};
+use crate::plan::change::Change;
 use crate::plan::explain::Explanation;
 use crate::plan::limits::Rlimit;
 use crate::policy::{SyscallPolicy, Syscalls};
@@ -62,6 +63,7 @@ pub struct Sandbox {
     pub(crate) id_base: u32,
     require: u64,
     prefer: u64,
+    pub(crate) changes: Vec<Change>,
     /// The first thing that made no sense; told when the recipe is used.
     problem: Option<String>,
 }
@@ -126,6 +128,7 @@ impl Sandbox {
             id_base: ID_BASE,
             require: 0,
             prefer: 0,
+            changes: Vec::new(),
             problem: None,
         }
     }
@@ -497,6 +500,23 @@ impl Sandbox {
     /// executed; what keeps it from that is an `Err`.
     pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
         supervise::spawn(self, command.into())
+    }
+
+    /// Leaves steps out of the plan: all whose purpose is this text, as
+    /// [`explain`](Self::explain) prints it. For the crate's own tests, which show that
+    /// each fence holds by itself and that a test fails without it; not part of the API.
+    #[doc(hidden)]
+    pub fn without_step(mut self, purpose: &str) -> Sandbox {
+        self.changes.push(Change::Drop(purpose.into()));
+        self
+    }
+
+    /// Clears bits of an argument, or of the first word of the structure that it points
+    /// to; else like [`without_step`](Self::without_step).
+    #[doc(hidden)]
+    pub fn with_bits_cleared(mut self, purpose: &str, argument: usize, bits: u64) -> Sandbox {
+        self.changes.push(Change::Clear(purpose.into(), argument, bits));
+        self
     }
 
     pub(crate) fn validate(&self) -> Result<()> {

@@ -5,7 +5,7 @@
 //! it's reported as (step, errno), and the host knows what that step was for.
 
 use crate::arch::nr;
-use crate::message::Request;
+use crate::message::{Report, Request};
 use crate::sys::*;
 use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, SLOTS, Stage, Step, op, slot};
 
@@ -166,6 +166,7 @@ impl Context {
             op::RAISE_FILES => plain(raise_files()),
             op::USER_XATTR => plain(user_xattr(a[0])),
             op::ALLOW => plain(allow(a[0] as i32, a[1], a[2] as *const u8, a[3] as u64)),
+            op::STAND => plain(self.stand()),
             op::ID_MAP => plain(id_map(a[0], a[1])),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
@@ -318,6 +319,19 @@ impl Context {
         }
     }
 
+    /// See [`op::STAND`].
+    fn stand(&self) -> Result<usize> {
+        let own = call(nr::GETPID, [0; 6])?;
+        let pidfd = call(nr::PIDFD_OPEN, [own, 0, 0, 0, 0, 0])?;
+        let standing = Report { kind: Report::STANDING, ..Report::default() };
+        send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd as i32])?;
+        match receive_request(self.slots[slot::REPLY as usize], true)? {
+            Some((request, _)) if request.kind == Request::PROCEED => Ok(0),
+            // A host that lets go is no reason to execute.
+            _ => Err(EPROTO),
+        }
+    }
+
     fn join(&mut self, file: usize) -> Result<usize> {
         self.joined.get_or_insert_with(|| clock(CPU_TIME));
         call(nr::WRITE, [file, c"0".as_ptr() as usize, 1, 0, 0, 0])
@@ -349,9 +363,12 @@ impl Context {
             let fd = self.slots[pair[0] as usize];
             *source = if (fd as usize) < above { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32 } else { fd };
         }
-        // A courier's channel is in the same table (see listener.rs), and none of the pairs.
-        if (0..above as i32).contains(&self.channel[1]) {
-            self.channel[1] = call(nr::FCNTL, [self.channel[1] as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
+        // Two more are needed after this: the way to the host, and a courier's channel,
+        // which is in the same table (see listener.rs).
+        for fd in [&mut self.slots[slot::REPLY as usize], &mut self.channel[1]] {
+            if (0..above as i32).contains(fd) {
+                *fd = call(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
+            }
         }
         call(nr::CLOSE_RANGE, [0, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0])?;
         for (source, pair) in sources.iter().zip(pairs) {

@@ -128,6 +128,8 @@ fn command(
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
+    draft.area(Area::ReadBack);
+    draft.step(op::STAND, &[], "let the host look at", "the command's process");
     privileges::fences(draft, sandbox, filter);
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
@@ -277,7 +279,9 @@ mod tests {
             assert!(last(op::DROP_BOUNDING.into()) < exec);
             if let Some(filter) = places(libc::SYS_seccomp as u32).first() {
                 assert_eq!(*filter, exec - 1, "the filter is the last before exec");
-                assert_eq!(draft.steps[filter - 1].op, libc::SYS_prctl as u32, "no_new_privs before it");
+                let last = places(libc::SYS_prctl as u32).last().copied().expect("some");
+                assert_eq!(draft.notes[last].doing, "set no_new_privs");
+                assert!(last < places(op::STAND)[0], "and the host has seen no_new_privs");
             }
             assert!(last(op::DIE_WITH_INIT.into()) > places(libc::SYS_setresuid as u32)[0], "a change of credentials would undo it");
         });

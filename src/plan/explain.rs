@@ -35,11 +35,7 @@ impl Explanation {
                 .collect();
             let arguments: Vec<String> = arguments.into_iter().rev().collect();
             let result = if step.slot == NO_SLOT { String::new() } else { format!(" = {}", slot_name(step.slot)) };
-            Line {
-                stage: step.stage,
-                purpose: format!("{} {}", note.doing, note.object).trim_end().to_string(),
-                call: format!("{}({}){result}", name(step.op), arguments.join(", ")),
-            }
+            Line { stage: step.stage, purpose: note.purpose(), call: format!("{}({}){result}", name(step.op), arguments.join(", ")) }
         });
         Explanation { lines: lines.collect() }
     }
@@ -180,6 +176,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::JOIN, "join group"),
     (op::AWAIT_GROUP, "await group"),
     (op::ALLOW, "landlock_add_rule"),
+    (op::STAND, "stand before the host"),
     (op::NETWORK, "enter a network namespace"),
 ];
 

@@ -31,6 +31,7 @@ fn layer(area: Area) -> Layer {
         Area::Filter => Layer::SyscallFilter,
         Area::Landlock => Layer::Landlock,
         Area::Processor => Layer::CoreScheduling,
+        Area::ReadBack => Layer::ReadBack,
         Area::Proc => Layer::PidNamespace,
         Area::Group => Layer::CgroupNamespace,
         Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec => Layer::MountNamespace,
@@ -41,7 +42,7 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
     let exhausted = if is_exhaustion(errno) { ErrorKind::Exhausted } else { ErrorKind::Setup };
     let hint = exhaustion_hint(errno);
     match note.area {
-        Area::Setup | Area::Privileges | Area::Network | Area::Processor => (exhausted, hint),
+        Area::Setup | Area::Privileges | Area::Network | Area::Processor | Area::ReadBack => (exhausted, hint),
         Area::Namespaces => match errno {
             libc::EPERM => (ErrorKind::Unsupported, Some(NO_USER_NAMESPACE)),
             libc::ENOSPC | libc::EUSERS => (

@@ -48,6 +48,8 @@ impl Request {
     /// The control group has been made: its descriptors, for
     /// [`AWAIT_GROUP`](super::wire::op::AWAIT_GROUP).
     pub const GROUP: u32 = 10;
+    /// The command's process is as it should be, and may execute.
+    pub const PROCEED: u32 = 11;
 
     /// Bytes of a request.
     pub const SIZE: usize = 24;
@@ -139,6 +141,9 @@ impl Report {
     pub const QUIET: u32 = 8;
     /// The steps of [`Request::DO`] are done; descriptors come along.
     pub const DONE: u32 = 9;
+    /// The command's process, whose pidfd comes along, has given up what it gives up and
+    /// waits.
+    pub const STANDING: u32 = 10;
 
     /// The wall-time limit was reached.
     pub const WALL: u32 = 1;

@@ -14,7 +14,7 @@ use crate::sandbox::Sandbox;
 
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
-/// Becomes the run's user, with `capabilities` or, by default, none.
+/// Becomes the run's user, with `capabilities` or, by default, none, and for good.
 pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     draft.area(Area::Privileges);
     let (uid, gid) = sandbox.user;
@@ -40,6 +40,7 @@ pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
         let args = [libc::PR_CAP_AMBIENT.into(), libc::PR_CAP_AMBIENT_RAISE.into(), capability.into(), 0.into(), 0.into()];
         draft.step(libc::SYS_prctl, &args, "keep", "a capability");
     }
+    prctl(draft, libc::PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs");
 }
 
 /// What is a matter of the processor: which sandboxes share a core, how far it
@@ -75,7 +76,7 @@ pub(crate) fn processor(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> 
     Ok(())
 }
 
-/// no_new_privs and the system call filter.
+/// The system call filter.
 pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filter>) {
     draft.area(Area::Privileges);
     if filter.is_none_or(|filter| !filter.closes_keyrings) || sandbox.prefers(Layer::SyscallFilter) {
@@ -84,7 +85,6 @@ pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filte
         let args = [libc::KEYCTL_JOIN_SESSION_KEYRING.into(), 0.into()];
         draft.step(libc::SYS_keyctl, &args, "make", "a session keyring").tolerate(libc::ENOSYS);
     }
-    prctl(draft, libc::PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs");
     let Some(filter) = filter else { return };
     draft.area(Area::Filter);
     let bytes: Vec<u8> = filter

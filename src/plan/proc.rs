@@ -81,7 +81,7 @@ pub(crate) fn close(draft: &mut Draft, present: &Present, covers: &[(&'static st
         let path = draft.text(format!("/{name}"));
         let tree = Tree { path, recursive: false }.clone_into(draft, object.clone());
         tolerate_absence(draft);
-        set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOEXEC, None, object.clone());
+        set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOEXEC, object.clone());
         let path = draft.text(format!("/{name}"));
         attach(draft, tree, path, format!("{object} read-only"));
         draft.close(tree);

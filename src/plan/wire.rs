@@ -135,8 +135,12 @@ pub mod op {
     /// Inner: a rule of Landlock ruleset (0) for path (2) below directory (1), or for
     /// (1) itself if that's empty: rights (3) on it and all below.
     pub const ALLOW: u32 = 0x1_0013;
+    /// Command: tell the host that it may look, with a pidfd
+    /// ([`Report::STANDING`](super::super::message::Report::STANDING)), and wait for
+    /// [`Request::PROCEED`](super::super::message::Request::PROCEED).
+    pub const STAND: u32 = 0x1_0014;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0013;
+    pub const LAST: u32 = 0x1_0014;
 }
 
 /// How an argument is to be read.

@@ -10,6 +10,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::Asked;
 use super::capture::Capture;
+use super::proof::{self, Expected};
 use crate::cgroup::{Counters, Group};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
@@ -37,6 +38,7 @@ pub(crate) struct Live {
     claim: Option<Claim>,
     group: Group,
     init: Arc<Init>,
+    expected: Expected,
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
@@ -51,7 +53,7 @@ pub(crate) struct Live {
 
 impl Live {
     pub(super) fn new(began: u64, sandbox: &Sandbox, asked: Asked, streams: [Option<Capture>; 2]) -> Live {
-        let Asked { reply, draft, claim, group, init } = asked;
+        let Asked { reply, draft, claim, group, init, expected } = asked;
         Live {
             reply: Arc::new(reply),
             draft,
@@ -59,6 +61,7 @@ impl Live {
             claim,
             group,
             init,
+            expected,
             counters: Counters::default(),
             asked: began,
             streams,
@@ -89,19 +92,48 @@ impl Live {
 
     /// Waits for the program's exec; the pidfd of its process.
     pub(super) fn started(&mut self) -> Result<OwnedFd> {
-        if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
-            return Err(Error::new(
-                ErrorKind::Setup,
-                "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
-            ));
-        }
-        match self.message(true)? {
-            Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
-                self.started = Some(report);
-                Ok(fds.remove(0))
+        loop {
+            if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
+                return Err(Error::new(
+                    ErrorKind::Setup,
+                    "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
+                ));
             }
-            Some((report, _)) if report.kind == Report::READY => Err(Error::new(ErrorKind::Setup, "the sandbox has no command")),
-            _ => Err(self.lost(None)),
+            match self.message(true)? {
+                Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
+                    self.look(fds[0].as_fd())?;
+                    self.tell(Request::PROCEED, 0, Duration::ZERO)?;
+                }
+                Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
+                    self.started = Some(report);
+                    return Ok(fds.remove(0));
+                }
+                Some((report, _)) if report.kind == Report::READY => {
+                    return Err(Error::new(ErrorKind::Setup, "the sandbox has no command"));
+                }
+                _ => return Err(self.lost(None)),
+            }
+        }
+    }
+
+    /// Compares the command's process, which waits, with the recipe.
+    fn look(&mut self, process: BorrowedFd<'_>) -> Result<()> {
+        let kind = self.draft.kind();
+        let seen = self.init.has_seen(kind);
+        let looked = match sys::pidfd::number(process) {
+            Some(pid) => proof::check(&self.sandbox, &self.expected, pid, !seen),
+            None => Err(proof::out_of_sight()),
+        };
+        match looked {
+            Ok(()) => {
+                self.init.see(kind);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Unsupported && self.sandbox.prefers(Layer::ReadBack) => {
+                self.draft.missing |= Layer::ReadBack.bit();
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 

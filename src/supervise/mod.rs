@@ -8,6 +8,7 @@ pub(crate) mod capture;
 mod check;
 mod descriptors;
 mod live;
+mod proof;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::plan::compile::{Grouped, Wanted};
 use crate::plan::explain::Explanation;
 use crate::plan::namespaces::{Ids, Origin, network_origin};
 use crate::plan::start::Start;
-use crate::plan::{Draft, compile, wire};
+use crate::plan::{Draft, compile, limits, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 
@@ -31,6 +32,7 @@ pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 use descriptors::{Passed, pass};
 pub(crate) use live::{Live, tell};
+use proof::Expected;
 
 pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
     for stream in [&command.stdin, &command.stdout, &command.stderr] {
@@ -163,6 +165,7 @@ struct Asked {
     claim: Option<Claim>,
     group: Group,
     init: Arc<Init>,
+    expected: Expected,
 }
 
 fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<Asked> {
@@ -178,6 +181,10 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
         writable: &passed.writable,
     });
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
+    draft.change(&sandbox.changes)?;
+    let facts = &init.facts;
+    let limits = limits::rlimits(sandbox, facts, grouped.processes);
+    let expected = Expected { ids, own: (facts.uid, facts.gid), privileged: facts.privileged, limits };
     draft.settings.flags |= flags;
     let bytes = draft.encode();
     if draft.steps.len() > wire::MAX_STEPS {
@@ -190,5 +197,5 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    Ok(Asked { reply, draft, claim, group, init })
+    Ok(Asked { reply, draft, claim, group, init, expected })
 }

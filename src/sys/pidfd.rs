@@ -27,3 +27,11 @@ pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, 0, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// The number of a pidfd's process as this process sees it; `None` when it has ended,
+/// or is out of sight (pidfd_open(2), "fdinfo").
+pub(crate) fn number(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid: i64 = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    u32::try_from(pid).ok().filter(|pid| *pid > 0)
+}

@@ -22,7 +22,6 @@ pub mod nr {
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
     pub const EVENTFD2: usize = 19;
-    pub const IOCTL: usize = 29;
     pub const UNSHARE: usize = 97;
     pub const SOCKET: usize = 198;
     pub const SETNS: usize = 268;
