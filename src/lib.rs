@@ -15,6 +15,7 @@ mod outcome;
 mod plan;
 mod policy;
 mod probe;
+mod remedy;
 mod sandbox;
 mod supervise;
 mod sys;

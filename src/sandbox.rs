@@ -281,7 +281,8 @@ impl Sandbox {
     /// never on by accident: namespaces and mounts pass the system call filter, user
     /// namespaces aren't limited, /proc is shown without masks (the kernel demands it
     /// from whoever mounts another one), and Landlock leaves files alone (it refuses all
-    /// mounts).
+    /// mounts). The run's [user](Self::user) shouldn't be 0, whom the kernel lets map
+    /// itself only with [`Capability::Setfcap`].
     pub fn nesting(mut self) -> Sandbox {
         self.nesting = true;
         self

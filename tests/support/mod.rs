@@ -36,6 +36,10 @@ pub enum Need {
     Unified,
     /// Time that passes as on a real processor: promises of precision are measured.
     Clock,
+    /// This version of Landlock, or a later one.
+    Landlock(u32),
+    /// The ABIs of x86_64.
+    X86,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
     Overlay,
 }
@@ -57,6 +61,8 @@ impl Need {
             }
             Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
+            Need::Landlock(least) => (landlock() < least).then(|| format!("needs version {least} of Landlock")),
+            Need::X86 => (!cfg!(target_arch = "x86_64")).then(|| "it's about x86_64".into()),
             Need::DebianRoot => match debian_root() {
                 Ok(path) if !root && !open_to_all(&path) => Some(format!("an ordinary user can't reach {}", path.display())),
                 Ok(_) => None,
@@ -277,6 +283,21 @@ pub fn kernel() -> (u32, u32) {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = text.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// The version of Landlock, as far as `check` tells it; 0 where there's none.
+pub fn landlock() -> u32 {
+    use cofferdam::{Layer, LayerState, Sandbox};
+    static VERSION: OnceLock<u32> = OnceLock::new();
+    *VERSION.get_or_init(|| match Sandbox::new().check().expect("a report").state(Layer::Landlock) {
+        // All that we use came with version 6.
+        LayerState::Works => 6,
+        LayerState::Partial(text) => {
+            let digits = text.trim_start_matches("version ").chars().take_while(char::is_ascii_digit);
+            digits.collect::<String>().parse().expect("a version")
+        }
+        _ => 0,
+    })
 }
 
 /// A Debian root file system by mmdebstrap, made once and kept below cargo's target
