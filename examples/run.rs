@@ -40,7 +40,7 @@
 //!   `scratch`, `scratch_files`, `scratch_full`: see the crate's `Usage`
 //! * `evidence`: the outcome and what speaks for it, in one line
 //! * `stdout`, `stderr`: `bytes` and `truncated`
-//! * `missing`: layers that `--prefer` left out
+//! * `layers`: what stood around the run; `missing`: what could not be had
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -192,7 +192,7 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
             let error = json!({"kind": problem.kind(), "message": problem.message()});
             return Some(json!({
                 "outcome": "error", "code": null, "signal": null, "limit": null, "syscall": null, "error": error,
-                "usage": null, "evidence": null, "stdout": null, "stderr": null, "missing": null,
+                "usage": null, "evidence": null, "stdout": null, "stderr": null, "layers": null, "missing": null,
             }));
         }
     };
@@ -222,6 +222,7 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
         },
         "evidence": output.to_string(),
         "stdout": stream(output.stdout_stream), "stderr": stream(output.stderr_stream),
+        "layers": output.layers.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
         "missing": output.missing.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
     }))
 }

@@ -29,7 +29,10 @@ pub struct Output {
     /// How the main process ended, whatever the verdict: `Exit::Code` or
     /// `Exit::Signal`.
     pub raw: Exit,
-    /// Layers that the recipe preferred and that could not be had.
+    /// Layers that stood around the run.
+    pub layers: Vec<Layer>,
+    /// Layers that could not be had: those that the recipe preferred, and
+    /// [`Layer::Landlock`] where the kernel has none.
     pub missing: Vec<Layer>,
     pub(crate) limits: Values,
 }
@@ -443,6 +446,7 @@ mod tests {
             stderr_stream: StreamEnd::default(),
             usage,
             raw: Exit::Signal(9),
+            layers: Vec::new(),
             missing: Vec::new(),
             limits: Values { output: Some(1024), memory: Some(256 << 20), cpu_time: Some(Duration::from_secs(1)), ..Values::default() },
         };

@@ -163,6 +163,11 @@ impl Layer {
         )
     }
 
+    /// Whether a recipe goes on without it unless it's [required](crate::Sandbox::require).
+    pub(crate) fn by_choice(self) -> bool {
+        matches!(self, Layer::SubordinateIds | Layer::Landlock | Layer::CoreScheduling)
+    }
+
     pub(crate) fn bit(self) -> u64 {
         1 << self as u8
     }

@@ -458,7 +458,7 @@ impl Sandbox {
     }
 
     /// Makes it an error if this layer can't be had. That's the default for all
-    /// but [`Layer::SubordinateIds`].
+    /// but [`Layer::SubordinateIds`], [`Layer::Landlock`] and [`Layer::CoreScheduling`].
     pub fn require(mut self, layer: Layer) -> Sandbox {
         self.require |= layer.bit();
         self.prefer &= !layer.bit();

@@ -52,7 +52,7 @@ fn exit_codes_say_what_happened() {
 }
 
 fn json_has_every_member_and_null_where_it_does_not_apply() {
-    let members = ["outcome", "code", "signal", "limit", "syscall", "error", "usage", "stdout", "stderr", "missing"];
+    let members = ["outcome", "code", "signal", "limit", "syscall", "error", "usage", "stdout", "stderr", "layers", "missing"];
     let cases: &[(&[&str], &str, &str)] = &[
         (&["sh", "-c", "printf hi; exit 3"], "exited", "code"),
         (&["sh", "-c", "kill -SEGV $$"], "signaled", "signal"),

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::Asked;
 use super::capture::Capture;
 use super::proof::{self, Expected};
+use super::{Asked, applied};
 use crate::cgroup::{Counters, Group};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
@@ -313,6 +313,7 @@ impl Live {
         if facts.host_out_of_memory() {
             return Err(out_of_memory());
         }
+        let missing = facts.report.missing | self.group.missing | self.draft.missing;
         let [stdout, stderr] = std::mem::take(&mut self.streams).map(|s| s.map(Capture::finish).unwrap_or_default());
         Ok(Output {
             status: facts.verdict(),
@@ -322,7 +323,8 @@ impl Live {
             stderr_stream: stderr.1,
             usage: facts.usage(),
             raw: facts.raw(),
-            missing: Layer::of_bits(facts.report.missing | self.group.missing | self.draft.missing),
+            layers: applied(&self.sandbox, &self.init, missing),
+            missing: Layer::of_bits(missing),
             limits: self.sandbox.limit_values(),
         })
     }

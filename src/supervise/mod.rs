@@ -28,6 +28,7 @@ use crate::plan::{Draft, compile, limits, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 
+use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 use descriptors::{Passed, pass};
