@@ -8,6 +8,8 @@ mod cpu;
 mod error;
 mod ids;
 mod image;
+#[doc(hidden)]
+pub mod internals;
 mod launch;
 mod limits;
 mod net;
@@ -19,6 +21,9 @@ mod remedy;
 mod sandbox;
 mod supervise;
 mod sys;
+
+#[doc = include_str!("../THREATS.md")]
+pub mod threats {}
 
 pub use capability::Capability;
 pub use child::{Child, Killer};
@@ -41,31 +46,3 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 /// 1,024 MiB.
 pub const GIB: u64 = 1 << 30;
-
-/// The plan decoder that init uses, for fuzzing; not part of the API. The bytes are
-/// taken as a plan, and as places and values with which a right one is damaged.
-#[doc(hidden)]
-pub fn fuzz_plan(bytes: &[u8]) {
-    stays_inside(bytes);
-    let mut plan = plan::start::start_plan(plan::start::Start::Subordinate).encode();
-    for edit in bytes.chunks_exact(3) {
-        let at = usize::from(u16::from_le_bytes([edit[0], edit[1]])) % plan.len();
-        plan[at] = edit[2];
-    }
-    stays_inside(&plan);
-}
-
-/// What the decoder accepts names nothing outside of its own bytes.
-fn stays_inside(bytes: &[u8]) {
-    let Some(plan) = plan::wire::Plan::parse(bytes) else { return };
-    let blob = (bytes.len() - plan.blob_start()) as u64;
-    for i in 0..plan.len() {
-        let step = plan.step(i).expect("a checked plan has all its steps");
-        for (kind, arg) in step.kinds.iter().zip(step.args) {
-            assert!(*kind != plan::wire::Kind::Blob || arg < blob);
-        }
-    }
-    for i in 0..plan.relocations() {
-        assert!(plan.relocation(i) + 8 <= blob);
-    }
-}

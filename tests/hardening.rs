@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use cofferdam::internals;
 use cofferdam::{Command, Error, Exit, Image, Layer, LayerState, Limit, Network, Output, Sandbox, Speculation, SyscallProfile, Syscalls};
 use support::{Need, busybox_root, compile_c, fresh_dir, is_root, landlock};
 
@@ -523,6 +524,21 @@ fn costs_are_told() {
     let (getppid, denied) = text.trim().split_once(' ').expect("two figures");
     println!("a getppid takes {getppid} ns under the default filter, a denied call {denied} ns (goal: 1.3 times as long)");
     assert!(getppid.parse::<f64>().is_ok() && denied.parse::<f64>().is_ok());
+    let profile = SyscallProfile::parse(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).expect("a profile");
+    let all = internals::filter(Syscalls::Profile(profile));
+    for (name, filter) in
+        [("everything allowed", &all), ("default", &internals::filter(Syscalls::Default)), ("strict", &internals::filter(Syscalls::Strict))]
+    {
+        let bytes: Vec<u8> =
+            filter.iter().flat_map(|(code, jt, jf, k)| [&code.to_le_bytes()[..], &[*jt, *jf], &k.to_le_bytes()].concat()).collect();
+        let path = fresh_dir("filter-").join("filter");
+        fs::write(&path, bytes).expect("the filter");
+        let output =
+            std::process::Command::new(program()).arg("install").stdin(File::open(&path).expect("the filter")).output().expect("it runs");
+        let time = String::from_utf8_lossy(&output.stdout).trim().to_string();
+        println!("installing a filter of {} instructions takes {time} ns: {name} (goal: 3 times that of the first)", filter.len());
+        assert!(time.parse::<f64>().is_ok(), "{output:?}");
+    }
 }
 
 fn main() {

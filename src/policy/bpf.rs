@@ -292,6 +292,23 @@ impl Backwards {
     }
 }
 
+/// Whether the kernel's checker takes a program (bpf_check_classic): it's not too long,
+/// every jump stays inside, and it ends with a verdict.
+pub(crate) fn is_well_formed(program: &[Instruction]) -> bool {
+    let ends = program.last().is_some_and(|last| last.code == RET);
+    let inside = |(at, i): (usize, &Instruction)| {
+        let left = program.len() - at - 1;
+        match i.code {
+            JMP_JA => (i.k as usize) < left,
+            JMP_JEQ | JMP_JGT | JMP_JGE | JMP_JSET => usize::from(i.jt.max(i.jf)) < left,
+            LD_W_ABS => i.k.is_multiple_of(4) && i.k < 64,
+            RET | ALU_AND => true,
+            _ => false,
+        }
+    };
+    ends && program.len() <= MOST && program.iter().enumerate().all(inside)
+}
+
 /// Runs a program as the kernel would; for tests, which compare compilers.
 #[cfg(test)]
 pub(crate) fn interpret(program: &[Instruction], arch: u32, number: u32, args: [u64; 6]) -> u32 {

@@ -184,7 +184,7 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
     draft.change(&sandbox.changes)?;
     let facts = &init.facts;
-    let limits = limits::rlimits(sandbox, facts, grouped.processes);
+    let limits = limits::rlimits(sandbox, facts, ids, grouped.processes);
     let expected = Expected { ids, own: (facts.uid, facts.gid), privileged: facts.privileged, limits };
     draft.settings.flags |= flags;
     let bytes = draft.encode();

@@ -1,11 +1,14 @@
 // Makes system calls in ways that a policy must see: the first argument picks one.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -40,6 +43,34 @@ int main(int count, char **words) {
             }
         }
         printf("%.0f %.0f\n", best[0], best[1]);
+        return 0;
+    }
+    // Installs the filter that it reads, each time in a process of its own; the least
+    // time in nanoseconds.
+    if (!strcmp(how, "install")) {
+        static struct sock_filter program[4096];
+        size_t length = fread(program, sizeof *program, 4096, stdin);
+        struct sock_fprog header = {length, program};
+        double best = 1e9;
+        for (int round = 0; round < 200; round++) {
+            int ends[2];
+            if (pipe(ends)) return 1;
+            if (!fork()) {
+                prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                double begin = now();
+                long result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &header);
+                double took = now() - begin;
+                if (!result && write(ends[1], &took, sizeof took) < 0) _exit(1);
+                _exit(0);
+            }
+            close(ends[1]);
+            double took = 1e9;
+            if (read(ends[0], &took, sizeof took) < 0) return 1;
+            close(ends[0]);
+            wait(0);
+            if (took < best) best = took;
+        }
+        printf("%.0f\n", best);
         return 0;
     }
     number = atol(words[2]);
