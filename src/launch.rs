@@ -200,7 +200,7 @@ impl Init {
             ));
         }
         let ranges = if facts.privileged { Some(Arc::new(Ranges::open()?)) } else { None };
-        let places = Arc::new(Places::find());
+        let places = Arc::new(Places::find(facts.privileged));
         let mut why = String::from("/etc/subuid or /etc/subgid gives this user no ids (add a line with usermod --add-subuids)");
         let mut last = None;
         for (start, ids) in starts(&facts) {

@@ -618,7 +618,9 @@ impl Sandbox {
     /// The limits that a control group is to have.
     pub(crate) fn group_limits(&self) -> Limits {
         let user_can_change = self.capabilities & (1 << Capability::Setuid.number()) != 0;
-        Limits { cpu_account: self.cpu_time.is_some() || self.idle_time.is_some(), strict_processes: user_can_change, ..self.limits }
+        let in_reach = self.nesting || self.syscalls.may_mount() || self.prefers(Layer::SyscallFilter);
+        let cpu_account = self.cpu_time.is_some() || self.idle_time.is_some();
+        Limits { cpu_account, strict_processes: user_can_change, in_reach, ..self.limits }
     }
 
     /// The capabilities that the command gets.

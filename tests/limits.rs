@@ -318,6 +318,20 @@ fn the_survivor_of_a_memory_limit_may_go_on() {
     assert_eq!(out.text(), "", "by default everything dies together");
 }
 
+/// Not even a workload that may mount can change its own limits.
+fn limits_are_out_of_the_workloads_reach() {
+    if !grouped_here() {
+        return refused(&memory(sandbox()));
+    }
+    let script = "mkdir /tmp/cg && mount -t cgroup2 none /tmp/cg && cd /tmp/cg && echo mounted >&2
+        for limit in memory.max memory.swap.max pids.max cpu.max; do echo max >$limit; echo max >../$limit; done
+        exec /w malloc 200";
+    let free = memory(sandbox()).user(1000, 1000).syscalls(cofferdam::Syscalls::Unfiltered);
+    let out = free.run(["unshare", "--user", "--map-root-user", "--mount", "--cgroup", "sh", "-c", script]).expect("it runs");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("mounted"), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.status, MEMORY, "{out}\n{}", String::from_utf8_lossy(&out.stderr));
+}
+
 fn processes_and_threads_are_counted_exactly() {
     for kind in ["fork_until_eagain", "threads_until_eagain"] {
         for user in [0, 1000] {
@@ -836,6 +850,7 @@ fn main() {
         test!(every_workload_gets_its_verdict, Need::Program("workload")),
         test!(page_cache_is_not_a_memory_verdict, Need::Program("workload")),
         test!(the_survivor_of_a_memory_limit_may_go_on, Need::Program("workload")),
+        test!(limits_are_out_of_the_workloads_reach, Need::Program("workload"), Need::Tool("unshare")),
         test!(processes_and_threads_are_counted_exactly, Need::Program("workload")),
         test!(processes_are_counted_exactly_with_subordinate_ids, root, Need::Program("workload"), Need::Tool("newuidmap")),
         test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),

@@ -59,6 +59,8 @@ pub(crate) struct Places {
     held_by_v1: u8,
     /// The process that made them. A forked child's copy means nothing.
     owner: u32,
+    /// Who owns our groups exists in sandboxes too.
+    pub(super) exposed: bool,
 }
 
 /// Why a group gave no place, or one with less than all controllers.
@@ -92,10 +94,12 @@ struct Mounted {
 }
 
 impl Places {
-    /// Looks for places, sweeps what dead hosts left there, and makes ours.
-    pub(crate) fn find() -> Places {
+    /// Looks for places, sweeps what dead hosts left there, and makes ours. Unless we're
+    /// `privileged` our own id is one of the sandboxes' ids.
+    pub(crate) fn find(privileged: bool) -> Places {
         let nonce = nonce();
-        let mut places = Places { hierarchies: Vec::new(), nonce, obstacles: Vec::new(), held_by_v1: 0, owner: std::process::id() };
+        let (owner, exposed) = (std::process::id(), !privileged);
+        let mut places = Places { hierarchies: Vec::new(), nonce, obstacles: Vec::new(), held_by_v1: 0, owner, exposed };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
         let mut covered = 0;
@@ -327,6 +331,9 @@ fn sweep(base: &OwnedFd, v2: bool) {
         for group in subdirectories(&home) {
             if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
                 end_all(&directory, v2);
+                for command in subdirectories(&directory) {
+                    let _ = unlinkat(directory.as_fd(), command.as_str(), UnlinkatFlags::RemoveDir);
+                }
             }
             let _ = unlinkat(home.as_fd(), group.as_str(), UnlinkatFlags::RemoveDir);
         }

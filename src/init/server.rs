@@ -530,7 +530,11 @@ impl Server {
     fn remove_group(&self, group: u64, hierarchies: u32) -> u32 {
         let mut left = 0;
         for (i, [_, home]) in self.homes.iter().enumerate() {
-            if hierarchies >> i & 1 == 1 && remove_directory(*home, b"box-", group) == Err(EBUSY) {
+            if hierarchies >> i & 1 == 1
+                && remove_directory(*home, b"box-", group, b"") == Err(EBUSY)
+                && (remove_directory(*home, b"box-", group, b"/cmd-0").is_err()
+                    || remove_directory(*home, b"box-", group, b"") == Err(EBUSY))
+            {
                 left |= 1 << i;
             }
         }
@@ -590,15 +594,15 @@ impl Server {
         }
         for [base, home] in self.homes {
             if home >= 0 {
-                let _ = remove_directory(base, b"cofferdam-", self.nonce);
+                let _ = remove_directory(base, b"cofferdam-", self.nonce, b"");
             }
         }
         exit(0)
     }
 }
 
-/// rmdir of `<prefix><number>`.
-fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
+/// rmdir of `<prefix><number><below>`.
+fn remove_directory(parent: i32, prefix: &[u8], number: u64, below: &[u8]) -> Result<usize> {
     const AT_REMOVEDIR: usize = 0x200;
     let mut name = [0u8; 40];
     let mut digits = [0u8; 20];
@@ -611,7 +615,7 @@ fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
             break;
         }
     }
-    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..])) {
+    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..]).chain(below)) {
         *place = *byte;
     }
     call(nr::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])

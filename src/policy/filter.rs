@@ -37,9 +37,12 @@ pub(crate) struct Circumstances {
     pub(crate) nesting: bool,
 }
 
+/// A compiled filter with what it was compiled for.
+type Compiled = Mutex<Option<(Circumstances, Arc<Filter>)>>;
+
 /// Filters that were compiled already: each policy needs one or two.
 #[derive(Debug, Default)]
-pub(crate) struct Cache([Mutex<Option<(Circumstances, Arc<Filter>)>>; 2]);
+pub(crate) struct Cache([Compiled; 2]);
 
 impl Cache {
     pub(crate) const fn new() -> Cache {

@@ -127,6 +127,11 @@ impl SyscallPolicy {
         self
     }
 
+    /// It may let a workload mount file systems.
+    pub(crate) fn may_mount(&self) -> bool {
+        !matches!(self.base, Syscalls::Default | Syscalls::Strict) || self.changes.iter().any(|(_, allowed)| *allowed)
+    }
+
     /// There's no filter.
     pub(crate) fn is_unfiltered(&self) -> bool {
         self.base == Syscalls::Unfiltered && self.changes.is_empty()

@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn descriptors_of_a_truncated_message_are_closed() {
         let (ours, theirs) = pair().expect("sockets");
-        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let (mut reader, writer) = io::pipe().expect("a pipe");
         let many: Vec<BorrowedFd<'_>> = (0..=MAX_FDS).map(|_| writer.as_fd()).collect();
         send(theirs.as_fd(), b"x", &many[..MAX_FDS]).expect("sent");
         assert_eq!(receive(ours.as_fd(), &mut [0; 8], true).expect("received").1.len(), MAX_FDS);
