@@ -157,9 +157,10 @@ impl Command {
     ///
     /// A regular file is given with whatever its permissions allow the run's user, and
     /// not only as it was opened: through /proc/self/fd the workload can open it once
-    /// more. As an ordinary user's sandbox has that user's rights to it, it can write
-    /// even what was opened for reading. A [bind](crate::Sandbox::bind) or
-    /// [bytes](Stdio::bytes) keep a file as it is. All this holds for streams too.
+    /// more. As an ordinary user's sandbox has that user's rights to it, it could write
+    /// even what was opened for reading: [Landlock](crate::Layer::Landlock) refuses that,
+    /// where there is one. A [bind](crate::Sandbox::bind) or [bytes](Stdio::bytes) keep a
+    /// file as it is in any case. All this holds for streams too.
     pub fn fd(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
         self.fds.push((number, fd.into(), FdKind::Plain));
         self
