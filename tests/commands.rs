@@ -624,8 +624,17 @@ fn its_id_is_the_hosts_number_until_the_end() {
     assert_eq!(child.id(), None);
 }
 
+fn streams_can_be_opened_again_by_name() {
+    let script = "cat < /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr";
+    for user in [0, 1000] {
+        let out = sandbox().user(user, user).run(Command::new("sh").args(["-c", script]).stdin("in\n")).expect("it runs");
+        assert_eq!((out.text().as_ref(), &out.stderr[..]), ("in\nout\n", &b"err\n"[..]), "{out}");
+    }
+}
+
 fn main() {
     support::main(vec![
+        test!(streams_can_be_opened_again_by_name),
         test!(input_of_100_mb_arrives_exactly),
         test!(input_is_a_file_a_pipe_or_nothing),
         test!(a_piped_command_can_be_talked_to),
