@@ -10,9 +10,11 @@ use crate::outcome::{Exit, Output};
 use crate::plan::message::Request;
 use crate::supervise::{Live, Pipes, tell};
 
-/// A command in a sandbox of its own, started by [`Sandbox::spawn`](crate::Sandbox::spawn).
+/// A command that runs, in a sandbox of its own ([`Sandbox::spawn`](crate::Sandbox::spawn))
+/// or in a live one ([`Instance::spawn`](crate::Instance::spawn)).
 ///
-/// Dropping it kills everything in the sandbox and waits for that. Captured streams
+/// Dropping it kills the command with everything that it has started, which is everything
+/// in a sandbox of its own, and waits for that. Captured streams
 /// are read while one of the `wait` functions runs; a workload that prints more
 /// than a pipe holds (64 KiB) waits until then.
 ///
@@ -76,7 +78,7 @@ impl Child {
         self.live.finish()
     }
 
-    /// Kills everything in the sandbox. The verdict will be [`Exit::Killed`], unless
+    /// Kills the command with everything that it has started. The verdict will be [`Exit::Killed`], unless
     /// it has ended by itself before.
     pub fn kill(&self) -> Result<()> {
         self.live.tell(Request::KILL, 0, Duration::ZERO)
@@ -140,7 +142,7 @@ impl Killer {
     }
 }
 
-fn check_signal(signal: i32) -> Result<()> {
+pub(crate) fn check_signal(signal: i32) -> Result<()> {
     match signal {
         1..=64 => Ok(()),
         _ => Err(crate::Error::invalid(format!("{signal} is not a signal; they go from 1 to 64"))),

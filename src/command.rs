@@ -6,8 +6,10 @@ use std::io::{PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::sandbox::Sandbox;
 
 /// The search path that a command gets by default.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -40,6 +42,40 @@ pub struct Command {
     pub(crate) stdout: Stdio,
     pub(crate) stderr: Stdio,
     pub(crate) fds: Vec<(u32, OwnedFd, FdKind)>,
+    pub(crate) limits: CommandLimits,
+}
+
+/// Limits of one command, instead of the recipe's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CommandLimits {
+    wall_time: Option<Duration>,
+    cpu_time: Option<Duration>,
+    idle_time: Option<Duration>,
+    output: Option<u64>,
+}
+
+impl CommandLimits {
+    /// The recipe as it is for this command, if that makes a difference.
+    pub(crate) fn over(&self, sandbox: &Sandbox) -> Option<Sandbox> {
+        let CommandLimits { wall_time, cpu_time, idle_time, output } = *self;
+        if (wall_time, cpu_time, idle_time, output) == (None, None, None, None) {
+            return None;
+        }
+        let mut sandbox = sandbox.clone();
+        if let Some(limit) = wall_time {
+            sandbox = sandbox.wall_time(limit);
+        }
+        if let Some(limit) = cpu_time {
+            sandbox = sandbox.cpu_time(limit);
+        }
+        if let Some(limit) = idle_time {
+            sandbox = sandbox.idle_time(limit);
+        }
+        if let Some(bytes) = output {
+            sandbox = sandbox.output(bytes);
+        }
+        Some(sandbox)
+    }
 }
 
 /// What a passed descriptor may refer to.
@@ -65,6 +101,7 @@ impl Command {
             stdout: Stdio::captured(),
             stderr: Stdio::captured(),
             fds: Vec::new(),
+            limits: CommandLimits::default(),
         }
     }
 
@@ -145,6 +182,30 @@ impl Command {
     /// Standard error. By default it's captured.
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Command {
         self.stderr = stderr.into();
+        self
+    }
+
+    /// The [wall time](Sandbox::wall_time) of this command, instead of the recipe's.
+    pub fn wall_time(mut self, limit: Duration) -> Command {
+        self.limits.wall_time = Some(limit);
+        self
+    }
+
+    /// The [CPU time](Sandbox::cpu_time) of this command, instead of the recipe's.
+    pub fn cpu_time(mut self, limit: Duration) -> Command {
+        self.limits.cpu_time = Some(limit);
+        self
+    }
+
+    /// The [idle time](Sandbox::idle_time) of this command, instead of the recipe's.
+    pub fn idle_time(mut self, limit: Duration) -> Command {
+        self.limits.idle_time = Some(limit);
+        self
+    }
+
+    /// The [limit on output](Sandbox::output) of this command, instead of the recipe's.
+    pub fn output(mut self, bytes: u64) -> Command {
+        self.limits.output = Some(bytes);
         self
     }
 

@@ -288,6 +288,23 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// What a group has counted so far.
+    pub(crate) fn of_group(counters: &Counters, wall: u64) -> Usage {
+        let all = counters.cpu.unwrap_or_default();
+        let user = counters.user.unwrap_or_default().min(all);
+        Usage {
+            wall: Duration::from_nanos(wall),
+            user,
+            system: all - user,
+            peak_memory: counters.peak_memory,
+            peak_processes: counters.peak_processes,
+            oom_kills: counters.oom_kills,
+            fork_failures: counters.fork_failures,
+            throttled: counters.throttled,
+            ..Usage::default()
+        }
+    }
+
     /// User and system time together.
     pub fn cpu(&self) -> Duration {
         self.user + self.system

@@ -10,6 +10,7 @@ use crate::child::Child;
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::image::{HostLayout, Image, Root, USER_HOME, hosts};
+use crate::instance::Instance;
 use crate::limits::Resource;
 use crate::net::Network;
 use crate::outcome::{Output, Values};
@@ -455,6 +456,18 @@ impl Sandbox {
     /// executed; what keeps it from that is an `Err`.
     pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
         supervise::spawn(self, command.into())
+    }
+
+    /// Starts a live sandbox, in which several commands can run.
+    pub fn start(&self) -> Result<Instance> {
+        Instance::start(self)
+    }
+
+    /// Takes over another recipe's limits, but for resource limits.
+    pub(crate) fn take_limits(&mut self, other: &Sandbox) {
+        self.limits = other.limits;
+        (self.cpu_time, self.idle_time, self.wall_time) = (other.cpu_time, other.idle_time, other.wall_time);
+        (self.output, self.keep_output) = (other.output, other.keep_output);
     }
 
     pub(crate) fn validate(&self) -> Result<()> {

@@ -32,6 +32,26 @@ pub struct Context {
     /// CLOCK_MONOTONIC right before exec: taken afterwards, by PID 1, it would be late
     /// on a busy machine.
     pub began: u64,
+    /// Where the command's process tells PID 1 how far it got, or -1.
+    pub announce: i32,
+}
+
+/// What a command's process tells PID 1, in a pipe that exec closes: right before exec,
+/// and again if that, or anything before it, fails.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Progress {
+    pub failure: Failure,
+    /// See [`Context::began`]; 0 if it never came to exec.
+    pub began: u64,
+    pub executed: u64,
+    pub charged: u64,
+    pub missing: u64,
+}
+
+impl Progress {
+    pub const NONE: Progress =
+        Progress { failure: Failure { step: Failure::NO_STEP, errno: 0, detail: 0 }, began: 0, executed: 0, charged: 0, missing: 0 };
 }
 
 /// Bytes before the slot names in a message from the outer child to PID 1: whether
@@ -97,12 +117,22 @@ impl Context {
             joined: None,
             executed: 0,
             began: 0,
+            announce: -1,
         })
     }
 
     /// Gives the mapping back; nothing of the plan may be used afterwards.
     pub fn drop_plan(&mut self) {
         unmap(self.mapping.0, self.mapping.1);
+    }
+
+    /// Closes the plan and what came with it.
+    pub fn close(&mut self) {
+        for slot in &mut self.slots {
+            if *slot >= 0 {
+                close(core::mem::replace(slot, -1));
+            }
+        }
     }
 
     /// Performs all steps of `stage`.
@@ -150,7 +180,8 @@ impl Context {
             op::HAND_OVER => plain(self.hand_over()),
             op::RECEIVE => plain(self.receive()),
             op::MAKE_PATH => plain(self.make_path(step, a)),
-            op::FILE => plain(self.file(a)),
+            op::FILE => plain(self.file(a, |fd| write_all(fd, a[1], a[2]))),
+            op::COPY => plain(self.file(a, |fd| copy_all(fd, a[1]))),
             op::LIKE => plain(like(a[0] as i32, a[1] as i32, a[2] == 1)),
             op::DROP_BOUNDING => plain(drop_bounding(a[0] as u64)),
             op::DIE_WITH_INIT => plain(self.die_with_init()),
@@ -160,6 +191,7 @@ impl Context {
             op::EXEC => {
                 self.executed = clock(CPU_TIME);
                 self.began = clock(1);
+                self.tell(Progress::NONE.failure);
                 Err(execute(a))
             }
             op::SELF_OPEN => plain(self_open(a[0] as *const u8)),
@@ -274,7 +306,7 @@ impl Context {
     }
 
     /// See [`op::FILE`].
-    fn file(&self, a: [usize; 6]) -> Result<usize> {
+    fn file(&self, a: [usize; 6], fill: impl Fn(usize) -> Result<usize>) -> Result<usize> {
         let path = a[0] as *mut u8;
         let length = text(path).len();
         let mut cut = length;
@@ -295,11 +327,20 @@ impl Context {
             unsafe { path.add(cut - 1).write(b'/') };
             parent?
         };
-        let made = write_file(parent, path as usize + cut, a);
+        let made = write_file(parent, path as usize + cut, a, fill);
         if parent != root {
             close(parent);
         }
         made
+    }
+
+    /// Tells PID 1, if this process is another: see [`Progress`].
+    pub fn tell(&self, failure: Failure) {
+        if self.announce >= 0 {
+            let (began, executed, charged, missing) = (self.began, self.executed, self.charged(), self.missing);
+            let progress = Progress { failure, began, executed, charged, missing };
+            let _ = call(nr::WRITE, [self.announce as usize, &raw const progress as usize, size_of::<Progress>(), 0, 0, 0]);
+        }
     }
 
     /// CPU time between joining the control group and exec: our own, in its account.
@@ -339,7 +380,7 @@ impl Context {
 
     /// See [`op::FDS`]. Sources that stand below the highest wanted number are
     /// first moved above it, so that no `dup3` overwrites one still needed.
-    fn arrange(&self, pairs: *const u32, count: usize) -> Result<usize> {
+    fn arrange(&mut self, pairs: *const u32, count: usize) -> Result<usize> {
         const F_DUPFD_CLOEXEC: usize = 1030;
         const CLOSE_RANGE_CLOEXEC: usize = 4;
         // SAFETY: the decoder checked place, alignment and count.
@@ -349,6 +390,9 @@ impl Context {
         for (source, pair) in sources.iter_mut().zip(pairs) {
             let fd = self.slots[pair[0] as usize];
             *source = if (fd as usize) < above { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32 } else { fd };
+        }
+        if self.announce >= 0 && (self.announce as usize) < above {
+            self.announce = call(nr::FCNTL, [self.announce as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
         }
         call(nr::CLOSE_RANGE, [0, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0])?;
         for (source, pair) in sources.iter().zip(pairs) {
@@ -440,7 +484,7 @@ fn make_one(parent: i32, name: usize, file: bool, mode: usize, uid: usize, gid: 
 
 /// Replaces `name` in `parent`: whatever stands there, a link or a FIFO among
 /// them, is removed and not opened.
-fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
+fn write_file(parent: i32, name: usize, a: [usize; 6], fill: impl Fn(usize) -> Result<usize>) -> Result<usize> {
     let parent = parent as usize;
     let create = || call(nr::OPENAT, [parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, 0o600, 0, 0]);
     let fd = match create() {
@@ -451,15 +495,7 @@ fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
         other => other?,
     };
     let finish = || {
-        let mut done = 0;
-        while done < a[2] {
-            match call(nr::WRITE, [fd, a[1] + done, a[2] - done, 0, 0, 0]) {
-                Ok(0) => return Err(ENOSPC),
-                Ok(n) => done += n,
-                Err(EINTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
+        fill(fd)?;
         if a[4] != 0 || a[5] != 0 {
             call(nr::FCHOWN, [fd, a[4], a[5], 0, 0, 0])?;
         }
@@ -468,6 +504,32 @@ fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
     let result = finish();
     close(fd as i32);
     result
+}
+
+fn write_all(fd: usize, bytes: usize, length: usize) -> Result<usize> {
+    let mut done = 0;
+    while done < length {
+        match call(nr::WRITE, [fd, bytes + done, length - done, 0, 0, 0]) {
+            Ok(0) => return Err(ENOSPC),
+            Ok(n) => done += n,
+            Err(EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(0)
+}
+
+/// The whole of a regular file, whatever its offset is.
+fn copy_all(to: usize, from: usize) -> Result<usize> {
+    const MOST: usize = 1 << 30;
+    let mut offset = 0u64;
+    loop {
+        match call(nr::SENDFILE, [to, from, &raw mut offset as usize, MOST, 0, 0]) {
+            Ok(0) => return Ok(0),
+            Ok(_) | Err(EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 fn like(from: i32, to: i32, owner: bool) -> Result<usize> {

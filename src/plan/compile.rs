@@ -26,6 +26,8 @@ pub(crate) struct Grouped {
     pub(crate) cpu: Option<(u8, u64)>,
     /// Out-of-memory event and count.
     pub(crate) oom: Option<(u8, u8)>,
+    /// The group of this command alone: its directory and, on v2, what kills it.
+    pub(crate) own: Option<(u8, Option<u8>)>,
     /// It counts processes.
     pub(crate) processes: bool,
     /// CPUs that a run can use at once.
@@ -41,8 +43,23 @@ pub(crate) struct Wanted<'a> {
     pub(crate) files: bool,
 }
 
-/// The whole way: a fresh sandbox and, if there is one, its only command.
-pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Option<Wanted<'_>>) -> Result<Draft> {
+/// What a sandbox is made for.
+pub(crate) enum Purpose<'a> {
+    /// One command, with which it ends.
+    Run(Wanted<'a>),
+    /// Commands that come later; this is what PID 1 gets of the group.
+    Live(&'a Grouped),
+}
+
+/// One more command for a sandbox that stands.
+pub(crate) fn beside(sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<Draft> {
+    let mut draft = Draft::new();
+    command(&mut draft, sandbox, facts, ids, wanted)?;
+    Ok(draft)
+}
+
+/// The whole way: a fresh sandbox and, if it's for one, its only command.
+pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpose<'_>) -> Result<Draft> {
     let mut draft = Draft::new();
     let prefer = sandbox.prefers(Layer::IdMappedMounts);
     let substitute = match ids {
@@ -66,13 +83,17 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }
-    match command {
-        Some(wanted) => {
+    match purpose {
+        Purpose::Run(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            self::command(&mut draft, sandbox, facts, ids, &wanted)?;
+            command(&mut draft, sandbox, facts, ids, &wanted)?;
         }
-        None => draft.settings.flags |= wire::NO_COMMAND,
+        Purpose::Live(group) => {
+            await_group(&mut draft, group);
+            draft.settings.watch = watch(sandbox, group);
+            draft.settings.flags |= wire::NO_COMMAND;
+        }
     }
     Ok(draft)
 }
@@ -153,6 +174,9 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     if let Some((event, count)) = group.oom {
         (watch.oom_event, watch.oom_count) = (event, count);
     }
+    if let Some((directory, kill)) = group.own {
+        (watch.group, watch.kill) = (directory, kill.unwrap_or(wire::NO_SLOT));
+    }
     watch
 }
 
@@ -202,9 +226,10 @@ mod tests {
             for (privileged, ids) in all_ids() {
                 let facts = Facts { privileged, ..Facts::of_root() };
                 let command = Command::new("sh").arg("-c").arg("true");
-                let group = Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), processes: true, cpus: 2.0 };
+                let group =
+                    Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), own: None, processes: true, cpus: 2.0 };
                 let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false };
-                check(&sandbox(&recipe, &facts, ids, Some(wanted)).expect("a plan"));
+                check(&sandbox(&recipe, &facts, ids, Purpose::Run(wanted)).expect("a plan"));
             }
         }
     }
@@ -261,7 +286,7 @@ mod tests {
         let recipe = &recipes()[3];
         for (privileged, ids) in all_ids() {
             let facts = Facts { privileged, ..Facts::of_root() };
-            let draft = sandbox(recipe, &facts, ids, None).expect("a plan");
+            let draft = sandbox(recipe, &facts, ids, Purpose::Live(&Grouped::default())).expect("a plan");
             let maps = draft.steps.iter().filter(|step| step.op == op::ID_MAP).count();
             assert_eq!(maps, if privileged { 3 } else { 0 }, "the image and two binds");
         }

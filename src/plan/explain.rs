@@ -126,6 +126,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_chdir as u32, "chdir"),
     (libc::SYS_chroot as u32, "chroot"),
     (libc::SYS_close as u32, "close"),
+    (libc::SYS_connect as u32, "connect"),
     (libc::SYS_fchdir as u32, "fchdir"),
     (libc::SYS_fchownat as u32, "fchownat"),
     (libc::SYS_fsconfig as u32, "fsconfig"),
@@ -176,6 +177,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::JOIN, "join group"),
     (op::AWAIT_GROUP, "await group"),
     (op::NETWORK, "enter a network namespace"),
+    (op::COPY, "copy file"),
 ];
 
 fn name(op: u32) -> &'static str {

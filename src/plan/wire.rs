@@ -130,8 +130,10 @@ pub mod op {
     /// Outer: move into a new network namespace: the one in
     /// [`slot::NETWORK`](super::slot::NETWORK), if it was made ahead. PID 1 inherits it.
     pub const NETWORK: u32 = 0x1_0012;
+    /// Like [`FILE`], with the contents of the regular file in slot (1); (2) is unused.
+    pub const COPY: u32 = 0x1_0013;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0012;
+    pub const LAST: u32 = 0x1_0013;
 }
 
 /// How an argument is to be read.
@@ -268,6 +270,7 @@ impl<'a> Plan<'a> {
                 blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0].is_multiple_of(8) && fits(step.args[0], step.args[1], 8)
             }
             op::FILE => blob(0) && blob(1) && fits(step.args[1], step.args[2], 1),
+            op::COPY => blob(0) && step.kinds[1] == Kind::Slot,
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),
             op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
@@ -369,6 +372,8 @@ impl<'a> Plan<'a> {
             cpu: slot(44),
             oom_event: slot(45),
             oom_count: slot(46),
+            group: slot(47),
+            kill: slot(72),
             cpu_unit: u32_at(self.bytes, 48).unwrap_or(1),
             cpu_rate: u32_at(self.bytes, 52).unwrap_or(1000),
             cpu_limit: u64_at(self.bytes, 56).unwrap_or(0),
@@ -387,6 +392,10 @@ pub struct Watch {
     pub oom_event: u8,
     /// Slot of the file that then tells whether something was killed.
     pub oom_count: u8,
+    /// Slot of the directory of the command's own control group; [`NO_SLOT`] for none.
+    pub group: u8,
+    /// Slot of the file that kills everything in it (cgroup v2).
+    pub kill: u8,
     /// Nanoseconds of the counter's unit.
     pub cpu_unit: u32,
     /// Thousandths of a CPU that the command can use at once.
@@ -399,8 +408,23 @@ pub struct Watch {
 
 impl Default for Watch {
     fn default() -> Watch {
-        Watch { cpu: NO_SLOT, oom_event: NO_SLOT, oom_count: NO_SLOT, cpu_unit: 1, cpu_rate: 1000, cpu_limit: 0, idle_limit: 0 }
+        Watch::NONE
     }
+}
+
+impl Watch {
+    /// Nothing.
+    pub const NONE: Watch = Watch {
+        cpu: NO_SLOT,
+        oom_event: NO_SLOT,
+        oom_count: NO_SLOT,
+        group: NO_SLOT,
+        kill: NO_SLOT,
+        cpu_unit: 1,
+        cpu_rate: 1000,
+        cpu_limit: 0,
+        idle_limit: 0,
+    };
 }
 
 /// What [`encode`] writes besides steps and blobs.
@@ -440,10 +464,11 @@ pub fn encode_header(steps: usize, relocations: usize, blob: usize, settings: Se
     out.extend(settings.flags.to_le_bytes());
     out.extend(settings.command.to_le_bytes());
     let watch = settings.watch;
-    out.extend([watch.cpu, watch.oom_event, watch.oom_count, 0]);
+    out.extend([watch.cpu, watch.oom_event, watch.oom_count, watch.group]);
     out.extend(watch.cpu_unit.to_le_bytes());
     out.extend(watch.cpu_rate.to_le_bytes());
     out.extend(watch.cpu_limit.to_le_bytes());
     out.extend(watch.idle_limit.to_le_bytes());
-    out.extend([0; HEADER - 72]);
+    out.extend([watch.kill]);
+    out.extend([0; HEADER - 73]);
 }

@@ -20,17 +20,17 @@ pub(crate) struct Pipes {
 }
 
 /// Descriptors for the command, and their numbers there.
-pub(super) struct Passed {
-    pub(super) fds: Vec<OwnedFd>,
-    pub(super) numbers: Vec<u32>,
-    pub(super) streams: [Option<Capture>; 2],
-    pub(super) pipes: Pipes,
+pub(crate) struct Passed {
+    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) numbers: Vec<u32>,
+    pub(crate) streams: [Option<Capture>; 2],
+    pub(crate) pipes: Pipes,
     /// Some of them are files of the host's, which the workload could change.
-    pub(super) files: bool,
+    pub(crate) files: bool,
 }
 
 /// Opens what the command's descriptors are connected to.
-pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
+pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
     let mut passed = Passed { fds: Vec::new(), numbers: vec![0, 1, 2], streams: [None, None], pipes: Pipes::default(), files: false };
     let pipe = || io::pipe().map_err(|e| Error::io("make", "a pipe", e));
     let null = || {

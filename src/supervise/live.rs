@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::Asked;
 use super::capture::Capture;
+use super::share::Share;
 use crate::cgroup::{Counters, Group};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
@@ -23,20 +23,55 @@ use crate::sys;
 
 /// Set-up takes a millisecond or two; a minute means that it hangs on something of
 /// the host's, a dead network file system for example.
-const SETUP_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const SETUP_LIMIT: Duration = Duration::from_secs(60);
 /// How long `drop` waits for the end of what it killed.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
-/// A sandbox that has been asked for.
+/// What a command runs in.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// A sandbox of its own.
+    Own {
+        /// Kept as long as the sandbox may live.
+        _claim: Option<Claim>,
+        group: Box<Group>,
+        init: Arc<Init>,
+    },
+    /// One that it shares with other commands.
+    Shared(Box<Share>),
+}
+
+impl Place {
+    fn init(&self) -> &Init {
+        match self {
+            Place::Own { init, .. } => init,
+            Place::Shared(share) => share.init(),
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        match self {
+            Place::Own { group, .. } => group.counters(),
+            Place::Shared(share) => share.counters(),
+        }
+    }
+
+    /// Layers that could not be had.
+    fn missing(&self) -> u64 {
+        match self {
+            Place::Own { group, .. } => group.missing,
+            Place::Shared(share) => share.missing(),
+        }
+    }
+}
+
+/// A command that has been asked for, in a sandbox of its own or another's.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) reply: Arc<OwnedFd>,
     draft: Draft,
     sandbox: Sandbox,
-    /// Kept as long as the sandbox may live.
-    _claim: Option<Claim>,
-    group: Group,
-    init: Arc<Init>,
+    place: Place,
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
@@ -49,15 +84,12 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(began: u64, sandbox: &Sandbox, asked: Asked, streams: [Option<Capture>; 2]) -> Live {
-        let Asked { reply, draft, claim, group, init } = asked;
+    pub(super) fn new(began: u64, sandbox: &Sandbox, reply: OwnedFd, draft: Draft, place: Place, streams: [Option<Capture>; 2]) -> Live {
         Live {
             reply: Arc::new(reply),
             draft,
             sandbox: sandbox.clone(),
-            _claim: claim,
-            group,
-            init,
+            place,
             counters: Counters::default(),
             asked: began,
             streams,
@@ -71,22 +103,13 @@ impl Live {
     /// Makes the control group while init is at work, and passes it to PID 1, which
     /// waits for it before the command.
     pub(super) fn give_group(&mut self) -> Result<()> {
-        self.group.make()?;
-        let handles = self.group.handles()?;
-        if handles.is_empty() {
-            return Ok(());
-        }
-        let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
-        let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
-        match sys::socket::send(self.reply.as_fd(), &request.encode(), &fds) {
-            // It has failed; why is on the way.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
-            other => other.map_err(|e| Error::io("pass", "the control group", e)),
-        }
+        let Place::Own { group, .. } = &mut self.place else { return Ok(()) };
+        group.make()?;
+        send_group(&self.reply, &group.handles()?)
     }
 
     /// Waits for the program's exec; the pidfd of its process.
-    pub(super) fn started(&mut self) -> Result<OwnedFd> {
+    pub(crate) fn started(&mut self) -> Result<OwnedFd> {
         if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
             return Err(Error::new(
                 ErrorKind::Setup,
@@ -114,8 +137,10 @@ impl Live {
         match report.kind {
             Report::FAILED => {
                 // No step is to blame, so perhaps init itself refused.
-                if self.draft.notes.get(report.status as usize).is_none() {
-                    self.group.take_back();
+                if self.draft.notes.get(report.status as usize).is_none()
+                    && let Place::Own { group, .. } = &mut self.place
+                {
+                    group.take_back();
                 }
                 Err(failure::error(&self.draft, Some(&self.sandbox), &report))
             }
@@ -126,7 +151,7 @@ impl Live {
             Report::ENDED => {
                 self.ended = Some(report);
                 // All are dead, so this is final; init removes the group when we let go.
-                self.counters = self.group.counters();
+                self.counters = self.place.counters();
                 let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
                 Ok(Some((report, fds)))
             }
@@ -135,14 +160,10 @@ impl Live {
     }
 
     fn lost(&self, status: Option<u32>) -> Error {
-        let how = match status {
-            Some(status) if status & 0x7f == libc::SIGKILL as u32 => {
-                "its first process was killed from outside (is the host out of memory?)"
-            }
-            Some(_) => "its first process ended early",
-            None => "init ended, and all sandboxes with it",
-        };
-        Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
+        match &self.place {
+            Place::Own { .. } => lost(status),
+            Place::Shared(share) => share.lost(),
+        }
     }
 
     /// Tells PID 1 something about the command. It may be gone already.
@@ -193,7 +214,8 @@ impl Live {
         let ready: Vec<bool> = {
             // init's end is the sandbox's, and is seen here even if a forked child of
             // ours holds a copy of the other end of the socket.
-            let mut polled = vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.init.pidfd(), PollFlags::POLLIN)];
+            let mut polled =
+                vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN)];
             let mut places = Vec::new();
             for (i, stream) in self.streams.iter().enumerate() {
                 if let Some((fd, events)) = stream.as_ref().and_then(Capture::wants) {
@@ -272,9 +294,33 @@ impl Live {
             stderr_stream: stderr.1,
             usage: facts.usage(),
             raw: facts.raw(),
-            missing: Layer::of_bits(facts.report.missing | self.group.missing),
+            missing: Layer::of_bits(facts.report.missing | self.place.missing()),
             limits: self.sandbox.limit_values(),
         })
+    }
+}
+
+/// The error for a sandbox that ended without a word, with the wait status of its PID 1.
+pub(crate) fn lost(status: Option<u32>) -> Error {
+    let how = match status {
+        Some(status) if status & 0x7f == libc::SIGKILL as u32 => "its first process was killed from outside (is the host out of memory?)",
+        Some(_) => "its first process ended early",
+        None => "init ended, and all sandboxes with it",
+    };
+    Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
+}
+
+/// Passes the descriptors of a group to PID 1, which waits for them.
+pub(crate) fn send_group(reply: &OwnedFd, handles: &[OwnedFd]) -> Result<()> {
+    if handles.is_empty() {
+        return Ok(());
+    }
+    let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
+    let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
+    match sys::socket::send(reply.as_fd(), &request.encode(), &fds) {
+        // It has failed; why is on the way.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
+        other => other.map_err(|e| Error::io("pass", "the control group", e)),
     }
 }
 

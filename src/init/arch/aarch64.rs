@@ -18,6 +18,10 @@ pub mod nr {
     pub const MUNMAP: usize = 215;
     pub const RT_SIGACTION: usize = 134;
     pub const RT_SIGPROCMASK: usize = 135;
+    pub const LSEEK: usize = 62;
+    pub const SENDFILE: usize = 71;
+    pub const GETDENTS64: usize = 61;
+    pub const PIPE2: usize = 59;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
     pub const EVENTFD2: usize = 19;

@@ -21,6 +21,10 @@ pub mod nr {
     pub const MUNMAP: usize = 11;
     pub const RT_SIGACTION: usize = 13;
     pub const RT_SIGPROCMASK: usize = 14;
+    pub const LSEEK: usize = 8;
+    pub const SENDFILE: usize = 40;
+    pub const GETDENTS64: usize = 217;
+    pub const PIPE2: usize = 293;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
     pub const IOCTL: usize = 16;
