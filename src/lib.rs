@@ -24,7 +24,7 @@ pub use child::{Child, Killer};
 pub use command::{Command, Stdio};
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
-pub use instance::Instance;
+pub use instance::{Entry, EntryKind, Instance};
 pub use launch::quiesce;
 pub use limits::Resource;
 pub use net::Network;

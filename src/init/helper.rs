@@ -7,7 +7,7 @@ use crate::arch::nr;
 use crate::interpret::{Context, Failure, Ran};
 use crate::message::Report;
 use crate::sys::*;
-use crate::wire::{MAX_FDS, NO_SLOT, Stage};
+use crate::wire::{MAX_FDS, Stage, slot};
 
 /// A process at work.
 #[derive(Clone, Copy)]
@@ -54,7 +54,7 @@ fn work(context: &mut Context, reply: i32) -> ! {
         }
     }
     let (mut fds, mut count, mut made) = ([0i32; MAX_FDS], 0, 0u64);
-    let keeping = (0..context.plan.len()).filter_map(|i| context.plan.step(i)).filter(|s| s.slot != NO_SLOT);
+    let keeping = (0..context.plan.len()).filter_map(|i| context.plan.step(i)).filter(|s| slot::is_returned(s.slot));
     for (i, step) in keeping.enumerate().take(MAX_FDS) {
         let fd = context.slots[step.slot as usize];
         if fd >= 0 && call(nr::FCNTL, [fd as usize, F_GETFD, 0, 0, 0, 0]).is_ok() {

@@ -1,6 +1,11 @@
 //! A live sandbox: several commands in the same files, namespaces and limits.
 
 mod connect;
+mod copy;
+mod files;
+mod inside;
+
+pub use files::{Entry, EntryKind};
 
 use std::sync::Arc;
 

@@ -79,7 +79,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
     let dev = files::alone(&mut draft);
     namespaces::receive(&mut draft, ids);
     files::inner(&mut draft, sandbox, &outside, dev, ids.groups());
-    namespaces::settle(&mut draft, ids);
+    namespaces::settle(&mut draft, sandbox, ids);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }
@@ -120,7 +120,7 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
         .collect();
     let pairs = draft.data(&pairs);
     draft.step(op::FDS, &[pairs, numbers.len().into()], "arrange", "the descriptors");
-    limits::command(draft, &limits::rlimits(sandbox, facts, group.processes));
+    limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::Chdir);
     let directory = command.directory();

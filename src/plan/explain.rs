@@ -140,6 +140,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_move_mount as u32, "move_mount"),
     (libc::SYS_open_tree as u32, "open_tree"),
     (libc::SYS_openat as u32, "openat"),
+    (libc::SYS_openat2 as u32, "openat2"),
     (libc::SYS_pivot_root as u32, "pivot_root"),
     (libc::SYS_keyctl as u32, "keyctl"),
     (libc::SYS_prctl as u32, "prctl"),

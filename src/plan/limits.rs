@@ -4,6 +4,7 @@
 //! is no default for RLIMIT_AS and RLIMIT_DATA: Java, Node and Go reserve far
 //! more address space than they use.
 
+use super::namespaces::Ids;
 use super::{Area, Draft};
 use crate::limits::Resource;
 use crate::probe::Facts;
@@ -20,7 +21,7 @@ pub(crate) struct Rlimit {
 /// Every limit that a command gets: the recipe's, else the default, the latter
 /// never above what the host itself may have. `grouped` says that a control group
 /// counts the processes.
-pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, grouped: bool) -> Vec<Rlimit> {
+pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, ids: Ids, grouped: bool) -> Vec<Rlimit> {
     let mut all: Vec<Rlimit> = Vec::new();
     for (resource, soft, hard) in Resource::DEFAULTS {
         if !sandbox.rlimits.iter().any(|l| l.resource == resource) {
@@ -33,7 +34,7 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, grouped: bool) -> Vec<Rl
         && !grouped
     {
         // Where PID 1 has the same id the kernel counts it too.
-        let pid1 = u64::from(!facts.privileged || sandbox.user.0 == 0);
+        let pid1 = u64::from(ids.shield(sandbox.user.0).is_none());
         let value = u64::from(most) + pid1;
         all.retain(|l| l.resource != Resource::Processes);
         all.push(Rlimit { resource: Resource::Processes, soft: value, hard: value });

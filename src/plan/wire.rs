@@ -59,6 +59,11 @@ pub mod slot {
     pub const LOCAL: u8 = 80;
     /// The first of those for results that are soon closed.
     pub const TEMPORARY: u8 = 238;
+
+    /// Whether a helper returns what it keeps in this slot.
+    pub fn is_returned(slot: u8) -> bool {
+        (LOCAL..TEMPORARY).contains(&slot)
+    }
 }
 
 /// Who performs a step.

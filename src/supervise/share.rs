@@ -163,7 +163,7 @@ impl Session {
             return Err(failure::error(draft, None, &report));
         }
         let mut fds = fds.into_iter();
-        let keeping = draft.steps.iter().filter(|step| step.slot != wire::NO_SLOT);
+        let keeping = draft.steps.iter().filter(|step| wire::slot::is_returned(step.slot));
         Ok(keeping.enumerate().map(|(i, _)| if report.missing >> i & 1 == 1 { fds.next() } else { None }).collect())
     }
 
