@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::outcome::{Exit, Output};
 use crate::plan::message::Request;
-use crate::supervise::{Live, Pipes, tell};
+use crate::pty::Pty;
+use crate::supervise::{Live, Pipes, Started, tell};
 
 /// A command that runs, in a sandbox of its own ([`Sandbox::spawn`](crate::Sandbox::spawn))
 /// or in a live one ([`Instance::spawn`](crate::Instance::spawn)).
@@ -30,13 +31,17 @@ pub struct Child {
     pub stdout: Option<PipeReader>,
     /// The command's standard error, if it's piped.
     pub stderr: Option<PipeReader>,
+    /// The other side of the command's terminal, if it has [one](crate::Stdio::pty).
+    pub pty: Option<Pty>,
     live: Live,
     pidfd: OwnedFd,
 }
 
 impl Child {
-    pub(crate) fn new(live: Live, pipes: Pipes, pidfd: OwnedFd) -> Child {
-        Child { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr, live, pidfd }
+    pub(crate) fn new(live: Live, pipes: Pipes, started: Started) -> Child {
+        let Started { pidfd, terminal } = started;
+        let pty = terminal.map(Pty::new);
+        Child { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr, pty, live, pidfd }
     }
 
     /// Waits for the end. A piped standard input that is still here is closed

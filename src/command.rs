@@ -43,6 +43,7 @@ pub struct Command {
     pub(crate) stderr: Stdio,
     pub(crate) fds: Vec<(u32, OwnedFd, FdKind)>,
     pub(crate) limits: CommandLimits,
+    terminal_size: (u16, u16),
 }
 
 /// Limits of one command, instead of the recipe's.
@@ -102,6 +103,7 @@ impl Command {
             stderr: Stdio::captured(),
             fds: Vec::new(),
             limits: CommandLimits::default(),
+            terminal_size: (24, 80),
         }
     }
 
@@ -183,6 +185,32 @@ impl Command {
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Command {
         self.stderr = stderr.into();
         self
+    }
+
+    /// Connects all three streams to a [terminal](Stdio::pty) of this size. The command
+    /// leads a session of its own with this as its controlling terminal, so that job
+    /// control and Ctrl-C work in it; set `TERM` for programs that draw.
+    ///
+    /// ```
+    /// use cofferdam::{Command, Sandbox};
+    /// use std::io::{Read, Write};
+    ///
+    /// let mut shell = Sandbox::new().spawn(Command::new("sh").arg("-i").pty(24, 80))?;
+    /// let mut terminal = shell.pty.take().expect("a terminal");
+    /// terminal.write_all(b"stty size; exit 3\n").unwrap();
+    /// let mut screen = String::new();
+    /// terminal.read_to_string(&mut screen).unwrap();
+    /// assert!(screen.contains("24 80"), "{screen}");
+    /// assert_eq!(shell.wait()?.code(), Some(3));
+    /// # Ok::<(), cofferdam::Error>(())
+    /// ```
+    pub fn pty(mut self, rows: u16, columns: u16) -> Command {
+        self.terminal_size = (rows, columns);
+        self.stdin(Stdio::pty()).stdout(Stdio::pty()).stderr(Stdio::pty())
+    }
+
+    pub(crate) fn terminal_size(&self) -> (u16, u16) {
+        self.terminal_size
     }
 
     /// The [wall time](Sandbox::wall_time) of this command, instead of the recipe's.
@@ -404,6 +432,8 @@ pub(crate) enum Stream {
     Bytes(Vec<u8>),
     Fd(OwnedFd),
     Relay(OwnedFd),
+    Pty,
+    Stdout,
 }
 
 impl Stdio {
@@ -436,6 +466,19 @@ impl Stdio {
     /// workload never holds the descriptor. If nobody reads there, waiting waits.
     pub fn relay(to: impl Into<OwnedFd>) -> Stdio {
         Stdio(Stream::Relay(to.into()))
+    }
+
+    /// A terminal: all streams of a command that are given this are one and the same,
+    /// which is the command's controlling terminal. Its other side is
+    /// [`Child::pty`](crate::Child::pty). Usually all three: [`Command::pty`].
+    pub fn pty() -> Stdio {
+        Stdio(Stream::Pty)
+    }
+
+    /// For standard error: the very stream that standard output is, so that what is
+    /// captured or passed on is in the order in which it was written, like `2>&1`.
+    pub fn stdout() -> Stdio {
+        Stdio(Stream::Stdout)
     }
 
     /// An input of these bytes: an unlinked file, so it ends where they end and

@@ -15,6 +15,7 @@ mod outcome;
 mod plan;
 mod policy;
 mod probe;
+mod pty;
 mod sandbox;
 mod supervise;
 mod sys;
@@ -32,6 +33,7 @@ pub use outcome::{Exit, Limit, Output, StreamEnd, Usage, signal_name};
 pub use plan::explain::Explanation;
 pub use policy::Syscalls;
 pub use probe::{Layer, LayerState, Report};
+pub use pty::Pty;
 pub use sandbox::Sandbox;
 
 /// 1,024 bytes.

@@ -6,7 +6,7 @@ use crate::interpret::{Context, Failure, Progress};
 use crate::message::Report;
 use crate::sys::*;
 use crate::tree::Tree;
-use crate::wire::{self, NO_SLOT, Stage, Watch};
+use crate::wire::{self, NO_SLOT, Stage, Watch, slot};
 
 #[derive(Clone, Copy)]
 pub struct Command {
@@ -157,6 +157,7 @@ impl Command {
         match fork_with_pidfd(&mut pidfd) {
             Ok(0) => {
                 context.announce = pipe[1];
+                context.slots[slot::REPLY as usize] = reply;
                 let failure = to_exec(context);
                 context.tell(failure);
                 exit(127)

@@ -5,7 +5,7 @@
 //! it's reported as (step, errno), and the host knows what that step was for.
 
 use crate::arch::nr;
-use crate::message::Request;
+use crate::message::{Report, Request};
 use crate::sys::*;
 use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, SLOTS, Stage, Step, op, slot};
 
@@ -199,6 +199,7 @@ impl Context {
             op::USER_XATTR => plain(user_xattr(a[0])),
             op::ID_MAP => plain(id_map(a[0], a[1])),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
+            op::TERMINAL => plain(self.pass_terminal(a[0] as i32)),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
             number => plain(call(number as usize, a)),
         }
@@ -358,6 +359,11 @@ impl Context {
             // The host let go.
             None => exit(1),
         }
+    }
+
+    fn pass_terminal(&self, master: i32) -> Result<usize> {
+        let terminal = Report { kind: Report::TERMINAL, ..Report::default() };
+        send(self.slots[slot::REPLY as usize], &terminal.encode(), &[master]).map(|()| 0)
     }
 
     fn join(&mut self, file: usize) -> Result<usize> {

@@ -70,8 +70,8 @@ impl Instance {
     /// instance; it then says that it has been killed.
     pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
         let (mut live, pipes) = self.session.command(command.into())?;
-        let pidfd = live.started()?;
-        Ok(Child::new(live, pipes, pidfd))
+        let started = live.started()?;
+        Ok(Child::new(live, pipes, started))
     }
 
     /// Sends a signal to the main process of each running command.

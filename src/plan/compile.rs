@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::wire::{self, Stage, op};
-use super::{Area, Arg, Draft, files, limits, namespaces, privileges};
+use super::{Area, Arg, Draft, Mark, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::policy::Syscalls;
@@ -41,6 +41,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) group: &'a Grouped,
     /// Among its descriptors are files of the host's.
     pub(crate) files: bool,
+    /// Descriptors that are its terminal, if it has one.
+    pub(crate) terminal: &'a [u32],
 }
 
 /// What a sandbox is made for.
@@ -100,7 +102,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
 
 /// The command stage.
 fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<()> {
-    let Wanted { command, numbers, group, files } = wanted;
+    let Wanted { command, numbers, group, files, terminal } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -110,16 +112,16 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
     join(draft, facts, group);
     draft.area(Area::Setup);
-    let pairs: Vec<u8> = numbers
-        .iter()
-        .enumerate()
-        .flat_map(|(i, number)| {
-            let slot = u32::from(wire::slot::PASSED) + i as u32;
-            slot.to_le_bytes().into_iter().chain(number.to_le_bytes())
-        })
-        .collect();
-    let pairs = draft.data(&pairs);
-    draft.step(op::FDS, &[pairs, numbers.len().into()], "arrange", "the descriptors");
+    let passed = numbers.iter().enumerate().map(|(i, number)| (wire::slot::PASSED + i as u8, *number));
+    let mut pairs: Vec<(u8, u32)> = passed.collect();
+    if !terminal.is_empty() {
+        let slave = self::terminal(draft, sandbox, ids, command.terminal_size());
+        pairs.extend(terminal.iter().map(|number| (slave, *number)));
+    }
+    let bytes: Vec<u8> =
+        pairs.iter().flat_map(|(slot, number)| u32::from(*slot).to_le_bytes().into_iter().chain(number.to_le_bytes())).collect();
+    let list = draft.data(&bytes);
+    draft.step(op::FDS, &[list, pairs.len().into()], "arrange", "the descriptors");
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::Chdir);
@@ -133,6 +135,33 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
         draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
     }
     Ok(())
+}
+
+/// A terminal of the sandbox's own devpts, which becomes the session's controlling one;
+/// the host gets the master. Returns the slot of the slave.
+fn terminal(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, (rows, columns): (u16, u16)) -> u8 {
+    const TIOCSPTLCK: u32 = 0x4004_5431;
+    const TIOCGPTPEER: u32 = 0x5441;
+    const TIOCSWINSZ: u32 = 0x5414;
+    const TIOCSCTTY: u32 = 0x540e;
+    let (master, slave) = (draft.slot(), draft.slot());
+    let path = draft.text("/dev/pts/ptmx");
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let args = [Arg::Value(wire::AT_FDCWD), path, flags.into()];
+    draft.step(libc::SYS_openat, &args, "open", "a terminal").keep_in(master);
+    let unlocked = draft.words(&[0]);
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(master), TIOCSPTLCK.into(), unlocked], "unlock", "a terminal");
+    // struct winsize: rows, columns, and the same in pixels.
+    let size = draft.words(&[u64::from(rows) | u64::from(columns) << 16]);
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(master), TIOCSWINSZ.into(), size], "set the size of", "a terminal");
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(master), TIOCGPTPEER.into(), flags.into()], "open", "a terminal").keep_in(slave);
+    if ids.groups() {
+        let group = Arg::Value(u64::from(u32::MAX));
+        draft.step(libc::SYS_fchown, &[Arg::Slot(slave), sandbox.user.0.into(), group], "own", "a terminal");
+    }
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(slave), TIOCSCTTY.into(), 0.into()], "take", "a controlling terminal");
+    draft.step(op::TERMINAL, &[Arg::Slot(master)], "pass on", "a terminal");
+    slave
 }
 
 /// Takes the descriptors of the group, which the host has made meanwhile.
@@ -228,7 +257,7 @@ mod tests {
                 let command = Command::new("sh").arg("-c").arg("true");
                 let group =
                     Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), own: None, processes: true, cpus: 2.0 };
-                let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false };
+                let wanted = Wanted { command: &command, numbers: &vec![1, 2], group: &group, files: false, terminal: &[0] };
                 check(&sandbox(&recipe, &facts, ids, Purpose::Run(wanted)).expect("a plan"));
             }
         }

@@ -128,6 +128,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_close as u32, "close"),
     (libc::SYS_connect as u32, "connect"),
     (libc::SYS_fchdir as u32, "fchdir"),
+    (libc::SYS_fchown as u32, "fchown"),
     (libc::SYS_fchownat as u32, "fchownat"),
     (libc::SYS_fsconfig as u32, "fsconfig"),
     (libc::SYS_fsmount as u32, "fsmount"),
@@ -179,6 +180,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::AWAIT_GROUP, "await group"),
     (op::NETWORK, "enter a network namespace"),
     (op::COPY, "copy file"),
+    (op::TERMINAL, "pass the terminal"),
 ];
 
 fn name(op: u32) -> &'static str {

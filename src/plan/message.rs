@@ -147,6 +147,8 @@ impl Report {
     /// The steps of [`Request::DO`] are done; descriptors come along. Each set bit of
     /// `missing` stands for one: of the steps that keep a descriptor, in their order.
     pub const DONE: u32 = 9;
+    /// The master of a command's terminal comes along; before [`STARTED`](Self::STARTED).
+    pub const TERMINAL: u32 = 10;
 
     /// The wall-time limit was reached.
     pub const WALL: u32 = 1;

@@ -137,8 +137,10 @@ pub mod op {
     pub const NETWORK: u32 = 0x1_0012;
     /// Like [`FILE`], with the contents of the regular file in slot (1); (2) is unused.
     pub const COPY: u32 = 0x1_0013;
+    /// Command: pass slot (0), the master of a terminal, to the host.
+    pub const TERMINAL: u32 = 0x1_0014;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0013;
+    pub const LAST: u32 = 0x1_0014;
 }
 
 /// How an argument is to be read.
@@ -275,6 +277,7 @@ impl<'a> Plan<'a> {
                 blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0].is_multiple_of(8) && fits(step.args[0], step.args[1], 8)
             }
             op::FILE => blob(0) && blob(1) && fits(step.args[1], step.args[2], 1),
+            op::TERMINAL => step.kinds[0] == Kind::Slot,
             op::COPY => blob(0) && step.kinds[1] == Kind::Slot,
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),

@@ -27,11 +27,29 @@ pub(crate) struct Passed {
     pub(crate) pipes: Pipes,
     /// Some of them are files of the host's, which the workload could change.
     pub(crate) files: bool,
+    /// Numbers of those that are its terminal.
+    pub(crate) terminal: Vec<u32>,
+}
+
+impl Passed {
+    pub(crate) fn nothing() -> Passed {
+        Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default(), files: false, terminal: Vec::new() }
+    }
+
+    fn add(&mut self, number: u32, fd: Option<OwnedFd>) {
+        match fd {
+            Some(fd) => {
+                self.fds.push(fd);
+                self.numbers.push(number);
+            }
+            None => self.terminal.push(number),
+        }
+    }
 }
 
 /// Opens what the command's descriptors are connected to.
 pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
-    let mut passed = Passed { fds: Vec::new(), numbers: vec![0, 1, 2], streams: [None, None], pipes: Pipes::default(), files: false };
+    let mut passed = Passed::nothing();
     let pipe = || io::pipe().map_err(|e| Error::io("make", "a pipe", e));
     let null = || {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
@@ -41,48 +59,58 @@ pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
     let mut files = false;
     let taken = |stdio: &mut Stdio| std::mem::replace(stdio, Stdio::null()).0;
     let stdin = match taken(&mut command.stdin) {
-        Stream::Null | Stream::Captured => null()?,
+        Stream::Null | Stream::Captured => Some(null()?),
         Stream::Piped => {
             let (reader, writer) = pipe()?;
             passed.pipes.stdin = Some(writer);
-            reader.into()
+            Some(reader.into())
         }
-        Stream::Inherit => noted(inherited(io::stdin().as_fd())?, &mut files)?,
-        Stream::Bytes(bytes) => sealed(c"stdin", &bytes)?,
+        Stream::Pty => None,
+        Stream::Inherit => Some(noted(inherited(io::stdin().as_fd())?, &mut files)?),
+        Stream::Bytes(bytes) => Some(sealed(c"stdin", &bytes)?),
         Stream::Fd(fd) => {
             check_kind(&fd, FdKind::Plain, "standard input")?;
-            noted(fd, &mut files)?
+            Some(noted(fd, &mut files)?)
         }
+        Stream::Stdout => return Err(Error::invalid("standard input can't be what standard output is")),
         Stream::Relay(_) => return Err(Error::invalid("an input can't be relayed; pass the descriptor itself")),
     };
-    passed.fds.push(stdin);
+    passed.add(0, stdin);
     for i in 0..2 {
         let (stdio, name) = if i == 0 { (&mut command.stdout, "standard output") } else { (&mut command.stderr, "standard error") };
         let stream = taken(stdio);
         let fd = match stream {
-            Stream::Null => null()?,
+            Stream::Pty => None,
+            Stream::Stdout if i == 0 => return Err(Error::invalid("standard output can't be itself; this is for standard error")),
+            // The last that was added, if it's no terminal.
+            Stream::Stdout if passed.numbers.last() == Some(&1) => {
+                let stdout = passed.fds.last().map(|fd| fd.try_clone()).transpose().map_err(|e| Error::io("copy", name, e))?;
+                stdout
+            }
+            Stream::Stdout => None,
+            Stream::Null => Some(null()?),
             Stream::Captured | Stream::Relay(_) => {
                 let (reader, writer) = pipe()?;
                 let target = if let Stream::Relay(target) = stream { Some(target) } else { None };
                 let capture =
                     Capture::new(reader.into(), target, sandbox.output, sandbox.keep_output).map_err(|e| Error::io("prepare", name, e))?;
                 passed.streams[i] = Some(capture);
-                writer.into()
+                Some(writer.into())
             }
             Stream::Piped => {
                 let (reader, writer) = pipe()?;
                 *(if i == 0 { &mut passed.pipes.stdout } else { &mut passed.pipes.stderr }) = Some(reader);
-                writer.into()
+                Some(writer.into())
             }
-            Stream::Inherit if i == 0 => noted(inherited(io::stdout().as_fd())?, &mut files)?,
-            Stream::Inherit => noted(inherited(io::stderr().as_fd())?, &mut files)?,
+            Stream::Inherit if i == 0 => Some(noted(inherited(io::stdout().as_fd())?, &mut files)?),
+            Stream::Inherit => Some(noted(inherited(io::stderr().as_fd())?, &mut files)?),
             Stream::Bytes(_) => return Err(Error::invalid(format!("{name} can't be connected to bytes"))),
             Stream::Fd(fd) => {
                 check_kind(&fd, FdKind::Plain, name)?;
-                noted(fd, &mut files)?
+                Some(noted(fd, &mut files)?)
             }
         };
-        passed.fds.push(fd);
+        passed.add(i as u32 + 1, fd);
     }
     for (number, fd, kind) in std::mem::take(&mut command.fds) {
         check_kind(&fd, kind, &format!("descriptor {number}"))?;

@@ -27,6 +27,13 @@ pub(crate) const SETUP_LIMIT: Duration = Duration::from_secs(60);
 /// How long `drop` waits for the end of what it killed.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
+/// What comes with a command's start.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
 /// What a command runs in.
 #[derive(Debug)]
 pub(super) enum Place {
@@ -108,18 +115,26 @@ impl Live {
         send_group(&self.reply, &group.handles()?)
     }
 
-    /// Waits for the program's exec; the pidfd of its process.
-    pub(crate) fn started(&mut self) -> Result<OwnedFd> {
-        if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
-            return Err(Error::new(
-                ErrorKind::Setup,
-                "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
-            ));
-        }
-        match self.message(true)? {
-            Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => Ok(fds.remove(0)),
-            Some((report, _)) if report.kind == Report::READY => Err(Error::new(ErrorKind::Setup, "the sandbox has no command")),
-            _ => Err(self.lost(None)),
+    /// Waits for the program's exec.
+    pub(crate) fn started(&mut self) -> Result<Started> {
+        let mut terminal = None;
+        loop {
+            if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
+                return Err(Error::new(
+                    ErrorKind::Setup,
+                    "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
+                ));
+            }
+            match self.message(true)? {
+                Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
+                    return Ok(Started { pidfd: fds.remove(0), terminal });
+                }
+                Some((report, mut fds)) if report.kind == Report::TERMINAL => terminal = fds.pop(),
+                Some((report, _)) if report.kind == Report::READY => {
+                    return Err(Error::new(ErrorKind::Setup, "the sandbox has no command"));
+                }
+                _ => return Err(self.lost(None)),
+            }
         }
     }
 

@@ -32,12 +32,12 @@ pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 pub(crate) use descriptors::{Passed, pass};
 use live::Place;
-pub(crate) use live::{Live, SETUP_LIMIT, tell};
+pub(crate) use live::{Live, SETUP_LIMIT, Started, tell};
 
 /// Nobody could use a stream that only `Child` has.
 pub(crate) fn refuse_piped(command: &Command) -> Result<()> {
     for stream in [&command.stdin, &command.stdout, &command.stderr] {
-        if matches!(stream.0, Stream::Piped) {
+        if matches!(stream.0, Stream::Piped | Stream::Pty) {
             return Err(Error::invalid("`run` waits for the end, so nobody could use a piped stream; take `spawn`"));
         }
     }
@@ -54,8 +54,8 @@ pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
 
 pub(crate) fn spawn(sandbox: &Sandbox, command: Command) -> Result<Child> {
     let (mut live, pipes) = start(sandbox, command, wire::NOTIFY_START)?;
-    let pidfd = live.started()?;
-    Ok(Child::new(live, pipes, pidfd))
+    let started = live.started()?;
+    Ok(Child::new(live, pipes, started))
 }
 
 pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
@@ -65,7 +65,7 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
     let group = &grouped(sandbox, &group, 3);
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false };
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, terminal: &[] };
     let draft = compile::sandbox(sandbox, &init.facts, ids, Purpose::Run(wanted))?;
     Ok(Explanation::of(&draft))
 }
@@ -158,8 +158,7 @@ fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
 /// A sandbox without a command.
 pub(crate) fn start_empty(sandbox: &Sandbox) -> Result<Asked> {
     sandbox.validate()?;
-    let nothing = Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default(), files: false };
-    insist(|| ask(sandbox, None, 0, &nothing))
+    insist(|| ask(sandbox, None, 0, &Passed::nothing()))
 }
 
 /// What init has been asked for, and what lives as long.
@@ -178,7 +177,9 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let mut group = group(sandbox, &init)?;
     let mut grouped = grouped(sandbox, &group, passed.fds.len());
     let purpose = match command {
-        Some(command) => Purpose::Run(Wanted { command, numbers: &passed.numbers, group: &grouped, files: passed.files }),
+        Some(command) => {
+            Purpose::Run(Wanted { command, numbers: &passed.numbers, group: &grouped, files: passed.files, terminal: &passed.terminal })
+        }
         None => {
             // Commands bring their own; PID 1 gets what is about all of them.
             (grouped.join, grouped.cpu) = (Vec::new(), None);

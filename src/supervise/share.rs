@@ -182,7 +182,7 @@ impl Session {
         let (share, handles) = self.share(number, sandbox.group_limits().cpu_account)?;
         let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
         let group = grouped(&sandbox, &handles, &mut fds, self.group().limits_processes());
-        let wanted = Wanted { command: &command, numbers: &passed.numbers, group: &group, files: passed.files };
+        let wanted = Wanted { command: &command, numbers: &passed.numbers, group: &group, files: passed.files, terminal: &passed.terminal };
         let mut draft = compile::beside(&sandbox, &self.init.facts, self.ids, &wanted)?;
         draft.settings.flags |= wire::NOTIFY_START;
         draft.settings.command = number;
