@@ -84,8 +84,7 @@ pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
             Stream::Stdout if i == 0 => return Err(Error::invalid("standard output can't be itself; this is for standard error")),
             // The last that was added, if it's no terminal.
             Stream::Stdout if passed.numbers.last() == Some(&1) => {
-                let stdout = passed.fds.last().map(|fd| fd.try_clone()).transpose().map_err(|e| Error::io("copy", name, e))?;
-                stdout
+                passed.fds.last().map(|fd| fd.try_clone()).transpose().map_err(|e| Error::io("copy", name, e))?
             }
             Stream::Stdout => None,
             Stream::Null => Some(null()?),
