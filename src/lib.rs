@@ -29,7 +29,7 @@ pub use instance::{Entry, EntryKind, Instance};
 pub use launch::quiesce;
 pub use limits::Resource;
 pub use net::Network;
-pub use outcome::{Exit, Limit, Output, StreamEnd, Usage, signal_name};
+pub use outcome::{Exit, Limit, Line, Output, Source, StreamEnd, Usage, signal_name};
 pub use plan::explain::Explanation;
 pub use policy::Syscalls;
 pub use probe::{Layer, LayerState, Report};

@@ -19,6 +19,11 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// Captured standard error.
     pub stderr: Vec<u8>,
+    /// The last bytes of standard output that found no room in [`stdout`](Self::stdout):
+    /// see [`Sandbox::keep_tail`](crate::Sandbox::keep_tail).
+    pub stdout_tail: Vec<u8>,
+    /// The same of standard error.
+    pub stderr_tail: Vec<u8>,
     /// What became of standard output as a whole.
     pub stdout_stream: StreamEnd,
     /// What became of standard error as a whole.
@@ -227,6 +232,36 @@ impl fmt::Display for Exit {
 /// The name of a signal, `SIGABRT` for 6; real-time signals have none.
 pub fn signal_name(signal: i32) -> Option<&'static str> {
     nix::sys::signal::Signal::try_from(signal).ok().map(nix::sys::signal::Signal::as_str)
+}
+
+/// A line of output, or a piece of a very long one: see
+/// [`Sandbox::run_lines`](crate::Sandbox::run_lines).
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    /// Which stream it came on.
+    pub source: Source,
+    /// When the host has read it, from the command's exec on.
+    pub at: Duration,
+    /// Its bytes, with the line feed.
+    pub bytes: &'a [u8],
+}
+
+impl Line<'_> {
+    /// It as text; bytes that aren't UTF-8 are replaced.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.bytes)
+    }
+}
+
+/// One of a command's two output streams.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
 }
 
 /// What a stream carried.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::child::Child;
 use crate::command::Command;
 use crate::error::{Error, Result};
-use crate::outcome::{Output, Usage};
+use crate::outcome::{Line, Output, Usage};
 use crate::plan::message::Request;
 use crate::sandbox::Sandbox;
 use crate::supervise::share::Session;
@@ -63,6 +63,16 @@ impl Instance {
         let (mut live, _) = self.session.command(command)?;
         live.started()?;
         live.wait(None)?;
+        live.finish()
+    }
+
+    /// Runs a command and tells its lines, as [`Sandbox::run_lines`] does.
+    pub fn run_lines(&self, command: impl Into<Command>, mut on_line: impl FnMut(Line<'_>)) -> Result<Output> {
+        let command = command.into();
+        refuse_piped(&command)?;
+        let (mut live, _) = self.session.command(command)?;
+        live.started()?;
+        live.wait_lines(&mut on_line)?;
         live.finish()
     }
 

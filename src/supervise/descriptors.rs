@@ -92,7 +92,7 @@ pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
                 let (reader, writer) = pipe()?;
                 let target = if let Stream::Relay(target) = stream { Some(target) } else { None };
                 let capture =
-                    Capture::new(reader.into(), target, sandbox.output, sandbox.keep_output).map_err(|e| Error::io("prepare", name, e))?;
+                    Capture::new(reader.into(), target, sandbox.output, sandbox.keep()).map_err(|e| Error::io("prepare", name, e))?;
                 passed.streams[i] = Some(capture);
                 Some(writer.into())
             }

@@ -14,7 +14,7 @@ use crate::cgroup::{Counters, Group};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init, timeout_until};
-use crate::outcome::{Facts, Output};
+use crate::outcome::{Facts, Line, Output, Source};
 use crate::plan::message::{Report, Request};
 use crate::plan::{Draft, failure};
 use crate::probe::Layer;
@@ -82,6 +82,8 @@ pub(crate) struct Live {
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
+    /// CLOCK_MONOTONIC at exec.
+    began: u64,
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
@@ -100,6 +102,7 @@ impl Live {
             counters: Counters::default(),
             asked: began,
             streams,
+            began,
             ended: None,
             output_exceeded: false,
             gone: false,
@@ -127,6 +130,7 @@ impl Live {
             }
             match self.message(true)? {
                 Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
+                    self.began = report.began;
                     return Ok(Started { pidfd: fds.remove(0), terminal });
                 }
                 Some((report, mut fds)) if report.kind == Report::TERMINAL => terminal = fds.pop(),
@@ -189,16 +193,37 @@ impl Live {
     /// Takes a piped stream back, to be captured.
     pub(crate) fn capture(&mut self, i: usize, pipe: OwnedFd) -> Result<()> {
         let capture =
-            Capture::new(pipe, None, self.sandbox.output, self.sandbox.keep_output).map_err(|e| Error::io("prepare", "a stream", e))?;
+            Capture::new(pipe, None, self.sandbox.output, self.sandbox.keep()).map_err(|e| Error::io("prepare", "a stream", e))?;
         self.streams[i] = Some(capture);
         Ok(())
     }
 
     /// Until the end, or until `deadline`; true at the end.
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        self.wait_with(deadline, |_, _| {})
+    }
+
+    /// Until the end, telling each captured line of stream 0 or 1 as soon as it's there.
+    pub(crate) fn wait_lines(&mut self, on_line: &mut dyn FnMut(Line<'_>)) -> Result<()> {
+        self.streams.iter_mut().flatten().for_each(Capture::keep_lines);
+        let began = self.began;
+        let names = [Source::Stdout, Source::Stderr];
+        self.wait_with(None, |streams, end| {
+            let at = Duration::from_nanos(super::monotonic().saturating_sub(began));
+            for (stream, source) in streams.iter_mut().zip(names) {
+                if let Some(stream) = stream {
+                    stream.take_lines(end, |bytes| on_line(Line { source, at, bytes }));
+                }
+            }
+        })
+        .map(drop)
+    }
+
+    fn wait_with(&mut self, deadline: Option<Instant>, mut news: impl FnMut(&mut [Option<Capture>; 2], bool)) -> Result<bool> {
         let mut buffer = Vec::new();
         while self.ended.is_none() {
             self.turn(deadline, &mut buffer)?;
+            news(&mut self.streams, false);
             // Asked here and not when poll times out: with a stream that always has
             // something to read it never does.
             if self.ended.is_none() && deadline.is_some_and(|d| Instant::now() >= d) {
@@ -209,6 +234,7 @@ impl Live {
         for stream in self.streams.iter_mut().flatten() {
             stream.drain(&mut buffer).map_err(|e| Error::io("read", "the output", e))?;
         }
+        news(&mut self.streams, true);
         self.note_excess()?;
         while let Some(stream) = self.streams.iter_mut().flatten().find(|s| !s.settled()) {
             let Some((fd, events)) = stream.wants() else { break };
@@ -305,8 +331,10 @@ impl Live {
             status: facts.verdict(),
             stdout: stdout.0,
             stderr: stderr.0,
-            stdout_stream: stdout.1,
-            stderr_stream: stderr.1,
+            stdout_tail: stdout.1,
+            stderr_tail: stderr.1,
+            stdout_stream: stdout.2,
+            stderr_stream: stderr.2,
             usage: facts.usage(),
             raw: facts.raw(),
             missing: Layer::of_bits(facts.report.missing | self.place.missing()),

@@ -19,7 +19,7 @@ use crate::command::{Command, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init, sealed};
-use crate::outcome::Output;
+use crate::outcome::{Line, Output};
 use crate::plan::compile::{Grouped, Purpose, Wanted};
 use crate::plan::explain::Explanation;
 use crate::plan::namespaces::{Ids, Origin, network_origin};
@@ -49,6 +49,14 @@ pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
     let (mut live, _) = start(sandbox, command, wire::NOTIFY_START)?;
     live.started()?;
     live.wait(None)?;
+    live.finish()
+}
+
+pub(crate) fn run_lines(sandbox: &Sandbox, command: Command, on_line: &mut dyn FnMut(Line<'_>)) -> Result<Output> {
+    refuse_piped(&command)?;
+    let (mut live, _) = start(sandbox, command, wire::NOTIFY_START)?;
+    live.started()?;
+    live.wait_lines(on_line)?;
     live.finish()
 }
 

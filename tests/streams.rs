@@ -1,11 +1,11 @@
-//! Terminals: what an interactive program needs of one.
+//! Streams: terminals, lines, order, head and tail.
 
 mod support;
 
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use cofferdam::{Child, Command, ErrorKind, Exit, Pty, Sandbox, Stdio};
+use cofferdam::{Child, Command, ErrorKind, Exit, Line, Pty, Sandbox, Source, Stdio};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 use support::Need;
@@ -152,6 +152,40 @@ fn merged_output_is_in_the_order_of_writing() {
     assert_eq!(Sandbox::new().run(Command::new("true").stdout(Stdio::stdout())).expect_err("itself").kind(), ErrorKind::Invalid);
 }
 
+fn lines_are_told_as_they_come() {
+    let script = "echo a; sleep 0.3; printf 'b\\nc'; echo err >&2";
+    let instance = Sandbox::new().start().expect("it starts");
+    for live in [false, true] {
+        let (mut out, mut err, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let mut on_line = |line: Line<'_>| {
+            if line.source == Source::Stdout {
+                out.push(line.text().into_owned());
+                times.push(line.at);
+            } else {
+                err.push(line.text().into_owned());
+            }
+        };
+        let command = Command::new("sh").args(["-c", script]);
+        let output = if live { instance.run_lines(command, &mut on_line) } else { Sandbox::new().run_lines(command, &mut on_line) };
+        assert_eq!(output.expect("it runs").text(), "a\nb\nc");
+        assert_eq!((out, err), (vec!["a\n".into(), "b\n".into(), "c".to_string()], vec!["err\n".to_string()]));
+        assert!(times[1] >= times[0] + Duration::from_millis(200), "{times:?}");
+    }
+    let mut longest = 0;
+    let long = Command::new("sh").args(["-c", "head -c 300000 /dev/zero"]);
+    let output = Sandbox::new().run_lines(long, |line| longest = longest.max(line.bytes.len())).expect("it runs");
+    assert_eq!(output.stdout.len(), 300_000);
+    assert!((65_536..=131_072).contains(&longest), "{longest}");
+}
+
+fn head_and_tail_of_a_long_output_are_kept() {
+    let sandbox = Sandbox::new().keep_output(10).keep_tail(12);
+    let out = sandbox.run(["sh", "-c", "seq 100000; printf 0123456789abc >&2"]).expect("it runs");
+    assert_eq!((out.text().as_ref(), &out.stdout_tail[..]), ("1\n2\n3\n4\n5\n", &b"99999\n100000\n"[1..]));
+    assert_eq!((out.stdout_stream.bytes, out.stdout_stream.truncated, out.stdout_stream.last_byte), (588_895, true, Some(b'\n')));
+    assert_eq!((&out.stderr[..], &out.stderr_tail[..], out.stderr_stream.truncated), (&b"0123456789"[..], &b"abc"[..], false));
+}
+
 fn main() {
     support::main(vec![
         test!(a_shell_has_a_prompt_job_control_and_an_end, Need::Tool("bash")),
@@ -161,5 +195,7 @@ fn main() {
         test!(commands_of_an_instance_have_terminals_of_their_own),
         test!(some_streams_can_be_a_terminal_and_others_not),
         test!(merged_output_is_in_the_order_of_writing),
+        test!(lines_are_told_as_they_come),
+        test!(head_and_tail_of_a_long_output_are_kept),
     ]);
 }
