@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -39,7 +40,7 @@ fn exit_codes_say_what_happened() {
         (&["--rootfs", "/no/such/root", "true"], 125),
         (&["--nonsense", "true"], 125),
         (&["--wall-time", "soon", "true"], 125),
-        (&["--syscalls", "strict", "true"], 125),
+        (&["--syscalls", "/no/such/profile", "true"], 125),
         (&[], 125),
         (&["--check"], 0),
         (&["--explain"], 0),
@@ -52,7 +53,7 @@ fn exit_codes_say_what_happened() {
 }
 
 fn json_has_every_member_and_null_where_it_does_not_apply() {
-    let members = ["outcome", "code", "signal", "limit", "error", "usage", "stdout", "stderr", "missing"];
+    let members = ["outcome", "code", "signal", "limit", "syscall", "error", "usage", "stdout", "stderr", "layers", "missing"];
     let cases: &[(&[&str], &str, &str)] = &[
         (&["sh", "-c", "printf hi; exit 3"], "exited", "code"),
         (&["sh", "-c", "kill -SEGV $$"], "signaled", "signal"),
@@ -72,9 +73,14 @@ fn json_has_every_member_and_null_where_it_does_not_apply() {
     }
     let object = json(&run(&["--json", "-", "sh", "-c", "printf hi; exit 3"]));
     assert_eq!((&object["code"], &object["stdout"]["bytes"], &object["stdout"]["truncated"]), (&3.into(), &2.into(), &false.into()));
-    for name in ["wall_us", "cpu_us", "user_us", "system_us", "peak_memory"] {
+    for name in ["wall_us", "cpu_us", "user_us", "system_us", "setup_us", "peak_memory", "peak_resident", "context_switches", "scratch"] {
         assert!(object["usage"][name].is_u64(), "{name}: {object}");
     }
+    // What takes a control group or a limit may be null, but it's there.
+    for name in ["throttled_us", "page_cache", "peak_processes", "oom_kills", "fork_failures", "read_bytes", "written_bytes"] {
+        assert!(object["usage"].get(name).is_some(), "{name}: {object}");
+    }
+    assert_eq!((&object["usage"]["scratch_full"], &object["evidence"]), (&false.into(), &"exit code 3".into()));
     assert_eq!(json(&run(&["--json", "-", "sh", "-c", "kill -SEGV $$"]))["signal"], "SIGSEGV");
     assert_eq!(json(&run(&["--json", "-", "/nope"]))["error"]["kind"], "not_found");
 }
@@ -174,10 +180,29 @@ fn the_judge_is_right() {
     assert!(table.lines().count() > 20, "{table}");
 }
 
+/// A call that hangs costs the worker, not the host.
+fn a_plugin_that_hangs_is_started_again() {
+    let output = Command::new(example("plugin")).stdin(Stdio::null()).output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, "7: 49\n12: 144\nhang: no answer in time, killed by the caller\n9: 81\n", "{output:?}");
+    assert!(output.status.success());
+}
+
+fn a_shell_is_interactive_and_hands_on_its_exit_code() {
+    let mut child =
+        Command::new(example("shell")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let input = child.stdin.as_mut().expect("a pipe");
+    input.write_all(b"test -t 0 && echo a terminal: $(tty)\nexit 3\n").expect("typed");
+    let output = child.wait_with_output().expect("its end");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("a terminal: /dev/pts/0\r\n"), "{text}");
+    assert_eq!(output.status.code(), Some(3), "{text}");
+}
+
 fn main() {
     // For the ordinary user's copy of this test.
     if support::is_root() {
-        for name in ["run", "judge"] {
+        for name in ["run", "judge", "plugin", "shell"] {
             copy_for_all(&example(name));
         }
     }
@@ -188,5 +213,7 @@ fn main() {
         test!(streams_go_where_they_are_told),
         test!(options_reach_the_sandbox),
         test!(the_judge_is_right, Need::Tool("gcc")),
+        test!(a_plugin_that_hangs_is_started_again),
+        test!(a_shell_is_interactive_and_hands_on_its_exit_code),
     ])
 }

@@ -153,31 +153,8 @@ fn copies_are_bounded() {
     assert_eq!(kind("/usr"), ErrorKind::FileTooLarge, "more files than the scratch layer holds");
 }
 
-/// Swaps `/tmp/x/y` between a file, a link out, a FIFO and a directory as fast as it can.
-const SWAPPER: &str = r#"
-#include <fcntl.h>
-#include <stdio.h>
-#include <sys/stat.h>
-#include <unistd.h>
-int main(void) {
-    mkdir("/tmp/x", 0755); chdir("/tmp/x"); mkdir("d", 0755);
-    int f = open("d/inner", O_CREAT | O_WRONLY, 0644); write(f, "inside", 6); close(f);
-    f = open("f", O_CREAT | O_WRONLY, 0644); write(f, "inside", 6); close(f);
-    mkfifo("p", 0644);
-    symlink("/secret/file", "l"); symlink("/secret", "m"); symlink("../../../../../../secret/file", "n");
-    puts("ready"); fflush(stdout);
-    for (;;) {
-        const char *names[] = {"f", "l", "p", "m", "d", "n"};
-        for (int i = 0; i < 6; i++) {
-            rename(names[i], "y");
-            rename("y", names[i]);
-        }
-    }
-}
-"#;
-
 fn swapping(instance: &Instance) -> Child {
-    let program = compile_c("swapper", SWAPPER, &["-w"]);
+    let program = compile_c("swapper", include_str!("programs/swapper.c"), &[]);
     instance.copy_in(&program, "/tmp/swapper").expect("a copy");
     let child = instance.spawn(Command::new("/tmp/swapper").wall_time(LONG)).expect("it starts");
     while !instance.list("/tmp/x").is_ok_and(|entries| entries.len() >= 6) {}

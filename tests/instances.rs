@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cofferdam::{Child, Command, ErrorKind, Exit, Instance, Limit, MIB, Sandbox, Stdio};
+use cofferdam::{Child, Command, ErrorKind, Exit, Instance, Limit, MIB, Sandbox, Stdio, Syscalls};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use support::processes::{eventually, marked, marker};
 use support::{Need, host};
@@ -262,6 +262,39 @@ fn a_connection_that_is_never_accepted_ends_with_its_limit() {
     assert!(instance.run("true").expect("it runs").success());
 }
 
+/// The filter's listener comes from a courier, beside other commands as in a sandbox of
+/// its own.
+fn forbidden_calls_end_that_command_alone() {
+    let instance = sandbox().syscalls(Syscalls::Strict).start().expect("it starts");
+    let (mut other, _output) = ready(&instance, shell("echo ready; exec sleep 1000"));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    let out = instance.run(["unshare", "--ipc", "true"]).expect("it runs");
+                    assert!(matches!(out.status, Exit::Limit(Limit::Syscall(call)) if call.to_string().contains("unshare")), "{out}");
+                    assert!(instance.run("true").expect("it runs").success());
+                }
+            });
+        }
+    });
+    assert_eq!(other.try_wait().expect("a status"), None);
+    let missing = instance.run("no-such-program").expect_err("it can't start");
+    assert_eq!(missing.kind(), ErrorKind::NotFound, "{missing}");
+}
+
+/// Landlock, no_new_privs and the filter: what the kernel says of a later command.
+fn later_commands_stand_behind_the_same_fences() {
+    let instance = start();
+    let script =
+        "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd)' /proc/self/status; echo x 2>/dev/null >/proc/sys/kernel/hostname || echo closed";
+    let own = sandbox().run(shell(script)).expect("it runs");
+    let (first, second) = (instance.run(shell(script)).expect("it runs"), instance.run(shell(script)).expect("it runs"));
+    assert!(own.text().contains("Seccomp:\t2") && own.text().contains("closed"), "{}", own.text());
+    assert_eq!((first.text(), second.text()), (own.text(), own.text()));
+    assert_eq!((first.missing, second.missing), (own.missing.clone(), own.missing));
+}
+
 fn nothing_is_left_of_its_groups() {
     host::alone("nothing_is_left_of_its_groups", || {
         for _ in 0..3 {
@@ -292,6 +325,8 @@ fn main() {
         test!(a_hostile_command_holds_up_nobody_for_long),
         test!(connections_reach_servers_inside, Need::Tool("python3")),
         test!(a_connection_that_is_never_accepted_ends_with_its_limit, Need::Tool("python3")),
+        test!(forbidden_calls_end_that_command_alone, Need::Tool("unshare")),
+        test!(later_commands_stand_behind_the_same_fences),
         test!(nothing_is_left_of_its_groups),
     ]);
 }

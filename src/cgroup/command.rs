@@ -93,7 +93,7 @@ impl Group {
         let whole = self.counters();
         let mut counters = Counters::default();
         match own {
-            Some(own) if own.v2 => v2::count(&own.directory, own.uses, &mut counters),
+            Some(own) if own.v2 => v2::count(&own.directory, &Limits::default(), own.uses, &mut counters),
             Some(own) => v1::count(&own.directory, &Limits::default(), own.uses, &mut counters),
             None => {}
         }

@@ -18,6 +18,7 @@ const SOURCES: &[&str] = &[
     "src/init/command.rs",
     "src/init/helper.rs",
     "src/init/tree.rs",
+    "src/init/listener.rs",
     "src/init/memory.rs",
     "src/init/network.rs",
     "src/init/arch/x86_64.rs",

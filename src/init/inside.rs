@@ -26,8 +26,9 @@ const HELPERS: usize = 32;
 struct Inside {
     reply: i32,
     children: i32,
-    /// Its own /proc, in a live sandbox.
+    /// Its own /proc, and the Landlock ruleset of its commands, in a live sandbox.
     proc: i32,
+    ruleset: i32,
     commands: [Command; COMMANDS],
     helpers: [Helper; HELPERS],
     oom: Oom,
@@ -51,6 +52,9 @@ struct Oom {
 /// How often they're looked after, nanoseconds.
 const NUDGE: u64 = 5_000_000;
 
+const POLLIN: u64 = 1;
+const POLLRDHUP: u64 = 0x2000;
+
 /// What poll is asked about, and who that is.
 struct Poll {
     entries: [u64; Poll::MOST],
@@ -59,19 +63,22 @@ struct Poll {
 }
 
 impl Poll {
-    const MOST: usize = 3 + 2 * COMMANDS + HELPERS;
+    const MOST: usize = 3 + 3 * COMMANDS + HELPERS;
     const REPLY: usize = 0;
     const CHILDREN: usize = 1;
     const OOM: usize = 2;
     const STARTING: usize = 3;
     const COMMAND: usize = Poll::STARTING + COMMANDS;
-    const HELPER: usize = Poll::COMMAND + COMMANDS;
+    const LISTENER: usize = Poll::COMMAND + COMMANDS;
+    const HELPER: usize = Poll::LISTENER + COMMANDS;
 
     fn add(&mut self, fd: i32, tag: usize) {
-        const POLLIN: u64 = 1;
-        const POLLRDHUP: u64 = 0x2000;
+        self.add_for(fd, tag, POLLIN | POLLRDHUP);
+    }
+
+    fn add_for(&mut self, fd: i32, tag: usize, events: u64) {
         if fd >= 0 {
-            self.entries[self.count] = u64::from(fd as u32) | (POLLIN | POLLRDHUP) << 32;
+            self.entries[self.count] = u64::from(fd as u32) | events << 32;
             self.tags[self.count] = tag;
             self.count += 1;
         }
@@ -98,19 +105,23 @@ pub fn main(mut context: Context) -> ! {
     let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
     let oom = Oom { event: watched(watch.oom_event), count: watched(watch.oom_count), seen: 0 };
     let (commands, helpers) = ([FREE; COMMANDS], [NOBODY; HELPERS]);
-    let mut inside = Inside { reply, children, proc: -1, commands, helpers, oom, more: false, childless: false, paused: false, nudge: 0 };
+    let mut inside =
+        Inside { reply, children, proc: -1, ruleset: -1, commands, helpers, oom, more: false, childless: false, paused: false, nudge: 0 };
     if context.plan.flags() & wire::NO_COMMAND != 0 {
         let path = c"/proc".as_ptr() as usize;
         match call(nr::OPENAT, [AT_FDCWD as usize, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0]) {
             Ok(fd) => inside.proc = fd as i32,
             Err(errno) => fail(reply, Failure::outside(errno)),
         }
+        inside.ruleset = context.slots[slot::RULESET as usize];
         report(reply, &Report { kind: Report::READY, missing: context.missing, ..Report::default() }, &[]);
     } else {
         match Command::start_first(&mut context, reply) {
             Ok(command) => inside.commands[0] = command,
             Err(failure) => fail(reply, failure),
         }
+        inside.promise();
+        inside.commands[0].say_started();
     }
     crate::network::now(context.slots[slot::MAKER as usize]);
     context.drop_plan();
@@ -127,9 +138,9 @@ fn fail(reply: i32, failure: Failure) -> ! {
 impl Inside {
     /// Closes everything but what PID 1 itself needs.
     fn close_foreign(&self) {
-        let mut keep = [-1i32; 11];
-        keep[..5].copy_from_slice(&[self.reply, self.children, self.proc, self.oom.event, self.oom.count]);
-        keep[5..].copy_from_slice(&self.commands[0].kept());
+        let mut keep = [-1i32; 6 + 8];
+        keep[..6].copy_from_slice(&[self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count]);
+        keep[6..].copy_from_slice(&self.commands[0].kept());
         close_all_but(&mut keep);
     }
 
@@ -151,10 +162,17 @@ impl Inside {
             for i in poll.ready(Poll::STARTING, COMMANDS) {
                 if self.commands[i].starting >= 0 && self.commands[i].advance() {
                     self.commands[i].settle();
+                    self.promise();
+                    self.commands[i].say_started();
                 }
             }
             if poll.ready(Poll::OOM, 1).next().is_some() {
                 self.out_of_memory();
+            }
+            for i in poll.ready(Poll::LISTENER, COMMANDS) {
+                if self.commands[i].pid != 0 && self.commands[i].hears_forbidden_call() {
+                    self.kill(i);
+                }
             }
             self.deadlines();
             for i in poll.ready(Poll::COMMAND, COMMANDS) {
@@ -180,8 +198,11 @@ impl Inside {
         for (i, command) in self.commands.iter().enumerate().filter(|(_, c)| c.pid != 0) {
             poll.add(command.starting, Poll::STARTING + i);
             if command.reply != self.reply {
-                poll.add(command.reply, Poll::COMMAND + i);
+                // What the host says before exec is for the command's own process.
+                let events = if command.starting >= 0 { POLLRDHUP } else { POLLIN | POLLRDHUP };
+                poll.add_for(command.reply, Poll::COMMAND + i, events);
             }
+            poll.add_for(command.listener, Poll::LISTENER + i, POLLIN);
         }
         for (i, helper) in self.helpers.iter().enumerate().filter(|(_, h)| h.pid != 0) {
             poll.add(helper.reply, Poll::HELPER + i);
@@ -198,6 +219,13 @@ impl Inside {
         let next =
             self.live().flat_map(|c| [c.wall_deadline, c.stop_deadline, c.next_check]).chain([self.nudge]).filter(|d| *d != 0).min()?;
         Some(next.saturating_sub(clock(1)))
+    }
+
+    /// Tells init when to end the sandbox if we don't: at the first wall limit that we
+    /// have still to see to.
+    fn promise(&self) {
+        let limits = self.live().map(|c| c.wall_deadline);
+        crate::server::promise(limits.filter(|limit| *limit != 0).min().unwrap_or(u64::MAX));
     }
 
     fn deadlines(&mut self) {
@@ -259,6 +287,8 @@ impl Inside {
         let command = &mut self.commands[i];
         command.cause |= cause;
         (command.wall_deadline, command.stop_deadline, command.next_check) = (0, 0, 0);
+        // What we kill may take its time to die.
+        self.promise();
         self.kill(i);
     }
 
@@ -323,8 +353,11 @@ impl Inside {
     }
 
     fn died(&mut self, dead: &Dead, usage: Rusage) {
-        if let Some(command) = self.commands.iter_mut().find(|c| c.pid == dead.pid && c.over == 0) {
+        if let Some(command) =
+            self.commands.iter_mut().filter(|c| c.pid != 0 && c.over == 0).find_map(|c| c.ends_with(dead.pid).then_some(c))
+        {
             command.ended(dead.status, usage);
+            self.promise();
         } else if let Some(helper) = self.helpers.iter_mut().find(|h| h.pid == dead.pid) {
             helper.ended(dead.status);
         }
@@ -371,6 +404,11 @@ impl Inside {
     fn command_request(&mut self, i: usize) {
         if self.commands[i].pid == 0 {
             return;
+        }
+        if self.commands[i].starting >= 0 {
+            // Only its end is told here: the host let go.
+            close(core::mem::replace(&mut self.commands[i].reply, -1));
+            return self.end(i, Report::KILLED);
         }
         match receive_request(self.commands[i].reply, false) {
             Ok(Some((request, received))) => {
@@ -484,7 +522,7 @@ impl Inside {
 
     fn run(&mut self, context: &mut Context, reply: i32) -> Result<()> {
         let place = self.commands.iter().position(|c| c.pid == 0).ok_or(EUSERS)?;
-        let mut command = Command::start_beside(context, reply)?;
+        let mut command = Command::start_beside(context, reply, self.ruleset)?;
         command.tree.proc = self.proc;
         self.commands[place] = command;
         Ok(())

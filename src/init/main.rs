@@ -14,6 +14,7 @@
 //! | `tree.rs` | all processes that a command has started |
 //! | `helper.rs` | steps in a process of its own that return descriptors |
 //! | `network.rs` | network namespaces, made ahead |
+//! | `listener.rs` | commands whose filter tells PID 1 of forbidden calls |
 //! | `sys.rs`, `arch/` | system calls |
 //! | `memory.rs` | what the compiler takes from a C library elsewhere |
 //! | `../plan/wire.rs`, `../plan/message.rs` | the format of plans and of messages, shared with the crate |
@@ -33,6 +34,7 @@ mod command;
 mod helper;
 mod inside;
 mod interpret;
+mod listener;
 mod memory;
 #[path = "../plan/message.rs"]
 #[allow(dead_code, reason = "each side uses its half")]

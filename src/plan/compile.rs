@@ -3,12 +3,12 @@
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use super::landlock::{self, Ruleset};
 use super::wire::{self, Stage, op};
 use super::{Area, Arg, Draft, Mark, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
-use crate::policy::Syscalls;
-use crate::policy::bpf::Instruction;
+use crate::policy::filter::{Circumstances, Filter};
 use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
 use namespaces::Ids;
@@ -43,6 +43,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) files: bool,
     /// Descriptors that are its terminal, if it has one.
     pub(crate) terminal: &'a [u32],
+    /// Those that the caller gave for writing.
+    pub(crate) writable: &'a [bool],
 }
 
 /// What a sandbox is made for.
@@ -56,7 +58,15 @@ pub(crate) enum Purpose<'a> {
 /// One more command for a sandbox that stands.
 pub(crate) fn beside(sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<Draft> {
     let mut draft = Draft::new();
-    command(&mut draft, sandbox, facts, ids, wanted)?;
+    let filter = filter(sandbox, wanted.files)?;
+    // The descriptors that this one is given are allowed to all from now on, who
+    // don't have them.
+    draft.stage(Stage::Command);
+    let ruleset = landlock::standing(sandbox, facts, self::filter(sandbox, false)?.is_none_or(|filter| filter.sockets));
+    if let Some(ruleset) = ruleset {
+        ruleset.allow_passed(&mut draft, wanted.writable);
+    }
+    command(&mut draft, sandbox, facts, ids, wanted, ruleset, filter.as_deref())?;
     Ok(draft)
 }
 
@@ -78,9 +88,17 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
 
     draft.stage(Stage::Inner);
     namespaces::alone(&mut draft, sandbox, facts);
-    let dev = files::alone(&mut draft);
+    let dev = files::alone(&mut draft, sandbox, facts);
     namespaces::receive(&mut draft, ids);
-    files::inner(&mut draft, sandbox, &outside, dev, ids.groups());
+    let filter = filter(sandbox, matches!(&purpose, Purpose::Run(wanted) if wanted.files))?;
+    if let (Err(why), true) = (&facts.landlock, sandbox.requires(Layer::Landlock)) {
+        return Err(Error::unsupported(format!("cannot restrict the command with Landlock: {why}")).about(Some(Layer::Landlock)));
+    }
+    let ruleset = landlock::ruleset(&mut draft, sandbox, facts, filter.as_ref().is_none_or(|filter| filter.sockets));
+    files::inner(&mut draft, sandbox, &outside, dev, ids.groups(), ruleset);
+    if let (Some(ruleset), Purpose::Run(wanted)) = (ruleset, &purpose) {
+        ruleset.allow_passed(&mut draft, wanted.writable);
+    }
     namespaces::settle(&mut draft, sandbox, ids);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
@@ -89,7 +107,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
         Purpose::Run(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            command(&mut draft, sandbox, facts, ids, &wanted)?;
+            command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
         Purpose::Live(group) => {
             await_group(&mut draft, group);
@@ -101,8 +119,16 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
 }
 
 /// The command stage.
-fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<()> {
-    let Wanted { command, numbers, group, files, terminal } = wanted;
+fn command(
+    draft: &mut Draft,
+    sandbox: &Sandbox,
+    facts: &Facts,
+    ids: Ids,
+    wanted: &Wanted<'_>,
+    ruleset: Option<Ruleset>,
+    filter: Option<&Filter>,
+) -> Result<()> {
+    let Wanted { command, numbers, group, terminal, .. } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -110,7 +136,12 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     // Dispositions are at their defaults since init's start.
     let none = draft.words(&[0]);
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
+    privileges::processor(draft, sandbox, facts)?;
     join(draft, facts, group);
+    if let Some(ruleset) = ruleset {
+        // Before descriptors are arranged, which may take the place of this one.
+        ruleset.enforce(draft, sandbox);
+    }
     draft.area(Area::Setup);
     let passed = numbers.iter().enumerate().map(|(i, number)| (wire::slot::PASSED + i as u8, *number));
     let mut pairs: Vec<(u8, u32)> = passed.collect();
@@ -128,7 +159,9 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox, *files).as_deref());
+    draft.area(Area::ReadBack);
+    draft.step(op::STAND, &[], "let the host look at", "the command's process");
+    privileges::fences(draft, sandbox, filter);
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
@@ -209,11 +242,14 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     watch
 }
 
-fn filter(sandbox: &Sandbox, files: bool) -> Option<Arc<[Instruction]>> {
-    match sandbox.syscalls {
-        Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host() && !files)),
-        Syscalls::Unfiltered => None,
-    }
+/// The system call filter of a command; `files` says that it's given some of the host's.
+fn filter(sandbox: &Sandbox, files: bool) -> Result<Option<Arc<Filter>>> {
+    let circumstances = Circumstances {
+        keep_set_id: !sandbox.writes_to_host() && !files,
+        capabilities: sandbox.kept_capabilities(),
+        nesting: sandbox.nesting,
+    };
+    sandbox.syscalls.filter(circumstances)
 }
 
 fn execute(draft: &mut Draft, sandbox: &Sandbox, command: &Command) {
@@ -234,7 +270,7 @@ mod tests {
     use super::super::explain::NAMES;
     use super::super::wire::Plan;
     use super::*;
-    use crate::{Image, MIB, Network};
+    use crate::{Image, MIB, Network, Syscalls};
 
     fn recipes() -> Vec<Sandbox> {
         vec![
@@ -257,7 +293,14 @@ mod tests {
                 let command = Command::new("sh").arg("-c").arg("true");
                 let group =
                     Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), own: None, processes: true, cpus: 2.0 };
-                let wanted = Wanted { command: &command, numbers: &vec![1, 2], group: &group, files: false, terminal: &[0] };
+                let wanted = Wanted {
+                    command: &command,
+                    numbers: &vec![1, 2],
+                    group: &group,
+                    files: false,
+                    terminal: &[0],
+                    writable: &[true, true],
+                };
                 check(&sandbox(&recipe, &facts, ids, Purpose::Run(wanted)).expect("a plan"));
             }
         }
@@ -304,7 +347,9 @@ mod tests {
             assert!(last(op::DROP_BOUNDING.into()) < exec);
             if let Some(filter) = places(libc::SYS_seccomp as u32).first() {
                 assert_eq!(*filter, exec - 1, "the filter is the last before exec");
-                assert_eq!(draft.steps[filter - 1].op, libc::SYS_prctl as u32, "no_new_privs before it");
+                let last = places(libc::SYS_prctl as u32).last().copied().expect("some");
+                assert_eq!(draft.notes[last].doing, "set no_new_privs");
+                assert!(last < places(op::STAND)[0], "and the host has seen no_new_privs");
             }
             assert!(last(op::DIE_WITH_INIT.into()) > places(libc::SYS_setresuid as u32)[0], "a change of credentials would undo it");
         });

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
+use super::applied;
 use super::capture::Capture;
+use super::proof::{self, Expected};
 use super::share::Share;
 use crate::cgroup::{Counters, Group};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,7 +42,7 @@ pub(super) enum Place {
     /// A sandbox of its own.
     Own {
         /// Kept as long as the sandbox may live.
-        _claim: Option<Claim>,
+        claim: Option<Claim>,
         group: Box<Group>,
         init: Arc<Init>,
     },
@@ -79,11 +81,11 @@ pub(crate) struct Live {
     draft: Draft,
     sandbox: Sandbox,
     place: Place,
+    expected: Expected,
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
-    /// CLOCK_MONOTONIC at exec.
-    began: u64,
+    started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
@@ -93,16 +95,25 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(began: u64, sandbox: &Sandbox, reply: OwnedFd, draft: Draft, place: Place, streams: [Option<Capture>; 2]) -> Live {
+    pub(super) fn new(
+        began: u64,
+        sandbox: &Sandbox,
+        reply: OwnedFd,
+        draft: Draft,
+        expected: Expected,
+        place: Place,
+        streams: [Option<Capture>; 2],
+    ) -> Live {
         Live {
             reply: Arc::new(reply),
             draft,
             sandbox: sandbox.clone(),
             place,
+            expected,
             counters: Counters::default(),
             asked: began,
             streams,
-            began,
+            started: None,
             ended: None,
             output_exceeded: false,
             gone: false,
@@ -129,8 +140,12 @@ impl Live {
                 ));
             }
             match self.message(true)? {
+                Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
+                    self.look(fds[0].as_fd())?;
+                    self.tell(Request::PROCEED, 0, Duration::ZERO)?;
+                }
                 Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
-                    self.began = report.began;
+                    self.started = Some(report);
                     return Ok(Started { pidfd: fds.remove(0), terminal });
                 }
                 Some((report, mut fds)) if report.kind == Report::TERMINAL => terminal = fds.pop(),
@@ -139,6 +154,27 @@ impl Live {
                 }
                 _ => return Err(self.lost(None)),
             }
+        }
+    }
+
+    /// Compares the command's process, which waits, with the recipe.
+    fn look(&mut self, process: BorrowedFd<'_>) -> Result<()> {
+        let kind = self.draft.kind();
+        let seen = self.place.init().has_seen(kind);
+        let looked = match sys::pidfd::number(process) {
+            Some(pid) => proof::check(&self.sandbox, &self.expected, pid, !seen),
+            None => Err(proof::out_of_sight()),
+        };
+        match looked {
+            Ok(()) => {
+                self.place.init().see(kind);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Unsupported && self.sandbox.prefers(Layer::ReadBack) => {
+                self.draft.missing |= Layer::ReadBack.bit();
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -165,17 +201,30 @@ impl Live {
             }
             Report::GONE => {
                 self.gone = true;
-                if self.ended.is_some() { Ok(Some((report, fds))) } else { Err(self.lost(Some(report.status))) }
+                match self.started {
+                    _ if self.ended.is_some() => {}
+                    // PID 1 has been stopped from outside, or was stuck. What it would have
+                    // told about the run's use of things nobody knows.
+                    Some(Report { began, missing, .. }) if report.cause & Report::WALL != 0 => {
+                        self.conclude(Report { began, missing, ..report.with_unknown_use() });
+                    }
+                    _ => return Err(self.lost(Some(report.status))),
+                }
+                Ok(Some((report, fds)))
             }
             Report::ENDED => {
-                self.ended = Some(report);
-                // All are dead, so this is final; init removes the group when we let go.
-                self.counters = self.place.counters();
-                let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+                self.conclude(report);
                 Ok(Some((report, fds)))
             }
             _ => Ok(Some((report, fds))),
         }
+    }
+
+    /// All are dead, so the counters are final; init removes the group when we let go.
+    fn conclude(&mut self, report: Report) {
+        self.ended = Some(report);
+        self.counters = self.place.counters();
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
     fn lost(&self, status: Option<u32>) -> Error {
@@ -206,7 +255,7 @@ impl Live {
     /// Until the end, telling each captured line of stream 0 or 1 as soon as it's there.
     pub(crate) fn wait_lines(&mut self, on_line: &mut dyn FnMut(Line<'_>)) -> Result<()> {
         self.streams.iter_mut().flatten().for_each(Capture::keep_lines);
-        let began = self.began;
+        let began = self.started.map_or(0, |report| report.began);
         let names = [Source::Stdout, Source::Stderr];
         self.wait_with(None, |streams, end| {
             let at = Duration::from_nanos(super::monotonic().saturating_sub(began));
@@ -326,6 +375,7 @@ impl Live {
         if facts.host_out_of_memory() {
             return Err(out_of_memory());
         }
+        let missing = facts.report.missing | self.place.missing() | self.draft.missing;
         let [stdout, stderr] = std::mem::take(&mut self.streams).map(|s| s.map(Capture::finish).unwrap_or_default());
         Ok(Output {
             status: facts.verdict(),
@@ -337,7 +387,8 @@ impl Live {
             stderr_stream: stderr.2,
             usage: facts.usage(),
             raw: facts.raw(),
-            missing: Layer::of_bits(facts.report.missing | self.place.missing()),
+            layers: applied(&self.sandbox, self.place.init(), missing),
+            missing: Layer::of_bits(missing),
             limits: self.sandbox.limit_values(),
         })
     }
@@ -392,6 +443,11 @@ impl Drop for Live {
                 Ok(true) => drop(self.message(true)),
                 _ => break,
             }
+        }
+        if let Place::Own { claim, .. } = &mut self.place
+            && let Some(claim) = claim.take().filter(|_| !self.gone)
+        {
+            claim.outlast(self.reply.clone());
         }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod capture;
 mod check;
 mod descriptors;
 mod live;
+mod proof;
 pub(crate) mod share;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,15 +25,17 @@ use crate::plan::compile::{Grouped, Purpose, Wanted};
 use crate::plan::explain::Explanation;
 use crate::plan::namespaces::{Ids, Origin, network_origin};
 use crate::plan::start::Start;
-use crate::plan::{Draft, compile, wire};
+use crate::plan::{Draft, compile, limits, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 
+use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 pub(crate) use descriptors::{Passed, pass};
 use live::Place;
 pub(crate) use live::{Live, SETUP_LIMIT, Started, tell};
+pub(crate) use proof::Expected;
 
 /// Nobody could use a stream that only `Child` has.
 pub(crate) fn refuse_piped(command: &Command) -> Result<()> {
@@ -73,7 +76,7 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
     let group = &grouped(sandbox, &group, 3);
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, terminal: &[] };
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, terminal: &[], writable: &[] };
     let draft = compile::sandbox(sandbox, &init.facts, ids, Purpose::Run(wanted))?;
     Ok(Explanation::of(&draft))
 }
@@ -145,9 +148,9 @@ fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, P
     command.validate()?;
     let passed = pass(&mut command, sandbox)?;
     let asked = insist(|| ask(sandbox, Some(&command), flags, &passed))?;
-    let Asked { reply, draft, claim, group, init, .. } = asked;
-    let place = Place::Own { _claim: claim, group: Box::new(group), init };
-    let mut live = Live::new(began, sandbox, reply, draft, place, passed.streams);
+    let Asked { reply, draft, claim, group, init, expected } = asked;
+    let place = Place::Own { claim, group: Box::new(group), init };
+    let mut live = Live::new(began, sandbox, reply, draft, expected, place, passed.streams);
     live.give_group()?;
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
@@ -176,7 +179,7 @@ pub(crate) struct Asked {
     pub(crate) claim: Option<Claim>,
     pub(crate) group: Group,
     pub(crate) init: Arc<Init>,
-    pub(crate) ids: Ids,
+    pub(crate) expected: Expected,
 }
 
 fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<Asked> {
@@ -185,9 +188,14 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let mut group = group(sandbox, &init)?;
     let mut grouped = grouped(sandbox, &group, passed.fds.len());
     let purpose = match command {
-        Some(command) => {
-            Purpose::Run(Wanted { command, numbers: &passed.numbers, group: &grouped, files: passed.files, terminal: &passed.terminal })
-        }
+        Some(command) => Purpose::Run(Wanted {
+            command,
+            numbers: &passed.numbers,
+            group: &grouped,
+            files: passed.files,
+            terminal: &passed.terminal,
+            writable: &passed.writable,
+        }),
         None => {
             // Commands bring their own; PID 1 gets what is about all of them.
             (grouped.join, grouped.cpu) = (Vec::new(), None);
@@ -196,12 +204,21 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
         }
     };
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, purpose)?;
+    draft.change(&sandbox.changes)?;
+    let expected = expected(sandbox, &init, ids, grouped.processes);
     draft.settings.flags |= flags;
     let plan = encoded(&draft)?;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
     let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    Ok(Asked { reply, draft, claim, group, init, ids })
+    Ok(Asked { reply, draft, claim, group, init, expected })
+}
+
+/// What must be so before a command is executed.
+pub(crate) fn expected(sandbox: &Sandbox, init: &Init, ids: Ids, processes: bool) -> Expected {
+    let facts = &init.facts;
+    let limits = limits::rlimits(sandbox, facts, ids, processes);
+    Expected { ids, own: (facts.uid, facts.gid), privileged: facts.privileged, limits }
 }
 
 /// A plan as it travels.

@@ -9,7 +9,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::AsRawFd;
 
 use super::live::{Place, lost, send_group};
-use super::{Live, Pipes, SETUP_LIMIT, cpus, encoded, monotonic, pass, start_empty};
+use super::{Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
 use crate::cgroup::{CommandGroup, Counters, Group, Handles};
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
@@ -99,10 +99,10 @@ impl Session {
             reply: asked.reply,
             sandbox: Mutex::new(sandbox.clone()),
             _claim: asked.claim,
-            missing: missing | group.missing,
+            missing: missing | group.missing | asked.draft.missing,
             group: Mutex::new(group),
             init: asked.init,
-            ids: asked.ids,
+            ids: asked.expected.ids,
             next: AtomicU32::new(1),
             began,
             paused: Mutex::new(false),
@@ -182,12 +182,21 @@ impl Session {
         let (share, handles) = self.share(number, sandbox.group_limits().cpu_account)?;
         let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
         let group = grouped(&sandbox, &handles, &mut fds, self.group().limits_processes());
-        let wanted = Wanted { command: &command, numbers: &passed.numbers, group: &group, files: passed.files, terminal: &passed.terminal };
+        let wanted = Wanted {
+            command: &command,
+            numbers: &passed.numbers,
+            group: &group,
+            files: passed.files,
+            terminal: &passed.terminal,
+            writable: &passed.writable,
+        };
         let mut draft = compile::beside(&sandbox, &self.init.facts, self.ids, &wanted)?;
+        draft.change(&sandbox.changes)?;
         draft.settings.flags |= wire::NOTIFY_START;
         draft.settings.command = number;
+        let expected = expected(&sandbox, &self.init, self.ids, group.processes);
         let reply = self.ask(Request::RUN, number, &draft, &fds)?;
-        Ok((Live::new(began, &sandbox, reply, draft, Place::Shared(Box::new(share)), passed.streams), passed.pipes))
+        Ok((Live::new(began, &sandbox, reply, draft, expected, Place::Shared(Box::new(share)), passed.streams), passed.pipes))
     }
 
     fn share(self: &Arc<Session>, number: u32, cpu_limit: bool) -> Result<(Share, Handles)> {

@@ -7,10 +7,12 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod landlock;
 pub(crate) mod pidfd;
-pub(crate) mod pipe;
+pub(crate) mod prctl;
 pub(crate) mod socket;
 pub(crate) mod terminal;
+pub(crate) mod write;
 
 /// The descriptor under a number that isn't a standard stream's. In a host that closed
 /// those, the first things that we open for long would stand for them, and
