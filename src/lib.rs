@@ -8,6 +8,7 @@ mod cpu;
 mod error;
 mod ids;
 mod image;
+mod instance;
 #[doc(hidden)]
 pub mod internals;
 mod launch;
@@ -17,6 +18,7 @@ mod outcome;
 mod plan;
 mod policy;
 mod probe;
+mod pty;
 mod remedy;
 mod sandbox;
 mod supervise;
@@ -31,13 +33,15 @@ pub use command::{Command, Stdio};
 pub use cpu::Speculation;
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
+pub use instance::{Entry, EntryKind, Instance};
 pub use launch::quiesce;
 pub use limits::Resource;
 pub use net::Network;
-pub use outcome::{Exit, Limit, Output, StreamEnd, Usage, signal_name};
+pub use outcome::{Exit, Limit, Line, Output, Source, StreamEnd, Usage, signal_name};
 pub use plan::explain::Explanation;
 pub use policy::{SyscallPolicy, SyscallProfile, Syscalls, SystemCall};
 pub use probe::{Layer, LayerState, Report};
+pub use pty::Pty;
 pub use sandbox::Sandbox;
 
 /// 1,024 bytes.

@@ -15,7 +15,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use cofferdam::internals;
-use cofferdam::{Command, Error, Exit, Image, Layer, LayerState, Limit, Network, Output, Sandbox, Speculation, SyscallProfile, Syscalls};
+use cofferdam::{
+    Capability, Command, Error, Exit, Image, Layer, LayerState, Limit, Network, Output, Sandbox, Speculation, SyscallProfile, Syscalls,
+};
 use support::host::alone;
 use support::{Need, busybox_root, compile_c, fresh_dir, is_root, landlock};
 
@@ -133,7 +135,7 @@ fn read_only_binds_are_closed_twice() {
 /// which an ordinary user's workload could open again for writing.
 fn landlock_closes_files() {
     // With the capability that would ignore the directory's mode.
-    let able = sandbox().capabilities([cofferdam::Capability::DacOverride]);
+    let able = sandbox().capabilities([Capability::DacOverride]);
     fence(&able, &unseen(able.clone(), LANDLOCK), "echo > /file");
     for place in ["/tmp/a", "/etc/a", "/dev/shm/a", "/home/a", "/root/a", "/run/a", "/var/tmp/a"] {
         assert!(works(&sandbox(), &format!("echo > {place} && mv {place} /tmp/b && rm /tmp/b")), "{place} is for writing");
@@ -152,7 +154,9 @@ fn landlock_closes_files() {
 }
 
 fn landlock_closes_signals_and_abstract_sockets() {
-    fence(&sandbox(), &unseen(sandbox(), LANDLOCK), "kill -0 1");
+    // As root PID 1 has ids of its own, so that only who may signal everybody gets there.
+    let killer = sandbox().capabilities([Capability::Kill]);
+    fence(&killer, &unseen(killer.clone(), LANDLOCK), "kill -0 1");
     let name = format!("cofferdam-test-{}", std::process::id());
     let address = <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name).expect("an address");
     let _listener = std::os::unix::net::UnixListener::bind_addr(&address).expect("a socket");

@@ -40,7 +40,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
     let mut probe = sandbox.clone().without_preferences().file_mode("/.cofferdam-check", "\n", 0o755);
     let failed = loop {
         let attempt =
-            start(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
+            start(&probe, Command::new("/.cofferdam-check"), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
         match attempt {
             Err(error) if error.kind() != ErrorKind::ExecFormat => {
                 // Whether the recipe can do without it or not, the rest can be tried.

@@ -11,6 +11,7 @@ pub(crate) mod landlock;
 pub(crate) mod pidfd;
 pub(crate) mod prctl;
 pub(crate) mod socket;
+pub(crate) mod terminal;
 pub(crate) mod write;
 
 /// The descriptor under a number that isn't a standard stream's. In a host that closed

@@ -20,6 +20,9 @@ pub mod nr {
     pub const IOCTL: usize = 29;
     pub const RT_SIGACTION: usize = 134;
     pub const RT_SIGPROCMASK: usize = 135;
+    pub const LSEEK: usize = 62;
+    pub const GETDENTS64: usize = 61;
+    pub const PIPE2: usize = 59;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
     pub const EVENTFD2: usize = 19;

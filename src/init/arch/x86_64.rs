@@ -23,6 +23,9 @@ pub mod nr {
     pub const IOCTL: usize = 16;
     pub const RT_SIGACTION: usize = 13;
     pub const RT_SIGPROCMASK: usize = 14;
+    pub const LSEEK: usize = 8;
+    pub const GETDENTS64: usize = 217;
+    pub const PIPE2: usize = 293;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
     pub const SOCKET: usize = 41;
