@@ -135,6 +135,9 @@ fn wall(s: Sandbox) -> Sandbox {
 fn idle(s: Sandbox) -> Sandbox {
     s.idle_time(Duration::from_millis(400))
 }
+fn patient_idle(s: Sandbox) -> Sandbox {
+    s.idle_time(Duration::from_millis(1500))
+}
 fn memory(s: Sandbox) -> Sandbox {
     s.memory(64 * MIB)
 }
@@ -204,7 +207,7 @@ const TABLE: &[Row] = &[
     // Idle time
     row(&["sleep", "100"], idle, IDLE),
     row(&["stop"], idle, IDLE),
-    row(&["burn", "700"], idle, OK),
+    row(&["burn", "2000"], patient_idle, OK),
     // Memory
     grouped(&["malloc", "200"], memory, MEMORY),
     grouped(&["mmap", "200"], memory, MEMORY),
@@ -265,7 +268,7 @@ fn endless_stack(s: Sandbox) -> Sandbox {
 fn every_workload_gets_its_verdict() {
     let mut wrong = Vec::new();
     for row in TABLE {
-        let recipe = (row.recipe)(sandbox().wall_time(support::patience(Duration::from_secs(8))));
+        let recipe = (row.recipe)(sandbox());
         let result = recipe.run(command(row.words));
         let expected = row.expected(place());
         match (expected, &result) {
@@ -328,7 +331,10 @@ fn limits_are_out_of_the_workloads_reach() {
         exec /w malloc 200";
     let free = memory(sandbox()).user(1000, 1000).nesting().syscalls(cofferdam::Syscalls::Unfiltered);
     let out = free.run(["unshare", "--user", "--map-root-user", "--mount", "--cgroup", "sh", "-c", script]).expect("it runs");
-    assert!(String::from_utf8_lossy(&out.stderr).contains("mounted"), "{}", String::from_utf8_lossy(&out.stderr));
+    // Groups of root's lie in a directory that is closed to the workload, so it can't even
+    // mount them.
+    let mounted = String::from_utf8_lossy(&out.stderr).contains("mounted");
+    assert!(mounted || place() == Place::V2Root, "{}", String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status, MEMORY, "{out}\n{}", String::from_utf8_lossy(&out.stderr));
 }
 
@@ -587,7 +593,7 @@ fn facts_are_kept_beside_the_verdict() {
     assert!(out.usage.scratch_files.is_some_and(|files| (500..600).contains(&files)), "{:?}", out.usage);
     let out = run(&sandbox(), &["sleep", "1"]);
     assert!(out.usage.context_switches.is_some_and(|n| n > 0));
-    assert!(out.usage.setup > Duration::ZERO && out.usage.setup < Duration::from_secs(1), "{:?}", out.usage.setup);
+    assert!(out.usage.setup > Duration::ZERO && out.usage.setup < support::patience(Duration::from_secs(1)), "{:?}", out.usage.setup);
     let out = run(&cpu(sandbox()), &["spin"]);
     assert!(out.to_string().starts_with("CPU time limit: 300ms, used 0.3"), "{out}");
 }
