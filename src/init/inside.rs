@@ -355,7 +355,7 @@ impl Inside {
                     self.out_of_memory(i);
                 }
                 if poll[3 + 2 * i] >> 48 != 0 && self.commands[i].pid != 0 {
-                    self.forbidden_call(i);
+                    self.forbidden_call(i, poll[3 + 2 * i] >> 48 & POLLIN != 0);
                 }
             }
             self.deadlines();
@@ -423,21 +423,20 @@ impl Inside {
         // Something was freed after all.
     }
 
-    /// A process waits in a call that its filter forbids, or none is left that could.
-    fn forbidden_call(&mut self, i: usize) {
+    /// A process waits in a call that its filter forbids or, if none is `waiting`, none is
+    /// left that could: then the listener has hung up for good.
+    fn forbidden_call(&mut self, i: usize, waiting: bool) {
         let command = &mut self.commands[i];
-        let told = listener::told(command.listener);
-        // One is enough; and at the end of all its processes a listener hangs up, for
-        // good. Closed later, by when nobody can be woken by it any more.
-        if let Some(syscall) = told
-            && command.cause & Report::SYSCALL == 0
-        {
+        if !waiting {
+            return close(core::mem::replace(&mut command.listener, -1));
+        }
+        // Nothing, if that one has been killed meanwhile. Otherwise the first is enough; it
+        // isn't answered, and the listener stays, so that no call ever returns.
+        let Some(syscall) = listener::told(command.listener) else { return };
+        if command.cause & Report::SYSCALL == 0 {
             command.cause |= Report::SYSCALL;
             command.syscall = syscall;
-            return self.kill(i);
-        }
-        if told.is_none() {
-            close(core::mem::replace(&mut command.listener, -1));
+            self.kill(i);
         }
     }
 
