@@ -167,6 +167,23 @@ fn landlock_closes_signals_and_abstract_sockets() {
     assert!(!works(&unseen(sandbox(), LANDLOCK), &connect), "a network of its own");
 }
 
+/// A socket of the host's network, which the recipe gives, and the one call that could use
+/// it, which it allows: for a workload that may have no sockets Landlock refuses TCP.
+fn landlock_closes_tcp_where_there_are_no_sockets() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let port = listener.local_addr().expect("its address").port().to_string();
+    let program = program();
+    let strict = sandbox().syscalls(Syscalls::Strict.allow("connect")).bind(program.parent().expect("a directory"), "/x");
+    let errno = |sandbox: &Sandbox| {
+        let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        let out = run(sandbox, Command::new("/x/calls").args(["connect", &port]).socket(3, own));
+        out.text().trim().parse::<i32>().unwrap_or_else(|_| panic!("{out}"))
+    };
+    assert_eq!(errno(&strict), libc::EACCES);
+    assert_eq!(errno(&unseen(strict, LANDLOCK)), 0, "the test means nothing");
+}
+
 /// No user namespace below the sandbox's own: by the filter, and by its limit.
 fn user_namespaces_end_here() {
     two_fences(&sandbox(), |s| s.without_step(FILTER), |s| s.without_step("limit user.max_user_namespaces"), "unshare --user true");
@@ -206,6 +223,17 @@ fn parts_of_proc_are_masked() {
     if support::kernel() >= (5, 19) {
         fence(&sandbox(), &unseen(sandbox(), "mount /proc/sys read-only"), "echo 5 > /proc/sys/kernel/msgmni");
     }
+}
+
+/// The lessons of CVE-2024-21626 (a working directory and descriptors of the runtime's) and
+/// CVE-2019-5736 (its executable); and no sysfs, which would need masks of its own.
+fn nothing_of_ours_is_left_in_reach() {
+    let look = "readlink /proc/self/cwd; ls /proc/self/fd | wc -l; ls -A /sys 2>/dev/null | wc -l; \
+        cat /proc/1/exe /proc/1/mem /proc/1/maps /proc/1/environ 2>/dev/null | wc -c; ls -A /proc/1/fd /proc/1/root/ 2>/dev/null | wc -l";
+    // The fourth descriptor is the listing's own.
+    assert_eq!(said(&sandbox(), look), "/\n4\n0\n0\n0");
+    let elsewhere = sandbox().run(Command::new("readlink").arg("/proc/self/cwd").current_dir("/proc/self/fd")).expect("it runs");
+    assert!(!elsewhere.text().contains("host"), "{}", elsewhere.text());
 }
 
 fn mountinfo_names_no_path_of_the_host() {
@@ -572,8 +600,10 @@ fn main() {
         test!(read_only_binds_are_closed_twice),
         test!(landlock_closes_files, Need::Landlock(2)),
         test!(landlock_closes_signals_and_abstract_sockets, Need::Landlock(6), Need::Tool("python3")),
+        test!(landlock_closes_tcp_where_there_are_no_sockets, Need::Landlock(4), Need::Program("calls")),
         test!(user_namespaces_end_here, Need::Tool("unshare")),
         test!(parts_of_proc_are_masked),
+        test!(nothing_of_ours_is_left_in_reach),
         test!(mountinfo_names_no_path_of_the_host, Need::Tool("busybox"), Need::Overlay),
         test!(namespaces_are_missed, root),
         test!(the_host_looks_before_it_leaps),

@@ -338,23 +338,23 @@ impl Command {
         close(core::mem::replace(&mut self.pidfd, -1));
     }
 
-    /// A process waits in a call that its filter forbids, or none is left that could. True
-    /// at the first such call: the command is to be killed.
-    pub fn hears_forbidden_call(&mut self) -> bool {
-        // One is enough; and at the end of all its processes a listener hangs up, for
-        // good. Closed later, by when nobody can be woken by it any more.
-        match listener::told(self.listener) {
-            Some(syscall) if self.cause & Report::SYSCALL == 0 => {
-                self.cause |= Report::SYSCALL;
-                self.syscall = syscall;
-                true
-            }
-            Some(_) => false,
-            None => {
-                close(core::mem::replace(&mut self.listener, -1));
-                false
-            }
+    /// A process waits in a call that its filter forbids or, if none is `waiting`, none is
+    /// left that could: then the listener has hung up for good. True at the first such
+    /// call: the command is to be killed.
+    pub fn hears_forbidden_call(&mut self, waiting: bool) -> bool {
+        if !waiting {
+            close(core::mem::replace(&mut self.listener, -1));
+            return false;
         }
+        // Nothing, if that one has been killed meanwhile. Otherwise the first is enough; it
+        // isn't answered, and the listener stays, so that no call ever returns.
+        let Some(syscall) = listener::told(self.listener) else { return false };
+        let first = self.cause & Report::SYSCALL == 0;
+        if first {
+            self.cause |= Report::SYSCALL;
+            self.syscall = syscall;
+        }
+        first
     }
 
     /// Looks at the CPU counter: what limit has been reached, if one has.

@@ -84,6 +84,12 @@ impl Poll {
         }
     }
 
+    /// Events of that one.
+    fn says(&self, tag: usize) -> u64 {
+        let found = self.tags[..self.count].iter().position(|t| *t == tag);
+        found.map_or(0, |i| self.entries[i] >> 48)
+    }
+
     /// Who of those from `first` on has something to say.
     fn ready(&self, first: usize, count: usize) -> impl Iterator<Item = usize> {
         let pairs = self.entries[..self.count].iter().zip(&self.tags);
@@ -170,7 +176,8 @@ impl Inside {
                 self.out_of_memory();
             }
             for i in poll.ready(Poll::LISTENER, COMMANDS) {
-                if self.commands[i].pid != 0 && self.commands[i].hears_forbidden_call() {
+                let waiting = poll.says(Poll::LISTENER + i) & POLLIN != 0;
+                if self.commands[i].pid != 0 && self.commands[i].hears_forbidden_call(waiting) {
                     self.kill(i);
                 }
             }
