@@ -107,7 +107,7 @@ fn streams_go_where_they_are_told() {
     assert_eq!(object["stderr"]["bytes"], 6);
     // Without --stdin its own is passed on.
     let mut child = Command::new(example("run")).arg("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-    std::io::Write::write_all(&mut child.stdin.take().expect("piped"), b"through a pipe").expect("written");
+    Write::write_all(&mut child.stdin.take().expect("piped"), b"through a pipe").expect("written");
     assert_eq!(child.wait_with_output().expect("it ends").stdout, b"through a pipe");
 }
 

@@ -134,7 +134,7 @@ fn read_only_binds_are_closed_twice() {
 /// which an ordinary user's workload could open again for writing.
 fn landlock_closes_files() {
     // With the capability that would ignore the directory's mode.
-    let able = sandbox().capabilities([cofferdam::Capability::DacOverride]);
+    let able = sandbox().capabilities([Capability::DacOverride]);
     fence(&able, &unseen(able.clone(), LANDLOCK), "echo > /file");
     for place in ["/tmp/a", "/etc/a", "/dev/shm/a", "/home/a", "/root/a", "/run/a", "/var/tmp/a"] {
         assert!(works(&sandbox(), &format!("echo > {place} && mv {place} /tmp/b && rm /tmp/b")), "{place} is for writing");
