@@ -244,11 +244,14 @@ impl Command {
     /// because it can be a way out: see [`socket`](Self::socket) and
     /// [`directory_fd`](Self::directory_fd). 50 are possible.
     ///
-    /// A regular file is given with whatever its permissions allow the run's user, and
-    /// not only as it was opened: through /proc/self/fd the workload can open it once
-    /// more. As an ordinary user's sandbox has that user's rights to it, it can write
-    /// even what was opened for reading. A [bind](crate::Sandbox::bind) or
-    /// [bytes](Stdio::bytes) keep a file as it is. All this holds for streams too.
+    /// Landlock keeps a file that was opened for reading from being written, also through
+    /// /proc/self/fd, where a workload can open it once more (truncate(2) of that path only
+    /// from Linux 6.2 on). Where [`Layer::Landlock`](crate::Layer::Landlock) is missing, or
+    /// with [`nesting`](crate::Sandbox::nesting), permissions decide: an ordinary user's
+    /// sandbox has that user's rights to the file, and a workload of root's has those of
+    /// everybody. Who owns the file can change its mode and times in any case. A
+    /// [bind](crate::Sandbox::bind) or [bytes](Stdio::bytes) keep a file wholly as it is.
+    /// All this holds for streams too.
     pub fn fd(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
         self.fds.push((number, fd.into(), FdKind::Plain));
         self

@@ -87,7 +87,7 @@ impl fmt::Display for Output {
 }
 
 /// A size as people read it: `256 MiB`, `1.5 KiB`, `17 bytes`.
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

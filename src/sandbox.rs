@@ -358,7 +358,8 @@ impl Sandbox {
     /// [`Limit::Memory`](crate::Limit::Memory). Default: no limit.
     ///
     /// It needs a control group: see [`Layer::MemoryLimit`]. At least 1 MiB, which the
-    /// kernel needs to execute anything.
+    /// kernel needs to execute anything. [`check`](Self::check) notes it when the scratch
+    /// layer may hold more.
     pub fn memory(mut self, bytes: u64) -> Sandbox {
         let small = || match bytes {
             0 => "a memory limit of 0 bytes; the smallest is 1 MiB".to_string(),
@@ -633,6 +634,12 @@ impl Sandbox {
         let ours = ["/dev", "/proc"].iter().any(|place| mount.inside.starts_with(place));
         let others = self.mounts.iter().filter(|other| !std::ptr::eq(*other, mount));
         matches!(self.root.root, Root::Host(_)) || ours || others.map(|other| &other.inside).any(|place| mount.inside.starts_with(place))
+    }
+
+    /// Bytes that the workload's files in memory can take.
+    pub(crate) fn files_in_memory(&self) -> u64 {
+        let tmpfs = self.mounts.iter().map(|mount| if let MountKind::Tmpfs { bytes } = mount.kind { bytes } else { 0 });
+        tmpfs.fold(self.writable, u64::saturating_add)
     }
 
     /// Home directory of the run's user.

@@ -188,7 +188,7 @@ impl Context {
             op::HAND_OVER => plain(self.hand_over()),
             op::RECEIVE => plain(self.receive()),
             op::MAKE_PATH => plain(self.make_path(step, a)),
-            op::FILE => plain(self.file(a, |fd| write_all(fd, a[1], a[2]))),
+            op::FILE => plain(self.file(a, |fd| self.contents(fd, a[1], a[2]))),
             op::COPY => plain(self.file(a, |fd| copy_all(fd, a[1]))),
             op::LIKE => plain(like(a[0] as i32, a[1] as i32, a[2] == 1)),
             op::DROP_BOUNDING => plain(drop_bounding(a[0] as u64)),
@@ -351,6 +351,30 @@ impl Context {
             let progress = Progress { pid, failure, began, executed, charged, missing };
             let _ = call(nr::WRITE, [self.announce as usize, &raw const progress as usize, size_of::<Progress>(), 0, 0, 0]);
         }
+    }
+
+    /// Writes contents of the plan's to a file. Of a large plan not by way of our memory:
+    /// what we have had there counts as the command's (execve(2) keeps the largest
+    /// resident set of the process).
+    fn contents(&self, fd: usize, at: usize, length: usize) -> Result<usize> {
+        const LARGE: usize = 1 << 20;
+        let (start, size) = (self.mapping.0 as usize, self.mapping.1);
+        let (mut done, mut offset) = (0, at - start);
+        while done < length {
+            let moved = if size > LARGE {
+                let plan = self.slots[slot::PLAN as usize] as usize;
+                call(nr::SENDFILE, [fd, plan, &raw mut offset as usize, length - done, 0, 0])
+            } else {
+                call(nr::WRITE, [fd, at + done, length - done, 0, 0, 0])
+            };
+            match moved {
+                Ok(0) => return Err(ENOSPC),
+                Ok(n) => done += n,
+                Err(EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(0)
     }
 
     /// CPU time between joining the control group and exec: our own, in its account.
@@ -542,19 +566,6 @@ fn write_file(parent: i32, name: usize, a: [usize; 6], fill: impl Fn(usize) -> R
     let result = finish();
     close(fd as i32);
     result
-}
-
-fn write_all(fd: usize, bytes: usize, length: usize) -> Result<usize> {
-    let mut done = 0;
-    while done < length {
-        match call(nr::WRITE, [fd, bytes + done, length - done, 0, 0, 0]) {
-            Ok(0) => return Err(ENOSPC),
-            Ok(n) => done += n,
-            Err(EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(0)
 }
 
 /// The whole of a regular file, whatever its offset is.

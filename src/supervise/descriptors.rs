@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::sys::statfs::fstatfs;
 
 use super::capture::Capture;
@@ -62,7 +62,13 @@ impl Passed {
 /// Opens what the command's descriptors are connected to.
 pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
     let mut passed = Passed::nothing();
-    let pipe = || io::pipe().map_err(|e| Error::io("make", "a pipe", e));
+    let pipe = || {
+        let (reader, writer) = io::pipe().map_err(|e| Error::io("make", "a pipe", e))?;
+        // It belongs to this program's user, who is nobody inside; but whoever has it may
+        // open it once more as /dev/stdout, as scripts do.
+        fchmod(&writer, Mode::from_bits_truncate(0o666)).map_err(|e| Error::io("open to all", "a pipe", e.into()))?;
+        Ok((reader, writer))
+    };
     let null = || {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
         file.map(OwnedFd::from).map_err(|e| Error::io("open", "/dev/null", e))

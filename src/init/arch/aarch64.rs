@@ -13,6 +13,7 @@ pub mod nr {
     pub const READ: usize = 63;
     pub const WRITE: usize = 64;
     pub const PREAD64: usize = 67;
+    pub const SENDFILE: usize = 71;
     pub const CLOSE: usize = 57;
     pub const MMAP: usize = 222;
     pub const MUNMAP: usize = 215;
@@ -20,7 +21,6 @@ pub mod nr {
     pub const RT_SIGACTION: usize = 134;
     pub const RT_SIGPROCMASK: usize = 135;
     pub const LSEEK: usize = 62;
-    pub const SENDFILE: usize = 71;
     pub const GETDENTS64: usize = 61;
     pub const PIPE2: usize = 59;
     pub const SENDMSG: usize = 211;
