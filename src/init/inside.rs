@@ -12,6 +12,8 @@
 //! A sandbox is made for one command and ends with it, or is a live one, which starts
 //! commands and helpers as it's asked to and ends with its host's end of the socket.
 
+use core::mem::MaybeUninit;
+
 use crate::arch::nr;
 use crate::command::{Command, FREE};
 use crate::helper::{Helper, NOBODY, report_failure};
@@ -29,7 +31,8 @@ struct Inside {
     /// Its own /proc, and the Landlock ruleset of its commands, in a live sandbox.
     proc: i32,
     ruleset: i32,
-    commands: [Command; COMMANDS],
+    /// Grows, see [`places`].
+    commands: &'static mut [Command],
     helpers: [Helper; HELPERS],
     oom: Oom,
     /// More may have died than one turn reaps.
@@ -39,6 +42,22 @@ struct Inside {
     paused: bool,
     /// When to look after those that others may have stopped.
     nudge: u64,
+}
+
+/// Room for all commands, of which only as much is touched as is used: each page of it
+/// costs a new sandbox a fault.
+static mut PLACES: [MaybeUninit<Command>; COMMANDS] = [const { MaybeUninit::uninit() }; COMMANDS];
+
+/// The first `count` places, of which the last is new.
+fn places(count: usize) -> &'static mut [Command] {
+    // SAFETY: this program has no threads, and the slice takes the place of the one that
+    // was handed out before. Places are handed out in their order, so all but the last
+    // have been written.
+    unsafe {
+        let first = (&raw mut PLACES).cast::<Command>();
+        first.add(count - 1).write(FREE);
+        core::slice::from_raw_parts_mut(first, count)
+    }
 }
 
 /// cgroup v1 tells of an out-of-memory before it kills, and kills only one.
@@ -110,7 +129,7 @@ pub fn main(mut context: Context) -> ! {
     let watch = context.plan.watch();
     let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
     let oom = Oom { event: watched(watch.oom_event), count: watched(watch.oom_count), seen: 0 };
-    let (commands, helpers) = ([FREE; COMMANDS], [NOBODY; HELPERS]);
+    let (commands, helpers) = (places(1), [NOBODY; HELPERS]);
     let mut inside =
         Inside { reply, children, proc: -1, ruleset: -1, commands, helpers, oom, more: false, childless: false, paused: false, nudge: 0 };
     if context.plan.flags() & wire::NO_COMMAND != 0 {
@@ -243,7 +262,7 @@ impl Inside {
         if self.nudge != 0 && now >= self.nudge {
             self.look_after(now);
         }
-        for i in 0..COMMANDS {
+        for i in 0..self.commands.len() {
             let command = &mut self.commands[i];
             if command.pid == 0 || command.over != 0 {
                 continue;
@@ -372,7 +391,7 @@ impl Inside {
 
     /// A command ends when all is dead that it has started.
     fn conclude(&mut self) {
-        for i in 0..COMMANDS {
+        for i in 0..self.commands.len() {
             if self.commands[i].pid == 0 || self.commands[i].over == 0 {
                 continue;
             }
@@ -442,7 +461,7 @@ impl Inside {
             Request::RUN | Request::DO if received.count >= 2 && !received.truncated => return self.verb(&request, &received),
             Request::RUN | Request::DO if received.count >= 1 => report_failure(received.fds[0], Failure::outside(EMFILE)),
             Request::SIGNAL | Request::KILL | Request::STOP => {
-                for i in 0..COMMANDS {
+                for i in 0..self.commands.len() {
                     if self.commands[i].pid != 0 {
                         self.signal(i, &request);
                     }
@@ -528,9 +547,17 @@ impl Inside {
     }
 
     fn run(&mut self, context: &mut Context, reply: i32) -> Result<()> {
-        let place = self.commands.iter().position(|c| c.pid == 0).ok_or(EUSERS)?;
+        let used = self.commands.len();
+        let place = match self.commands.iter().position(|c| c.pid == 0) {
+            Some(place) => place,
+            None if used < COMMANDS => used,
+            None => return Err(EUSERS),
+        };
         let mut command = Command::start_beside(context, reply, self.ruleset)?;
         command.tree.proc = self.proc;
+        if place == used {
+            self.commands = places(used + 1);
+        }
         self.commands[place] = command;
         Ok(())
     }

@@ -28,9 +28,10 @@ use crate::supervise::{monotonic, refuse_piped};
 /// everything that it left behind is killed, as in a sandbox of its own: a server is a
 /// command that [`spawn`](Self::spawn) keeps.
 ///
-/// Commands of one instance are not protected from each other: they have the same user,
-/// so one may signal another, or change its files. What mustn't meet gets an instance of
-/// its own.
+/// Commands of one instance are not protected from each other: they have the same user
+/// and the same files. (Where Landlock knows scopes, from Linux 6.12, each command is one of
+/// its own: none can signal or trace another, or reach its abstract sockets.) What mustn't
+/// meet gets an instance of its own.
 ///
 /// Dropping it kills everything in it. It may be used from several threads at once;
 /// 64 commands can run at a time.
