@@ -5,7 +5,7 @@
 //! it's reported as (step, errno), and the host knows what that step was for.
 
 use crate::arch::nr;
-use crate::message::Request;
+use crate::message::{Report, Request};
 use crate::sys::*;
 use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, SLOTS, Stage, Step, op, slot};
 
@@ -166,6 +166,7 @@ impl Context {
             op::RAISE_FILES => plain(raise_files()),
             op::USER_XATTR => plain(user_xattr(a[0])),
             op::ID_MAP => plain(id_map(a[0], a[1])),
+            op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
             number => plain(call(number as usize, a)),
         }
@@ -309,6 +310,11 @@ impl Context {
             // The host let go.
             None => exit(1),
         }
+    }
+
+    fn show(&self, fd: i32, kind: u32) -> Result<usize> {
+        report(self.slots[slot::REPLY as usize], &Report { kind, ..Report::default() }, &[fd]);
+        Ok(0)
     }
 
     fn join(&mut self, file: usize) -> Result<usize> {

@@ -175,6 +175,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::ID_MAP, "mount_setattr idmap"),
     (op::JOIN, "join group"),
     (op::AWAIT_GROUP, "await group"),
+    (op::SHOW, "show the host"),
 ];
 
 fn name(op: u32) -> &'static str {

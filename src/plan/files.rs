@@ -15,9 +15,11 @@ use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::message::Report;
 use super::wire::{AT_FDCWD, op, slot};
 use super::{Area, Arg, Draft, Mark};
 use crate::image::{HostLayout, Root};
+use crate::store::Chain;
 use crate::probe::Layer;
 use crate::sandbox::{Mount, MountKind, Sandbox};
 
@@ -166,26 +168,65 @@ pub(crate) fn outer<'a>(draft: &mut Draft, sandbox: &'a Sandbox, owners: Owners)
                 outside.parts.push((part.inside.as_str(), tree));
             }
         }
-        Root::Dir(path) => outside.shm = Some(overlay(draft, sandbox, path, owners)),
+        Root::Dir(path) => outside.shm = Some(overlay(draft, sandbox, &Lower { path, chain: None }, owners)),
+        Root::Layers(image) => {
+            let lower = Lower { path: image.store_path(), chain: Some(image.chain()) };
+            outside.shm = Some(overlay(draft, sandbox, &lower, owners));
+        }
     }
     outside
 }
 
-/// The scratch, a lower layer and the overlay over both; returns `/dev/shm`.
-fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owners) -> u8 {
-    let name = display(lower_path);
+/// The read-only side of an overlay.
+struct Lower<'a> {
+    /// The layer itself or, with a chain, the store that holds it.
+    path: &'a Path,
+    chain: Option<&'a Chain>,
+}
+
+impl Lower<'_> {
+    /// Value of the option `lowerdir`, the topmost layer first, from a working
+    /// directory that [`enter`](Self::enter) makes. mount(2) takes 4,095 bytes of
+    /// options: 500 layers, the most that overlayfs stacks, need 1,889 of them.
+    fn names(&self) -> String {
+        match self.chain {
+            None => ".".into(),
+            Some(chain) => (0..chain.layers).map(|i| i.to_string()).collect::<Vec<_>>().join(":"),
+        }
+    }
+
+    /// Enters the directory that has the layers under these names.
+    fn enter(&self, draft: &mut Draft, object: &str) {
+        let path = match self.chain {
+            None => draft.text("lower"),
+            Some(chain) => draft.text(format!("lower/{}", chain.directory)),
+        };
+        draft.step(libc::SYS_chdir, &[path], "find the layers of", object.to_string());
+    }
+
+    /// What the new root directory is to look like.
+    fn pattern(&self) -> String {
+        self.chain.map_or_else(|| ".".into(), |chain| chain.root.to_string())
+    }
+}
+
+/// The scratch, the lower layers and the overlay over both; returns `/dev/shm`.
+fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, owners: Owners) -> u8 {
+    let name = display(lower.path);
     let directory = draft.temporary();
-    let path = draft.text(lower_path.as_os_str().as_bytes());
+    let path = draft.text(lower.path.as_os_str().as_bytes());
     // Not O_PATH: a directory that this user can't read is told here.
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", name.clone()).keep_in(directory);
-    let lower = draft.temporary();
+    // One mount for however many layers a store has: overlayfs takes directories in
+    // it as layers, and each keeps its id map.
+    let tree = draft.temporary();
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
     draft
         .step(libc::SYS_open_tree, &[Arg::Slot(directory), Draft::EMPTY, flags.into()], "open the root file system", name.clone())
-        .keep_in(lower);
+        .keep_in(tree);
     let ids = owners.namespace.map(|namespace| (namespace, owners.prefer));
-    set_attributes(draft, lower, BASE | libc::MOUNT_ATTR_RDONLY, ids, name.clone());
+    set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY, ids, name.clone());
 
     // overlayfs wants its layers attached in the caller's mount namespace
     // (before Linux 6.15), so this child takes a copy of init's small one.
@@ -202,7 +243,7 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
         draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", "the writable layer");
     }
     let path = draft.text("lower");
-    attach(draft, lower, path, name.clone());
+    attach(draft, tree, path, name.clone());
     let upper = draft.temporary();
     let path = draft.text("upper");
     draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").keep_in(upper);
@@ -211,8 +252,6 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
         draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
         draft.area(Area::Overlay);
     }
-    let same_owner = u32::from(owners.substitute.is_none());
-    draft.step(op::LIKE, &[Arg::Slot(lower), Arg::Slot(upper), same_owner.into()], "copy the owner and mode of", name);
     if let Some(root) = owners.substitute {
         // Directories whose owner doesn't exist inside can be neither written nor
         // copied up. So those that every run writes to stand in the upper layer from
@@ -226,45 +265,43 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower_path: &Path, owners: Owne
             draft.step(libc::SYS_fchownat, &[HERE, path, root.into(), root.into(), 0.into()], "own", "the writable layer");
         }
     }
-    let mut options = vec![("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")];
-    if owners.ordinary {
-        options.push(("userxattr", ""));
-    } else {
-        // An image may carry overlayfs's own attributes. Redirects among them could
-        // lead into directories that its layers keep closed (many kernels follow
-        // them unless told otherwise).
-        options.extend([("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")]);
-    }
+    lower.enter(draft, &name);
+    let path = draft.text(lower.pattern());
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root directory of", name.clone()).keep_in(directory);
+    let same_owner = u32::from(owners.substitute.is_none());
+    draft.step(op::LIKE, &[Arg::Slot(directory), Arg::Slot(upper), same_owner.into()], "copy the owner and mode of", name.clone());
+    let mut options = format!("lowerdir={},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work", lower.names());
+    // An image may carry overlayfs's own attributes. Redirects among them could
+    // lead into directories that its layers keep closed (many kernels follow
+    // them unless told otherwise).
+    options.push_str(if owners.ordinary { ",userxattr" } else { ",redirect_dir=nofollow,metacopy=off,index=off" });
     overlay_filesystem(draft, &options);
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
     let shm = draft.text("shm");
     let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
     set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, None, "/dev/shm");
-    for slot in [directory, lower, scratch, upper] {
+    if sandbox.keep_changes {
+        draft.step(op::SHOW, &[Arg::Slot(upper), Report::UPPER.into()], "show the host", "the writable layer");
+    }
+    for slot in [directory, tree, scratch, upper] {
         draft.close(slot);
     }
     shm
 }
 
-fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
-    const FSCONFIG_SET_FLAG: u32 = 0;
-    let context = draft.temporary();
-    let name = draft.text("overlay");
+/// The overlay as a detached mount in [`slot::ROOT`].
+///
+/// By mount(2), because fsconfig(2) takes 255 bytes of a value, which are some 80
+/// layers, and several values only from Linux 6.7 on (`lowerdir+`).
+fn overlay_filesystem(draft: &mut Draft, options: &str) {
+    let (name, place, text) = (draft.text("overlay"), draft.text(SCRATCH), draft.text(options));
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
     draft
-        .step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", "overlay")
-        .keep_in(context)
+        .step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay")
         .layer(Layer::Overlay, false);
-    for (key, value) in options {
-        let object = format!("overlay option {key}={value}");
-        let key = draft.text(key);
-        let (command, value) = if value.is_empty() { (FSCONFIG_SET_FLAG, 0.into()) } else { (FSCONFIG_SET_STRING, draft.text(value)) };
-        draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), command.into(), key, value, 0.into()], "set", object);
-    }
-    let create = [Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()];
-    draft.step(libc::SYS_fsconfig, &create, "create", "the overlay").layer(Layer::Overlay, false);
-    draft
-        .step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()], "mount", "the overlay")
-        .keep_in(slot::ROOT);
-    draft.close(context);
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    draft.step(libc::SYS_open_tree, &[HERE, place, flags.into()], "open", "the overlay").keep_in(slot::ROOT);
 }
 
 /// The tmpfs that holds all that a workload writes.

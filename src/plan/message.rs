@@ -134,6 +134,8 @@ impl Report {
     pub const QUIET: u32 = 8;
     /// The steps of [`Request::DO`] are done; descriptors come along.
     pub const DONE: u32 = 9;
+    /// The writable layer, for a host that wants to keep it; its directory comes along.
+    pub const UPPER: u32 = 10;
 
     /// The wall-time limit was reached.
     pub const WALL: u32 = 1;

@@ -123,8 +123,10 @@ pub mod op {
     /// Inner: wait for [`Request::GROUP`](super::super::message::Request::GROUP) and keep its
     /// descriptors, (1) of them, in the slots from (0) on.
     pub const AWAIT_GROUP: u32 = 0x1_0011;
+    /// Outer: send the host the descriptor in slot (0) with a report of kind (1).
+    pub const SHOW: u32 = 0x1_0012;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0011;
+    pub const LAST: u32 = 0x1_0012;
 }
 
 /// How an argument is to be read.

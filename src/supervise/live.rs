@@ -40,6 +40,8 @@ pub(crate) struct Live {
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
+    /// The writable layer, if the recipe keeps it.
+    upper: Option<OwnedFd>,
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
@@ -61,6 +63,7 @@ impl Live {
             counters: Counters::default(),
             asked: began,
             streams,
+            upper: None,
             ended: None,
             output_exceeded: false,
             gone: false,
@@ -129,6 +132,10 @@ impl Live {
                 self.counters = self.group.counters();
                 let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
                 Ok(Some((report, fds)))
+            }
+            Report::UPPER => {
+                self.upper = fds.into_iter().next();
+                self.message(wait)
             }
             _ => Ok(Some((report, fds))),
         }
