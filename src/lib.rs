@@ -4,10 +4,14 @@ mod capability;
 mod cgroup;
 mod child;
 mod command;
+#[allow(dead_code, reason = "images are being built on top of it")]
+mod compress;
 mod error;
 mod ids;
 mod image;
 mod launch;
+#[allow(dead_code, unused_imports, reason = "images are being built on top of it")]
+mod layer;
 mod limits;
 mod net;
 mod outcome;
