@@ -148,6 +148,12 @@ impl Error {
         Error(Box::new(Inner { kind, message, source: Some(source), layer: None }))
     }
 
+    /// The same error with what it was about in front.
+    pub(crate) fn within(mut self, what: &str) -> Error {
+        self.0.message = format!("{what}: {}", self.0.message);
+        self
+    }
+
     pub(crate) fn about(mut self, layer: Option<Layer>) -> Error {
         self.0.layer = layer;
         self

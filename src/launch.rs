@@ -115,11 +115,17 @@ fn discard(dead: &Arc<Init>) {
 
 /// Asks for a sandbox, of a fresh init if the present one is gone. Returns the
 /// host's end of the reply socket.
-pub(crate) fn start_sandbox(init: &Arc<Init>, plan: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], group: &mut Group) -> Result<OwnedFd> {
+pub(crate) fn start_sandbox(
+    init: &Arc<Init>,
+    plan: BorrowedFd<'_>,
+    fds: &[BorrowedFd<'_>],
+    network: bool,
+    group: &mut Group,
+) -> Result<OwnedFd> {
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut all = vec![theirs.as_fd(), plan];
     all.extend_from_slice(fds);
-    let request = Request { kind: Request::START, command: 0, value: group.number(), time: group.hierarchies() };
+    let request = Request { kind: Request::START, command: network.into(), value: group.number(), time: group.hierarchies() };
     let sent = match wait_readable(init.pidfd.as_fd(), Duration::ZERO) {
         Ok(true) => Err(io::ErrorKind::BrokenPipe.into()),
         _ => sys::socket::send(init.control.as_fd(), &request.encode(), &all),

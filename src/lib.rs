@@ -4,10 +4,14 @@ mod capability;
 mod cgroup;
 mod child;
 mod command;
+#[allow(dead_code, reason = "images are being built on top of it")]
+mod compress;
 mod error;
 mod ids;
 mod image;
 mod launch;
+#[allow(dead_code, unused_imports, reason = "images are being built on top of it")]
+mod layer;
 mod limits;
 mod net;
 mod outcome;
@@ -15,6 +19,7 @@ mod plan;
 mod policy;
 mod probe;
 mod sandbox;
+mod store;
 mod supervise;
 mod sys;
 
@@ -22,7 +27,7 @@ pub use capability::Capability;
 pub use child::{Child, Killer};
 pub use command::{Command, Stdio};
 pub use error::{Error, ErrorKind, Result};
-pub use image::Image;
+pub use image::{Image, ImageConfig, ImageOptions, Platform, Progress};
 pub use launch::quiesce;
 pub use limits::Resource;
 pub use net::Network;
@@ -31,6 +36,7 @@ pub use plan::explain::Explanation;
 pub use policy::Syscalls;
 pub use probe::{Layer, LayerState, Report};
 pub use sandbox::Sandbox;
+pub use store::{Pruned, Store, StoredImage};
 
 /// 1,024 bytes.
 pub const KIB: u64 = 1 << 10;

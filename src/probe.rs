@@ -214,6 +214,8 @@ pub(crate) struct Facts {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) cgroup_namespace: bool,
+    /// It may configure network devices (in a user namespace of its own anybody may).
+    pub(crate) network_admin: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
 }
 
@@ -228,12 +230,16 @@ impl Facts {
         const FOWNER: u64 = 1 << 3;
         const SETGID: u64 = 1 << 6;
         const SETUID: u64 = 1 << 7;
+        const NET_ADMIN: u64 = 1 << 12;
         const SYS_CHROOT: u64 = 1 << 18;
         const SYS_ADMIN: u64 = 1 << 21;
         const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
         let nested = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map));
+        let has = |needed: u64| effective.is_some_and(|set| set & needed == needed);
+        let privileged = !nested && has(NEEDED);
         Facts {
-            privileged: !nested && effective.is_some_and(|set| set & NEEDED == NEEDED),
+            privileged,
+            network_admin: !privileged || has(NET_ADMIN),
             nested,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -249,7 +255,7 @@ impl Facts {
     /// Facts for tests of plans, which look at no machine.
     #[cfg(test)]
     pub(crate) fn of_root() -> Facts {
-        Facts { privileged: true, nested: false, uid: 0, gid: 0, cgroup_namespace: true, hard_limits: Vec::new() }
+        Facts { privileged: true, nested: false, uid: 0, gid: 0, cgroup_namespace: true, network_admin: true, hard_limits: Vec::new() }
     }
 }
 

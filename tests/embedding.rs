@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use support::host::{self, Host};
-use support::processes::{self, Process, alive, descendants, eventually, inits, marked, marker};
+use support::processes::{self, Process, alive, descendants, eventually, inits, marked, marker, sandboxes};
 use support::{Need, fresh_dir, is_root};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -259,8 +259,8 @@ fn sixty_four_threads_run_at_once() {
         let threads: Vec<_> = (0..THREADS).map(start).collect();
         live.wait();
         // One init for all, one PID 1 and one shell for each.
-        assert_eq!(processes::children(own_init().pid).len(), THREADS);
-        assert_eq!(descendants(own_init().pid).len(), 2 * THREADS);
+        assert_eq!(sandboxes(processes::children(own_init().pid)).len(), THREADS);
+        assert_eq!(sandboxes(descendants(own_init().pid)).len(), 2 * THREADS);
         go.wait();
         let ids: BTreeSet<u32> = threads.into_iter().map(|t| t.join().expect("a thread")).collect();
         assert_eq!(ids.len(), THREADS);
@@ -466,7 +466,7 @@ fn a_sandbox_is_not_killed_in_the_place_of_one_that_ended() {
     host::alone("a_sandbox_is_not_killed_in_the_place_of_one_that_ended", || {
         let mut first = sandbox().spawn(shell("read x").stdin(Stdio::piped())).expect("it starts");
         let init = own_init();
-        eventually(LONG, "only PID 1 is left of the start", || processes::children(init.pid).len() == 1);
+        eventually(LONG, "only PID 1 is left of the start", || sandboxes(processes::children(init.pid)).len() == 1);
         signal_to(&init, Signal::SIGSTOP);
         eventually(LONG, "init stops", || fs::read_to_string(format!("/proc/{}/status", init.pid)).is_ok_and(|s| s.contains("State:\tT")));
         // The order matters: PID 1 dies, a sandbox is asked for, the first one's
@@ -589,7 +589,7 @@ fn a_hung_bind_delays_no_other_sandbox() {
     host.hear("ready");
     let below: Vec<Process> = descendants(host.pid()).into_iter().filter(|p| p.pid != copy).collect();
     // init, the child that hangs, and the PID 1 that waits for it.
-    assert_eq!(below.len(), 3, "{below:?}");
+    assert_eq!(sandboxes(below.clone()).len(), 3, "{below:?}");
     host.kill();
     let result = catch_unwind(|| eventually(SOON, "everything of the host's is gone", || alive(&below).is_empty()));
     kill(Pid::from_raw(copy as i32), Signal::SIGKILL).expect("a signal");

@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::Duration;
 
-use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, LayerState, MIB, Network, Sandbox};
+use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, LayerState, MIB, Network, Sandbox, Stdio};
 use support::{Need, busybox_root, fresh_dir, is_root};
 
 fn sandbox() -> Sandbox {
@@ -178,6 +180,32 @@ fn the_network_is_loopback_only() {
     assert_eq!(text(&sandbox(), ["/usr/bin/python3", "-c", server]), format!("up\n{}\n127.0.0.1\n", libc::ENETUNREACH));
     let host = sandbox().network(Network::Host);
     assert_eq!(text(&host, ["readlink", "/proc/self/ns/net"]).trim(), fs::read_link("/proc/self/ns/net").expect("ours").to_string_lossy());
+}
+
+/// Namespaces are made ahead, so that one could be given out twice, or be in the reach
+/// of capabilities that it wasn't made for.
+fn live_sandboxes_share_no_network() {
+    let names = |sandbox: &Sandbox| {
+        let script = "readlink /proc/self/ns/net; read x";
+        let live: Vec<_> = (0..5)
+            .map(|_| {
+                let command = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+                let mut child = sandbox.spawn(command).expect("it starts");
+                let mut name = String::new();
+                BufReader::new(child.stdout.take().expect("piped")).read_line(&mut name).expect("a name");
+                (child, name)
+            })
+            .collect();
+        live.into_iter().map(|(_child, name)| name).collect::<BTreeSet<_>>()
+    };
+    let with_capabilities = sandbox().capabilities([Capability::NetBindService]);
+    let all: BTreeSet<String> = names(&sandbox()).into_iter().chain(names(&with_capabilities)).collect();
+    assert!(names(&sandbox()).len() == 5 && names(&with_capabilities).len() == 5 && all.iter().all(|n| n.starts_with("net:[")), "{all:?}");
+    // A port below 1024 needs power over the network, which is the sandbox's own only if
+    // it was made for it.
+    let bind = "import socket\ns = socket.socket()\ntry: s.bind(('127.0.0.1', 80)); print('bound')\nexcept OSError as e: print(e.errno)";
+    assert_eq!(text(&with_capabilities, ["/usr/bin/python3", "-c", bind]), "bound\n");
+    assert_eq!(text(&sandbox(), ["/usr/bin/python3", "-c", bind]), format!("{}\n", libc::EACCES));
 }
 
 fn refused_system_calls_say_so() {
@@ -483,6 +511,7 @@ fn main() {
         test!(the_host_root_is_read_only_and_scratch_is_limited),
         test!(mounts_are_nosuid_and_nodev, Need::Tool("busybox")),
         test!(devices_are_the_default_ones_and_work),
+        test!(live_sandboxes_share_no_network, Need::Tool("python3")),
         test!(the_network_is_loopback_only, Need::Tool("python3")),
         test!(refused_system_calls_say_so, Need::Tool("python3")),
         test!(limits_have_finite_defaults),

@@ -24,7 +24,8 @@ pub(crate) fn read(files: Files, reference: Option<&str>, platform: Option<&Plat
         let (layers, ids) = (paths.len(), document.diff_ids().len());
         return Err(refused(format!("manifest.json has {layers} layers, and the configuration names {ids}")));
     }
-    let layer = |(path, diff_id): (&String, &Digest)| LayerSource { diff_id: diff_id.clone(), blob: None, path: path.clone(), foreign: false };
+    let layer =
+        |(path, diff_id): (&String, &Digest)| LayerSource { diff_id: diff_id.clone(), blob: None, path: path.clone(), foreign: false };
     let layers = paths.iter().zip(document.diff_ids()).map(layer).collect();
     let name = image.tags().first().cloned();
     // The id is computed: what the file is called says nothing.

@@ -148,7 +148,9 @@ impl Document {
         }
         let body: Body = parse(bytes, what)?;
         if body.schema_version == Some(1) || body.fs_layers.is_some() {
-            return Err(refused(format!("{what} is of Docker's schema 1, which no program writes any more (pull and save the image anew)")));
+            return Err(refused(format!(
+                "{what} is of Docker's schema 1, which no program writes any more (pull and save the image anew)"
+            )));
         }
         if body.schema_version != Some(2) {
             return Err(refused(format!("{what} has no schemaVersion 2")));
@@ -333,12 +335,17 @@ mod tests {
             (r#"{"schemaVersion":3,"manifests":[]}"#.into(), "", "schemaVersion"),
             (r#"{"schemaVersion":2}"#.into(), "", "neither"),
             (format!("{{{manifest}}}"), "application/vnd.docker.distribution.manifest.v1+prettyjws", "no image"),
-            (format!(r#"{{"schemaVersion":2,"config":{},"layers":[]}}"#, descriptor("application/vnd.cncf.helm.config.v1+json")), "", "artifact"),
+            (
+                format!(r#"{{"schemaVersion":2,"config":{},"layers":[]}}"#, descriptor("application/vnd.cncf.helm.config.v1+json")),
+                "",
+                "artifact",
+            ),
             (format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{many}]}}"#), "", "500 are possible"),
             (manifest.replace(DIGEST, "sha256:../../x").replacen("\"schema", "{\"schema", 1) + "}", "", "no digest"),
             (format!("{{{}}}", manifest.replace("\"size\":0", "\"size\":-1")), "", "invalid value"),
             (format!("{{{}}}", manifest.replace("\"size\":0", "\"size\":1e30")), "", "invalid type"),
-            ("[".repeat(100_000), "", "recursion limit"),
+            ("[".repeat(100_000), "", "invalid type"),
+            (format!(r#"{{"schemaVersion":2,"x":{}"#, "[".repeat(100_000)), "", "EOF"),
             (String::new(), "", "EOF"),
         ];
         for (json, declared, word) in cases {

@@ -11,7 +11,7 @@ use super::files::Files;
 use super::json::refused;
 use super::platform::Platform;
 use super::source::Source;
-use super::{Image, docker, layout, rootfs};
+use super::{Image, docker, layout};
 use crate::error::{Error, Result};
 use crate::layer::Limits;
 use crate::store::{Import, Store};
@@ -151,7 +151,11 @@ impl ImageOptions {
         let (reference, platform) = (self.reference.as_deref(), self.platform.as_ref());
         if metadata.is_dir() {
             let files = Files::Directory(File::open(path).map_err(failed)?.into());
-            return if layout::is_layout(&files)? { Ok(Opened::Image(layout::read(files, reference, platform)?)) } else { Ok(Opened::Directory) };
+            return if layout::is_layout(&files)? {
+                Ok(Opened::Image(layout::read(files, reference, platform)?))
+            } else {
+                Ok(Opened::Directory)
+            };
         }
         if !metadata.is_file() {
             return Err(refused("it is neither a file nor a directory"));
@@ -167,7 +171,11 @@ impl ImageOptions {
                 let docker = files.open("manifest.json")?.is_some();
                 let oci = layout::is_layout(&files)?;
                 let by_tag = reference.is_some_and(|r| Digest::parse(r).is_none());
-                let source = if docker && (by_tag || !oci) { docker::read(files, reference, platform)? } else { layout::read(files, reference, platform)? };
+                let source = if docker && (by_tag || !oci) {
+                    docker::read(files, reference, platform)?
+                } else {
+                    layout::read(files, reference, platform)?
+                };
                 Ok(Opened::Image(source))
             }
         }

@@ -31,7 +31,8 @@ impl User {
         };
         let user = if user.is_empty() { "0" } else { user };
         let shown = || user.chars().take(100).collect::<String>();
-        let line = records(passwd).find(|fields| fields.len() >= 4 && (fields[0] == user || (number(user).is_some() && number(fields[2]) == number(user))));
+        let line = records(passwd)
+            .find(|fields| fields.len() >= 4 && (fields[0] == user || (number(user).is_some() && number(fields[2]) == number(user))));
         let uid = match &line {
             Some(fields) => number(fields[2]),
             None => number(user),

@@ -16,6 +16,7 @@ const SOURCES: &[&str] = &[
     "src/init/interpret.rs",
     "src/init/inside.rs",
     "src/init/memory.rs",
+    "src/init/network.rs",
     "src/init/arch/x86_64.rs",
     "src/init/arch/aarch64.rs",
     "src/plan/message.rs",

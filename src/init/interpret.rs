@@ -166,6 +166,7 @@ impl Context {
             op::RAISE_FILES => plain(raise_files()),
             op::USER_XATTR => plain(user_xattr(a[0])),
             op::ID_MAP => plain(id_map(a[0], a[1])),
+            op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
             op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
             number => plain(call(number as usize, a)),

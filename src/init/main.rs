@@ -10,6 +10,7 @@
 //! | `server.rs` | the spawn server: polls, clones and reaps, nothing else |
 //! | `interpret.rs` | performs the steps of a plan |
 //! | `inside.rs` | PID 1 of a sandbox: starts commands, reaps, keeps time, reports |
+//! | `network.rs` | network namespaces, made ahead |
 //! | `sys.rs`, `arch/` | system calls |
 //! | `memory.rs` | what the compiler takes from a C library elsewhere |
 //! | `../plan/wire.rs`, `../plan/message.rs` | the format of plans and of messages, shared with the crate |
@@ -31,6 +32,7 @@ mod memory;
 #[path = "../plan/message.rs"]
 #[allow(dead_code, reason = "each side uses its half")]
 mod message;
+mod network;
 mod server;
 mod sys;
 #[path = "../plan/wire.rs"]

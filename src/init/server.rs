@@ -13,6 +13,7 @@
 use crate::arch::nr;
 use crate::interpret::{Context, Failure, Ran};
 use crate::message::{Report, Request};
+use crate::network::Maker;
 use crate::sys::*;
 use crate::wire::{MAX_FDS, Stage, slot};
 
@@ -65,6 +66,11 @@ struct Server {
     unremoved: usize,
     /// Sandboxes so far.
     generation: u32,
+    networks: Maker,
+    /// What it had ready for the sandbox that is being started.
+    network: i32,
+    /// The next one is to be made once nothing waits for us.
+    wants_network: bool,
 }
 
 const HIERARCHIES: usize = 8;
@@ -190,6 +196,9 @@ impl Server {
             nonce: request.time,
             unremoved: 0,
             generation: 0,
+            networks: Maker::NONE,
+            network: -1,
+            wants_network: false,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
         server.watch(server.children, EPOLLIN, TAG_CHILDREN).ok()?;
@@ -286,13 +295,19 @@ impl Server {
         let (group, hierarchies) = (request.value, request.time as u32);
         *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, gone: false, generation, status: 0, group, hierarchies };
         let place = &raw mut self.entry(index).pid1;
+        self.network = if request.command == 1 { self.networks.take() } else { -1 };
         let mut tid = 0;
-        match fork(0, SIGCHLD, &raw mut tid) {
-            Ok(0) => {
-                // SAFETY: see `pid1_place`.
-                unsafe { PID1_PLACE = place };
-                outer(self, received)
-            }
+        let forked = fork(0, SIGCHLD, &raw mut tid);
+        if forked == Ok(0) {
+            // SAFETY: see `pid1_place`.
+            unsafe { PID1_PLACE = place };
+            outer(self, received)
+        }
+        if self.network >= 0 {
+            close(self.network);
+        }
+        self.wants_network |= request.command == 1;
+        match forked {
             Ok(pid) => {
                 self.entry(index).outer = pid;
                 self.used = self.used.max(index + 1);
@@ -339,6 +354,10 @@ impl Server {
     fn reap(&mut self) {
         let mut usage = Rusage::default();
         while let Ok(Some(dead)) = reap(true, &mut usage) {
+            if dead.pid == self.networks.pid {
+                self.networks.ended();
+                continue;
+            }
             let Some(index) = (0..self.used).find(|i| {
                 let entry = self.entry(*i);
                 entry.outer != 0 && (entry.outer == dead.pid || entry.pid1 == dead.pid)
@@ -359,6 +378,10 @@ impl Server {
             if entry.outer == -1 && entry.pid1 <= 0 {
                 self.gone(index);
             }
+        }
+        // An outer child has ended, so a processor is free and a workload starts.
+        if core::mem::take(&mut self.wants_network) {
+            self.networks.ask(self.pid);
         }
     }
 
@@ -446,6 +469,9 @@ impl Server {
                 self.entry(index).dying = true;
                 self.kill_sandbox(index);
             }
+        }
+        if self.networks.pid > 0 {
+            let _ = kill(self.networks.pid, SIGKILL);
         }
         let mut usage = Rusage::default();
         while let Ok(Some(dead)) = reap(false, &mut usage) {
@@ -540,6 +566,7 @@ fn outer(server: &Server, received: &Received) -> ! {
         Err(errno) => fail(Failure::outside(errno)),
     };
     context.slots[..server.slots.len()].copy_from_slice(&server.slots);
+    context.slots[slot::NETWORK as usize] = server.network;
     context.slots[slot::REPLY as usize] = reply;
     context.slots[slot::PLAN as usize] = received.fds[1];
     for (i, fd) in received.fds()[2..].iter().enumerate() {
@@ -556,8 +583,8 @@ fn outer(server: &Server, received: &Received) -> ! {
 /// Closes every descriptor but this sandbox's own and init's fixed ones: a copy
 /// of another sandbox's reply socket would hide its end from the host.
 fn keep_only(server: &Server, received: &Received) {
-    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize];
-    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots)) {
+    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 1];
+    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain([&server.network])) {
         *place = *fd;
     }
     close_all_but(&mut keep);

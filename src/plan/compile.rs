@@ -52,12 +52,12 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     let owners = files::Owners { namespace: None, prefer, ordinary: !facts.privileged, substitute };
     draft.stage(Stage::Outer);
     let wanted = facts.privileged && sandbox.maps_owners();
-    let namespace = namespaces::outer(&mut draft, sandbox, ids, wanted);
+    let namespace = namespaces::outer(&mut draft, sandbox, facts, ids, wanted);
     let outside = files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners });
     namespaces::hand_over(&mut draft);
 
     draft.stage(Stage::Inner);
-    namespaces::alone(&mut draft, sandbox);
+    namespaces::alone(&mut draft, sandbox, facts);
     let dev = files::alone(&mut draft);
     namespaces::receive(&mut draft, ids);
     files::inner(&mut draft, sandbox, &outside, dev, ids.groups());

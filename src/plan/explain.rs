@@ -175,6 +175,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::ID_MAP, "mount_setattr idmap"),
     (op::JOIN, "join group"),
     (op::AWAIT_GROUP, "await group"),
+    (op::NETWORK, "enter a network namespace"),
     (op::SHOW, "show the host"),
 ];
 

@@ -19,9 +19,9 @@ use super::message::Report;
 use super::wire::{AT_FDCWD, op, slot};
 use super::{Area, Arg, Draft, Mark};
 use crate::image::{HostLayout, Root};
-use crate::store::Chain;
 use crate::probe::Layer;
 use crate::sandbox::{Mount, MountKind, Sandbox};
+use crate::store::Chain;
 
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
@@ -297,9 +297,7 @@ fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, owners: Owne
 fn overlay_filesystem(draft: &mut Draft, options: &str) {
     let (name, place, text) = (draft.text("overlay"), draft.text(SCRATCH), draft.text(options));
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
-    draft
-        .step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay")
-        .layer(Layer::Overlay, false);
+    draft.step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay").layer(Layer::Overlay, false);
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     draft.step(libc::SYS_open_tree, &[HERE, place, flags.into()], "open", "the overlay").keep_in(slot::ROOT);
 }
@@ -365,12 +363,12 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     if let Root::Host(layout) = &sandbox.root.root {
         host_tree(draft, layout, outside);
     }
-    let (uid, gid) = sandbox.user;
+    let (uid, gid) = sandbox.account();
     if sandbox.makes_home() {
-        let (path, slot) = (draft.text(sandbox.home()), draft.temporary());
-        let args = [Arg::Slot(slot::ROOT), path, 0.into(), 0o700.into(), uid.into(), gid.into()];
-        draft.step(op::MAKE_PATH, &args, "make", sandbox.home()).keep_in(slot);
-        draft.close(slot);
+        make_path(draft, Path::new(sandbox.home()), 0o700, (uid, gid));
+    }
+    for directory in sandbox.image_directories() {
+        make_path(draft, directory, 0o755, (0, 0));
     }
     attach_at(draft, dev, "dev", "/dev");
     attach_at(draft, pts, "dev/pts", "/dev/pts");
@@ -416,6 +414,14 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         draft.step(op::FILE, &args, "write", name);
     }
     draft.close(slot::ROOT);
+}
+
+/// A directory by its path, and those on the way to it.
+fn make_path(draft: &mut Draft, path: &Path, mode: u32, (uid, gid): (u32, u32)) {
+    let (text, slot) = (draft.text(path.as_os_str().as_bytes()), draft.temporary());
+    let args = [Arg::Slot(slot::ROOT), text, 0.into(), mode.into(), uid.into(), gid.into()];
+    draft.step(op::MAKE_PATH, &args, "make", display(path)).keep_in(slot);
+    draft.close(slot);
 }
 
 /// `/dev/shm` in a root that is the scratch itself: `/dev` will hide this directory.

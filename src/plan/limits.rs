@@ -33,7 +33,7 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, grouped: bool) -> Vec<Rl
         && !grouped
     {
         // Where PID 1 has the same id the kernel counts it too.
-        let pid1 = u64::from(!facts.privileged || sandbox.user.0 == 0);
+        let pid1 = u64::from(!facts.privileged || sandbox.account().0 == 0);
         let value = u64::from(most) + pid1;
         all.retain(|l| l.resource != Resource::Processes);
         all.push(Rlimit { resource: Resource::Processes, soft: value, hard: value });

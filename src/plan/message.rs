@@ -27,7 +27,8 @@ impl Request {
     /// of the home.
     pub const HELLO: u32 = 1;
     /// Start a sandbox: the reply socket, the plan, the plan's descriptors. `value`
-    /// is the number of its control group, in the hierarchies whose bits `time` has.
+    /// is the number of its control group, in the hierarchies whose bits `time` has;
+    /// `command` is 1 if it takes a network namespace that was made ahead.
     pub const START: u32 = 2;
     /// Answer on the passed socket once no sandbox is left.
     pub const QUIESCE: u32 = 3;

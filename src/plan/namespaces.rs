@@ -4,7 +4,7 @@
 use super::wire::op;
 use super::{Area, Arg, Draft, Mark};
 use crate::net::Network;
-use crate::probe::Layer;
+use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
 
 /// Which ids exist inside, and what they are outside.
@@ -59,13 +59,37 @@ impl Ids {
     }
 }
 
+/// Where the network namespace comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It's the host's.
+    Host,
+    /// Made ahead by init, whose user namespace owns it.
+    Ahead,
+    /// Made with the sandbox, whose user namespace owns it.
+    Own,
+}
+
+pub(crate) fn network_origin(sandbox: &Sandbox, facts: &Facts) -> Origin {
+    match sandbox.network {
+        Network::Host => Origin::Host,
+        // What capabilities over a network are good for needs one of the sandbox's own.
+        Network::None if facts.network_admin && sandbox.kept_capabilities() == 0 => Origin::Ahead,
+        Network::None => Origin::Own,
+    }
+}
+
 /// Clones PID 1 into new namespaces and maps its ids; returns the slot of its
 /// user namespace if `wanted`.
-pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: bool) -> Option<u8> {
+pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: bool) -> Option<u8> {
     draft.area(Area::Namespaces);
     let mut flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if sandbox.network == Network::None {
-        flags |= libc::CLONE_NEWNET;
+    match network_origin(sandbox, facts) {
+        Origin::Host => {}
+        Origin::Ahead => {
+            draft.step(op::NETWORK, &[], "make", "a network namespace").layer(Layer::NetworkNamespace, false);
+        }
+        Origin::Own => flags |= libc::CLONE_NEWNET,
     }
     draft.step(op::CLONE, &[(flags as u32).into()], "make", "the namespaces").layer(Layer::UserNamespace, false);
     draft.area(Area::IdMap);
@@ -94,9 +118,9 @@ pub(crate) fn hand_over(draft: &mut Draft) {
 
 /// First part of the inner stage: what needs neither a file nor an id, while the outer
 /// child is still busy with them.
-pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox) {
+pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) {
     draft.area(Area::Setup);
-    if sandbox.network == Network::None {
+    if network_origin(sandbox, facts) == Origin::Own {
         draft.area(Area::Network);
         loopback_up(draft);
         draft.area(Area::Setup);

@@ -46,6 +46,8 @@ pub mod slot {
     pub const INIT_MOUNTS: u8 = 4;
     /// How many of them init keeps from its start for every sandbox.
     pub const KEPT: u8 = 5;
+    /// A network namespace that was made ahead, if one was ready.
+    pub const NETWORK: u8 = 5;
     /// The sandbox's root directory.
     pub const ROOT: u8 = 8;
     /// The first of the descriptors that came with the request.
@@ -123,10 +125,13 @@ pub mod op {
     /// Inner: wait for [`Request::GROUP`](super::super::message::Request::GROUP) and keep its
     /// descriptors, (1) of them, in the slots from (0) on.
     pub const AWAIT_GROUP: u32 = 0x1_0011;
+    /// Outer: move into a new network namespace: the one in
+    /// [`slot::NETWORK`](super::slot::NETWORK), if it was made ahead. PID 1 inherits it.
+    pub const NETWORK: u32 = 0x1_0012;
     /// Outer: send the host the descriptor in slot (0) with a report of kind (1).
-    pub const SHOW: u32 = 0x1_0012;
+    pub const SHOW: u32 = 0x1_0013;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0012;
+    pub const LAST: u32 = 0x1_0013;
 }
 
 /// How an argument is to be read.

@@ -198,7 +198,7 @@ impl Import<'_> {
     }
 
     /// Tells the caller how far a layer is, once a megabyte.
-    fn teller(&self, i: usize, layers: usize, digest: &str, total: u64) -> impl Fn(u64) {
+    fn teller(&self, i: usize, layers: usize, digest: &str, total: u64) -> impl Fn(u64) + Sync {
         const STEP: u64 = 1 << 20;
         let told = AtomicU64::new(u64::MAX);
         move |read| {
@@ -216,9 +216,8 @@ impl Import<'_> {
         let file = Arc::new(file);
         let lock = Lock::take(path, Kind::UseShared)?;
         let key = hash(Member::new(file.clone(), 0, size))?;
-        let known = || -> Result<Option<Arc<Imported>>> {
-            record::source(path, &key)?.map_or(Ok(None), |id| opened(self.store, &lock, &id))
-        };
+        let known =
+            || -> Result<Option<Arc<Imported>>> { record::source(path, &key)?.map_or(Ok(None), |id| opened(self.store, &lock, &id)) };
         if let Some(imported) = known()? {
             record::set_name(path, &name, &imported.id)?;
             return Ok(imported);
@@ -265,7 +264,7 @@ impl Import<'_> {
             }
             place(&staged, &path.join("layers").join(&name))?;
         }
-        let chain = chain::build(self.store, source.document.diff_ids(), staging)?;
+        let chain = chain::build(self.store, source.document.diff_ids(), self.limits, staging)?;
         let account = self.account(source, &chain)?;
         let config = String::from_utf8(source.config.clone()).map_err(|_| refused("the image's configuration is no UTF-8"))?;
         Ok(ImageRecord { config, chain, user: account })

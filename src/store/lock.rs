@@ -46,7 +46,8 @@ impl Lock {
     /// Opens a store's lock file, and waits for the first lock.
     pub(super) fn take(store: &Path, kind: Kind) -> Result<Lock> {
         let path = store.join("lock");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path);
         let lock = Lock { file: file.map_err(|e| Error::io("open", &path.to_string_lossy(), e))? };
         let (how, byte) = match kind {
             Kind::UseShared => (libc::F_RDLCK, 0),

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
 use crate::error::{Error, Result};
 use crate::image::json::refused;
@@ -29,6 +29,8 @@ const MAX_LINKS: usize = 40;
 pub(crate) struct Merged {
     roots: Rc<Vec<OwnedFd>>,
     opaque: &'static str,
+    /// An ordinary user's: owners say nothing.
+    single_owner: bool,
 }
 
 /// What stands under a name.
@@ -45,10 +47,11 @@ fn kind(stat: &FileStat) -> SFlag {
 
 impl Merged {
     pub(crate) fn open(layers: impl IntoIterator<Item = PathBuf>, user_xattr: bool) -> Result<Merged> {
-        let open = |path: PathBuf| File::open(&path).map(OwnedFd::from).map_err(|e| Error::io("open the layer", &path.to_string_lossy(), e));
+        let open =
+            |path: PathBuf| File::open(&path).map(OwnedFd::from).map_err(|e| Error::io("open the layer", &path.to_string_lossy(), e));
         let roots: Vec<OwnedFd> = layers.into_iter().map(open).collect::<Result<_>>()?;
         let opaque = if user_xattr { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
-        Ok(Merged { roots: Rc::new(roots), opaque })
+        Ok(Merged { roots: Rc::new(roots), opaque, single_owner: user_xattr })
     }
 
     /// What `name` is in a merged directory.
@@ -118,6 +121,17 @@ impl Merged {
             }
         }
         Ok(Some(Found::Directory(here)))
+    }
+
+    /// Whether a directory is missing, or looks as one does that nobody said anything
+    /// about: 0755, root's.
+    pub(crate) fn is_plain_directory(&self, path: &Path) -> Result<bool> {
+        let Some(found) = self.find(path, false)? else { return Ok(true) };
+        let Found::Directory(layers) = found else { return Ok(false) };
+        let Some(top) = layers.first() else { return Ok(true) };
+        let stat = fstat(top).map_err(|e| Error::io("look at", &path.to_string_lossy(), e.into()))?;
+        let (uid, gid) = if self.single_owner { (0, 0) } else { (stat.st_uid, stat.st_gid) };
+        Ok(stat.st_mode & 0o7777 == 0o755 && uid == 0 && gid == 0)
     }
 
     /// The contents of a regular file, links followed within the image; `None` if it's

@@ -30,8 +30,10 @@ mod chain;
 mod import;
 mod lease;
 mod lock;
+mod merged;
 mod prune;
 mod record;
+mod stream;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -45,10 +47,8 @@ use crate::probe::Facts;
 
 pub(crate) use chain::Chain;
 pub(crate) use import::{Import, Imported};
-pub(crate) use lease::Lease;
 use lock::{Kind, Lock};
 pub use prune::Pruned;
-use record::ImageRecord;
 
 /// Unpacked images on disk, shared by all sandboxes and processes of one user.
 ///
@@ -180,7 +180,8 @@ impl Store {
         let lock = Lock::take(self.path(), Kind::UseShared)?;
         let id = self.find(reference)?;
         let imported = import::opened(self, &lock, &id)?;
-        let imported = imported.ok_or_else(|| Error::new(ErrorKind::Image, format!("cannot use the image {reference}: it is incomplete; import it again")))?;
+        let imported = imported
+            .ok_or_else(|| Error::new(ErrorKind::Image, format!("cannot use the image {reference}: it is incomplete; import it again")))?;
         Ok(Image::imported(imported))
     }
 

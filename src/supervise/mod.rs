@@ -21,7 +21,7 @@ use crate::launch::{self, Init, sealed};
 use crate::outcome::Output;
 use crate::plan::compile::{Grouped, Wanted};
 use crate::plan::explain::Explanation;
-use crate::plan::namespaces::Ids;
+use crate::plan::namespaces::{Ids, Origin, network_origin};
 use crate::plan::start::Start;
 use crate::plan::{Draft, compile, wire};
 use crate::probe::Layer;
@@ -70,14 +70,14 @@ fn ids(sandbox: &Sandbox, init: &Init) -> Result<(Ids, Option<Claim>)> {
             (Ids::Range { first: claim.first() }, Some(claim))
         }
         (Start::Subordinate, _) => (Ids::Outer { count: init.subordinate.clone().unwrap_or(1) }, None),
-        _ => (Ids::Single { uid: sandbox.user.0, gid: sandbox.user.1 }, None),
+        _ => (Ids::Single { uid: sandbox.account().0, gid: sandbox.account().1 }, None),
     };
     if sandbox.requires(Layer::SubordinateIds)
         && let (Ids::Single { .. }, Err(why)) = (ids, &init.subordinate)
     {
         return Err(Error::unsupported(format!("cannot map subordinate ids: {why}")));
     }
-    let (uid, gid) = sandbox.user;
+    let (uid, gid) = sandbox.account();
     if !ids.contains(uid) || !ids.contains(gid) {
         return Err(Error::unsupported(format!(
             "cannot become user {uid}, group {gid}: this user has fewer subordinate ids (add a larger range to /etc/subuid and /etc/subgid)"
@@ -123,10 +123,10 @@ fn monotonic() -> u64 {
 fn start(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Live, Pipes)> {
     let began = monotonic();
     sandbox.validate()?;
+    let mut command = command.map(|command| sandbox.complete(command)).transpose()?;
     if let Some(command) = &command {
         command.validate()?;
     }
-    let mut command = command;
     let passed = match &mut command {
         Some(command) => pass(command, sandbox)?,
         None => Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default(), files: false },
@@ -174,7 +174,8 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
         return Err(Error::invalid("files and arguments of the run are larger than 256 MiB together; bind a directory instead"));
     }
     let plan = sealed(c"cofferdam-plan", &bytes)?;
+    let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
-    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, &mut group)?;
+    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
     Ok(Asked { reply, draft, claim, group, init })
 }

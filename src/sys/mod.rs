@@ -10,6 +10,7 @@
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod socket;
+pub(crate) mod xattr;
 
 /// The descriptor under a number that isn't a standard stream's. In a host that closed
 /// those, the first things that we open for long would stand for them, and

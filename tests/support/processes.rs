@@ -46,6 +46,11 @@ pub fn descendants(ancestor: u32) -> Vec<Process> {
     all.into_iter().filter(|p| p.pid != ancestor && known.contains(&p.pid)).collect()
 }
 
+/// Of an init, without the process that makes network namespaces ahead.
+pub fn sandboxes(processes: Vec<Process>) -> Vec<Process> {
+    processes.into_iter().filter(|p| p.name != "cofferdam-net").collect()
+}
+
 /// Processes with this text in their command line.
 pub fn marked(marker: &str) -> Vec<Process> {
     let has = |p: &Process| {

@@ -20,6 +20,10 @@ pub mod nr {
     pub const RT_SIGPROCMASK: usize = 135;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
+    pub const IOCTL: usize = 29;
+    pub const UNSHARE: usize = 97;
+    pub const SOCKET: usize = 198;
+    pub const SETNS: usize = 268;
     pub const SOCKETPAIR: usize = 199;
     pub const WAIT4: usize = 260;
     pub const KILL: usize = 129;

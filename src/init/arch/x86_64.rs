@@ -23,6 +23,8 @@ pub mod nr {
     pub const RT_SIGPROCMASK: usize = 14;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
+    pub const IOCTL: usize = 16;
+    pub const SOCKET: usize = 41;
     pub const SOCKETPAIR: usize = 53;
     pub const WAIT4: usize = 61;
     pub const KILL: usize = 62;
@@ -47,6 +49,8 @@ pub mod nr {
     pub const OPENAT: usize = 257;
     pub const MKDIRAT: usize = 258;
     pub const FCHOWNAT: usize = 260;
+    pub const UNSHARE: usize = 272;
+    pub const SETNS: usize = 308;
     pub const UNLINKAT: usize = 263;
     pub const PPOLL: usize = 271;
     pub const EPOLL_PWAIT: usize = 281;
