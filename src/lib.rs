@@ -2,6 +2,7 @@
 
 mod capability;
 mod cgroup;
+mod changes;
 mod child;
 mod command;
 #[allow(dead_code, reason = "images are being built on top of it")]
@@ -24,11 +25,13 @@ mod supervise;
 mod sys;
 
 pub use capability::Capability;
+pub use changes::CommitOptions;
 pub use child::{Child, Killer};
 pub use command::{Command, Stdio};
 pub use error::{Error, ErrorKind, Result};
-pub use image::{Image, ImageConfig, ImageOptions, Platform, Progress};
+pub use image::{Image, ImageConfig, ImageFormat, ImageOptions, Platform, Progress};
 pub use launch::quiesce;
+pub use layer::{Change, ChangeKind};
 pub use limits::Resource;
 pub use net::Network;
 pub use outcome::{Exit, Limit, Output, StreamEnd, Usage, signal_name};

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cgroup::Counters;
+use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::message::Report;
 use crate::probe::Layer;
@@ -31,6 +33,7 @@ pub struct Output {
     /// Layers that the recipe preferred and that could not be had.
     pub missing: Vec<Layer>,
     pub(crate) limits: Values,
+    pub(crate) upper: Option<Arc<Upper>>,
 }
 
 /// The values of a recipe's limits, for the evidence.

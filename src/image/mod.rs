@@ -17,6 +17,7 @@ mod layout;
 mod options;
 mod platform;
 pub(crate) mod rootfs;
+mod save;
 mod source;
 pub(crate) mod user;
 
@@ -33,6 +34,7 @@ pub(crate) use files::{Files, Member};
 pub(crate) use host::{HostLayout, USER_HOME, hosts};
 pub use options::{ImageOptions, Progress};
 pub use platform::Platform;
+pub use save::ImageFormat;
 pub(crate) use source::{LayerSource, Source};
 pub(crate) use user::User;
 

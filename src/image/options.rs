@@ -124,7 +124,7 @@ impl ImageOptions {
         if let Opened::Directory = opened {
             return self.plain(path);
         }
-        let store = self.store.clone().map_or_else(Store::default, Ok)?;
+        let store = self.store()?;
         let import = Import { store: &store, limits: &self.limits, progress: self.progress.as_deref() };
         let imported = match opened {
             Opened::Image(mut source) => {
@@ -135,6 +135,10 @@ impl ImageOptions {
             Opened::Directory => unreachable!("returned above"),
         };
         Ok(Image::imported(imported))
+    }
+
+    fn store(&self) -> Result<Store> {
+        self.store.clone().map_or_else(Store::default, Ok)
     }
 
     /// A directory that is a root file system already.
@@ -161,7 +165,8 @@ impl ImageOptions {
             return Err(refused("it is neither a file nor a directory"));
         }
         let file = File::open(path).map_err(failed)?;
-        match Archive::look(file, &self.limits)? {
+        let scratch = || Ok(self.store()?.path().join("tmp"));
+        match Archive::look(file, self.limits.bytes, scratch)? {
             Kind::RootFs(_) if self.reference.is_some() => Err(refused("a root file system has no names to choose from")),
             Kind::RootFs(file) => Ok(Opened::Archive(file)),
             Kind::Image(archive) => {

@@ -11,12 +11,12 @@ use std::thread;
 use super::chain::{self, Chain, LayerFacts};
 use super::lease::Lease;
 use super::lock::{Kind, Lock};
-use super::record::{self, ImageRecord, LayerRecord, encode, unique};
+use super::record::{self, Blob, ImageRecord, LayerRecord, encode, unique};
 use super::stream::{self, STOPPED, Shared, Unpacked};
 use super::{Store, make_directory};
 use crate::error::{Error, Result};
-use crate::image::json::refused;
-use crate::image::{Digest, Hasher, ImageConfig, LayerSource, Member, Progress, Source, User, rootfs, user};
+use crate::image::json::{ConfigDocument, refused};
+use crate::image::{Digest, Hasher, ImageConfig, LayerSource, Member, Platform, Progress, Source, User, rootfs, user};
 use crate::layer;
 
 /// How an image is taken into a store.
@@ -45,6 +45,54 @@ impl Imported {
 
     pub(crate) fn chain(&self) -> &Chain {
         &self.chain
+    }
+
+    /// The directories of its layers, the topmost first.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        let directory = self.store.path().join(&self.chain.directory);
+        (0..self.chain.layers).map(move |i| directory.join(i.to_string()))
+    }
+
+    fn record(&self) -> Result<ImageRecord> {
+        let gone = || refused(format!("the image {} was removed from the store", self.id));
+        record::image(self.store.path(), &self.id)?.ok_or_else(gone)
+    }
+
+    /// The image's configuration as it came.
+    pub(crate) fn config_text(&self) -> Result<String> {
+        Ok(self.record()?.config)
+    }
+
+    /// What of it is kept as it came.
+    pub(crate) fn stored(&self) -> Result<Stored> {
+        let config = self.config_text()?;
+        let mut layers = Vec::new();
+        for diff_id in &self.diff_ids {
+            let gone = || refused(format!("layer {diff_id} vanished from the store"));
+            let Blob { digest, size } = record::layer(self.store.path(), diff_id)?.ok_or_else(gone)?.blob;
+            layers.push(StoredLayer { path: self.store.blob(&digest), digest, size });
+        }
+        Ok(Stored { id: self.id.clone(), config, layers })
+    }
+}
+
+/// An image as it came.
+pub(crate) struct Stored {
+    pub(crate) id: Digest,
+    pub(crate) config: String,
+    pub(crate) layers: Vec<StoredLayer>,
+}
+
+/// A layer as it came, perhaps compressed.
+pub(crate) struct StoredLayer {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) path: PathBuf,
+}
+
+impl Stored {
+    pub(crate) fn platform(&self) -> Result<Option<Platform>> {
+        Ok(ConfigDocument::parse(self.config.as_bytes())?.platform())
     }
 }
 

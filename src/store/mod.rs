@@ -27,6 +27,7 @@
 //! drift.
 
 mod chain;
+pub(crate) mod commit;
 mod import;
 mod lease;
 mod lock;
@@ -46,7 +47,7 @@ use crate::image::{Digest, Image, ImageConfig};
 use crate::probe::Facts;
 
 pub(crate) use chain::Chain;
-pub(crate) use import::{Import, Imported};
+pub(crate) use import::{Import, Imported, Stored};
 use lock::{Kind, Lock};
 pub use prune::Pruned;
 

@@ -11,8 +11,10 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::Asked;
 use super::capture::Capture;
 use crate::cgroup::{Counters, Group};
+use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
+use crate::layer::IdRange;
 use crate::launch::{self, Init, timeout_until};
 use crate::outcome::{Facts, Output};
 use crate::plan::message::{Report, Request};
@@ -42,6 +44,7 @@ pub(crate) struct Live {
     streams: [Option<Capture>; 2],
     /// The writable layer, if the recipe keeps it.
     upper: Option<OwnedFd>,
+    ids: Vec<IdRange>,
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
@@ -52,7 +55,7 @@ pub(crate) struct Live {
 
 impl Live {
     pub(super) fn new(began: u64, sandbox: &Sandbox, asked: Asked, streams: [Option<Capture>; 2]) -> Live {
-        let Asked { reply, draft, claim, group, init } = asked;
+        let Asked { reply, draft, claim, ids, group, init } = asked;
         Live {
             reply: Arc::new(reply),
             draft,
@@ -64,6 +67,7 @@ impl Live {
             asked: began,
             streams,
             upper: None,
+            ids,
             ended: None,
             output_exceeded: false,
             gone: false,
@@ -281,6 +285,7 @@ impl Live {
             raw: facts.raw(),
             missing: Layer::of_bits(facts.report.missing | self.group.missing),
             limits: self.sandbox.limit_values(),
+            upper: self.upper.take().map(|directory| Arc::new(Upper::new(directory, &self.sandbox, self.ids.clone()))),
         })
     }
 }

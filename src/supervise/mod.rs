@@ -17,6 +17,7 @@ use crate::child::Child;
 use crate::command::{Command, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
+use crate::layer::IdRange;
 use crate::launch::{self, Init, sealed};
 use crate::outcome::Output;
 use crate::plan::compile::{Grouped, Wanted};
@@ -154,6 +155,8 @@ struct Asked {
     reply: OwnedFd,
     draft: Draft,
     claim: Option<Claim>,
+    /// How ids in the writable layer are called inside, if it's kept.
+    ids: Vec<IdRange>,
     group: Group,
     init: Arc<Init>,
 }
@@ -177,5 +180,6 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    Ok(Asked { reply, draft, claim, group, init })
+    let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
+    Ok(Asked { reply, draft, claim, ids, group, init })
 }
