@@ -163,6 +163,19 @@ impl Error {
         self.0.layer
     }
 
+    /// What a stream of an image said, after so many bytes: one of our own errors on its
+    /// way through [`io::Read`], a failure of the kernel's, or bytes that can't be right.
+    pub(crate) fn from_stream(error: io::Error, position: u64) -> Error {
+        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+            let inner = error.into_inner().expect("looked at").downcast::<Error>();
+            return *inner.expect("looked at");
+        }
+        if error.raw_os_error().is_some() {
+            return Error::io("read", "the archive", error);
+        }
+        Error::new(ErrorKind::Image, format!("cannot read the archive: {error} (at byte {position})"))
+    }
+
     /// A failure of the host program's own system call.
     pub(crate) fn io(doing: &str, object: &str, source: io::Error) -> Error {
         let errno = source.raw_os_error();
