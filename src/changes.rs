@@ -116,16 +116,13 @@ impl Output {
     pub fn commit(&self, options: &CommitOptions) -> Result<Image> {
         let upper = self.upper()?;
         let Root::Layers(base) = &upper.image.root else {
-            return Err(Error::invalid("only a run on an image can be committed; open the root file system as an archive with `Image::open`"));
+            return Err(Error::invalid(
+                "only a run on an image can be committed; open the root file system as an archive with `Image::open`",
+            ));
         };
         let created = options.time.unwrap_or_else(SystemTime::now);
-        let pack = PackOptions {
-            ids: upper.ids.clone(),
-            latest: options.time,
-            overlay: true,
-            root_entry: false,
-            exclude: upper.ours.clone(),
-        };
+        let pack =
+            PackOptions { ids: upper.ids.clone(), latest: options.time, overlay: true, root_entry: false, exclude: upper.ours.clone() };
         let write = |out: &mut dyn std::io::Write| layer::pack(upper.directory.as_fd(), out, &pack).map(|_| ());
         let new = commit::Commit { base, created, name: options.name.as_deref(), comment: options.comment.as_deref() };
         new.write(write).map(Image::imported).map_err(|error| error.within("cannot commit the run"))

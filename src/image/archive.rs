@@ -92,7 +92,9 @@ impl Archive {
             at = begin.saturating_add(stored).saturating_add(padding);
             let name = clean(&entry.path)?;
             let place = match entry.kind {
-                tar::Kind::File if entry.sparse.is_none() && begin.saturating_add(stored) <= size => Place::Data { at: begin, size: stored },
+                tar::Kind::File if entry.sparse.is_none() && begin.saturating_add(stored) <= size => {
+                    Place::Data { at: begin, size: stored }
+                }
                 tar::Kind::File => return Err(refused(format!("{name} is cut off, or has holes, which nothing in an image has"))),
                 tar::Kind::Symlink => Place::Link { target: beside(&name, &entry.link)? },
                 tar::Kind::HardLink => Place::Link { target: clean(&entry.link)? },

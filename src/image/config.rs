@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::json::{ConfigDocument, RunConfig};
 use super::platform::Platform;
@@ -92,10 +92,6 @@ impl ImageConfig {
         }
         all
     }
-
-    pub(crate) fn data_directories(&self) -> Vec<PathBuf> {
-        self.volumes().map(Path::to_path_buf).collect()
-    }
 }
 
 /// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
@@ -168,6 +164,6 @@ mod tests {
         let odd = config(r#"{"Env":["A=1=2","=x","B","C=\u0000"],"WorkingDir":"relative","Volumes":{"v":{},"/v":{}}}"#);
         assert_eq!(odd.env().collect::<Vec<_>>(), [("A", "1=2")]);
         assert_eq!(odd.working_dir(), None);
-        assert_eq!(odd.data_directories(), [Path::new("/v")]);
+        assert_eq!(odd.volumes().collect::<Vec<_>>(), [Path::new("/v")]);
     }
 }

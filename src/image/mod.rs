@@ -19,6 +19,7 @@ mod platform;
 pub(crate) mod rootfs;
 mod save;
 mod source;
+mod unpack;
 pub(crate) mod user;
 
 use std::path::{Path, PathBuf};

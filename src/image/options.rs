@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::archive::{Archive, Kind};
@@ -46,8 +46,8 @@ pub struct ImageOptions {
     reference: Option<String>,
     platform: Option<Platform>,
     store: Option<Store>,
-    limits: Limits,
-    progress: Option<Callback>,
+    pub(super) limits: Limits,
+    pub(super) progress: Option<Callback>,
 }
 
 impl fmt::Debug for ImageOptions {
@@ -63,7 +63,7 @@ impl fmt::Debug for ImageOptions {
 }
 
 /// What stands at a path.
-enum Opened {
+pub(super) enum Opened {
     Directory,
     Image(Source),
     /// A root file system in a tar archive.
@@ -120,11 +120,12 @@ impl ImageOptions {
     }
 
     fn open_any(&self, path: &Path) -> Result<Image> {
-        let opened = self.look(path)?;
+        let scratch = || Ok(self.chosen_store()?.path().join("tmp"));
+        let opened = self.look(path, &scratch)?;
         if let Opened::Directory = opened {
-            return self.plain(path);
+            return Ok(Image::dir(path));
         }
-        let store = self.store()?;
+        let store = self.chosen_store()?;
         let import = Import { store: &store, limits: &self.limits, progress: self.progress.as_deref() };
         let imported = match opened {
             Opened::Image(mut source) => {
@@ -137,19 +138,11 @@ impl ImageOptions {
         Ok(Image::imported(imported))
     }
 
-    fn store(&self) -> Result<Store> {
+    fn chosen_store(&self) -> Result<Store> {
         self.store.clone().map_or_else(Store::default, Ok)
     }
 
-    /// A directory that is a root file system already.
-    fn plain(&self, path: &Path) -> Result<Image> {
-        match &self.reference {
-            Some(_) => Err(refused("a root file system has no names to choose from")),
-            None => Ok(Image::dir(path)),
-        }
-    }
-
-    fn look(&self, path: &Path) -> Result<Opened> {
+    pub(super) fn look(&self, path: &Path, scratch: &dyn Fn() -> Result<PathBuf>) -> Result<Opened> {
         let failed = |e| Error::io("open", &path.to_string_lossy(), e);
         let metadata = std::fs::metadata(path).map_err(failed)?;
         let (reference, platform) = (self.reference.as_deref(), self.platform.as_ref());
@@ -158,17 +151,15 @@ impl ImageOptions {
             return if layout::is_layout(&files)? {
                 Ok(Opened::Image(layout::read(files, reference, platform)?))
             } else {
-                Ok(Opened::Directory)
+                self.nameless().map(|()| Opened::Directory)
             };
         }
         if !metadata.is_file() {
             return Err(refused("it is neither a file nor a directory"));
         }
         let file = File::open(path).map_err(failed)?;
-        let scratch = || Ok(self.store()?.path().join("tmp"));
         match Archive::look(file, self.limits.bytes, scratch)? {
-            Kind::RootFs(_) if self.reference.is_some() => Err(refused("a root file system has no names to choose from")),
-            Kind::RootFs(file) => Ok(Opened::Archive(file)),
+            Kind::RootFs(file) => self.nameless().map(|()| Opened::Archive(file)),
             Kind::Image(archive) => {
                 let files = Files::Archive(archive);
                 // Docker 25 and later write both forms into one archive. Tags stand in
@@ -183,6 +174,16 @@ impl ImageOptions {
                 };
                 Ok(Opened::Image(source))
             }
+        }
+    }
+}
+
+impl ImageOptions {
+    /// For what is no image with names.
+    fn nameless(&self) -> Result<()> {
+        match self.reference {
+            Some(_) => Err(refused("it is a root file system, which has no names to choose from")),
+            None => Ok(()),
         }
     }
 }

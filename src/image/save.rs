@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::Image;
 use super::digest::Digest;
 use super::files::blob_path;
 use super::json::refused;
-use super::Image;
 use crate::error::{Error, Result};
 use crate::store::{Imported, Stored};
 use crate::tar;
@@ -71,7 +71,8 @@ fn save(imported: &Imported, path: &Path, format: ImageFormat, name: &str) -> Re
         return to_directory(&members, path);
     }
     let new = path.with_added_extension(format!("{}.new", std::process::id()));
-    let written = to_archive(&members, &new).and_then(|()| fs::rename(&new, path).map_err(|e| Error::io("rename", &new.to_string_lossy(), e)));
+    let written =
+        to_archive(&members, &new).and_then(|()| fs::rename(&new, path).map_err(|e| Error::io("rename", &new.to_string_lossy(), e)));
     if written.is_err() {
         let _ = fs::remove_file(&new);
     }

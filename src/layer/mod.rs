@@ -166,6 +166,8 @@ pub(crate) struct PackOptions {
     pub(crate) overlay: bool,
     /// Have an entry `./` for the root.
     pub(crate) root_entry: bool,
+    /// Relative paths that are left out, with everything below them.
+    pub(crate) exclude: Vec<PathBuf>,
 }
 
 /// What an archive holds.
@@ -178,19 +180,24 @@ pub(crate) struct Packed {
 }
 
 /// A difference between a writable layer and what's below it.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
+pub struct Change {
     /// Relative to the root.
-    pub(crate) path: PathBuf,
-    pub(crate) kind: ChangeKind,
+    pub path: PathBuf,
+    /// What happened to it.
+    pub kind: ChangeKind,
 }
 
 /// What happened to a path.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ChangeKind {
+pub enum ChangeKind {
+    /// It wasn't there.
     Added,
     /// Written, replaced, or its mode or owner set. A directory isn't modified by what
     /// happened in it.
     Modified,
+    /// It's gone, with everything below it.
     Deleted,
 }

@@ -3,8 +3,9 @@
 
 use super::wire::op;
 use super::{Area, Arg, Draft, Mark};
+use crate::layer::IdRange;
 use crate::net::Network;
-use crate::probe::{Facts, Layer};
+use crate::probe::{Facts, Layer, Subordinate};
 use crate::sandbox::Sandbox;
 
 /// Which ids exist inside, and what they are outside.
@@ -47,6 +48,19 @@ impl Ids {
     /// setgroups(2) works.
     pub(crate) fn groups(self) -> bool {
         !matches!(self, Ids::Single { .. })
+    }
+
+    /// How ids outside are called inside.
+    pub(crate) fn ranges(self, facts: &Facts) -> Vec<IdRange> {
+        let range = |here, there, count| IdRange { here, there, count };
+        match self {
+            Ids::Range { first } => vec![range(first, 0, RANGE)],
+            Ids::Outer { count } => {
+                let own = range(facts.uid, 0, 1);
+                Subordinate::of(facts.uid).map_or(vec![own], |further| vec![own, range(further.uid, 1, count - 1)])
+            }
+            Ids::Single { uid, gid } => vec![range(facts.uid, uid, 1), range(facts.gid, gid, 1)],
+        }
     }
 
     /// Whether inside id `id` exists.

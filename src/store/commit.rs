@@ -79,7 +79,8 @@ impl Commit<'_> {
 
     /// The old configuration with the new layer in it.
     fn config(&self, diff_id: &Digest) -> Result<Value> {
-        let mut config: Value = serde_json::from_str(&self.base.config_text()?).map_err(|e| refused(format!("its configuration is damaged: {e}")))?;
+        let mut config: Value =
+            serde_json::from_str(&self.base.config_text()?).map_err(|e| refused(format!("its configuration is damaged: {e}")))?;
         let created = rfc3339(self.created);
         config["created"] = created.clone().into();
         match config["rootfs"]["diff_ids"].as_array_mut() {

@@ -23,7 +23,7 @@ use crate::layer;
 pub(crate) struct Import<'a> {
     pub(crate) store: &'a Store,
     pub(crate) limits: &'a layer::Limits,
-    pub(crate) progress: Option<&'a (dyn Fn(Progress<'_>) + Send + Sync)>,
+    pub(crate) progress: Callback<'a>,
 }
 
 /// An image of a store, held there by a lease.
@@ -125,10 +125,14 @@ impl Staging {
 
 impl Staging {
     /// Where a layer is made, and where it's kept as it came.
-    fn layer(&self, name: &str) -> Result<(PathBuf, PathBuf)> {
-        let directory = self.path.join(name);
+    fn layer(&self, name: &str) -> Result<Place> {
+        let (directory, blob) = (self.path.join(name), self.path.join(format!("{name}.blob")));
         make_directory(&directory)?;
-        Ok((directory, self.path.join(format!("{name}.blob"))))
+        let tree = directory.join("fs");
+        chain::make_tree(&tree)?;
+        let root = File::open(&tree).map_err(|e| Error::io("open", &tree.to_string_lossy(), e))?;
+        let copy = File::create_new(&blob).map_err(|e| Error::io("make", &blob.to_string_lossy(), e))?;
+        Ok(Place { directory, root, copy })
     }
 
     fn record(&self, directory: &Path, unpacked: &Unpacked) -> Result<()> {
@@ -142,6 +146,13 @@ impl Staging {
         place(&self.path.join(from), &self.path.join(to))?;
         place(&self.path.join(format!("{from}.blob")), &self.path.join(format!("{to}.blob")))
     }
+}
+
+/// A layer that is being made.
+struct Place {
+    directory: PathBuf,
+    root: File,
+    copy: File,
 }
 
 impl Drop for Staging {
@@ -221,40 +232,12 @@ impl Import<'_> {
         layer::Options { form: layer::Form::Overlay { user_xattr: self.store.user_xattr() }, owners, limits: self.limits.clone() }
     }
 
-    /// Unpacks one layer and checks it.
+    /// Unpacks one layer.
     fn layer(&self, source: &Source, i: usize, wanted: &LayerSource, staging: &Staging, shared: &Shared) -> Result<()> {
-        let member = source.open_layer(wanted)?;
-        let total = member.len();
-        if let Some((_, size)) = &wanted.blob
-            && *size != total
-        {
-            return Err(refused(format!("it has {total} bytes, its descriptor says {size}")));
-        }
-        let hasher = wanted.blob.as_ref().map_or_else(Hasher::sha256, |(digest, _)| digest.hasher());
         let place = staging.layer(&wanted.diff_id.file_name())?;
-        let tell = self.teller(i, source.layers.len(), wanted.diff_id.as_str(), total);
-        let unpacked = stream::unpack(member, hasher, &place.0, &place.1, shared, &tell)?;
-        if let Some((digest, _)) = &wanted.blob
-            && unpacked.received != *digest
-        {
-            return Err(refused(format!("it is damaged: instead of {digest} its digest is {}", unpacked.received)));
-        }
-        if unpacked.diff_id != wanted.diff_id {
-            return Err(refused(format!("its contents have the digest {}, which the configuration doesn't name", unpacked.diff_id)));
-        }
-        staging.record(&place.0, &unpacked)
-    }
-
-    /// Tells the caller how far a layer is, once a megabyte.
-    fn teller(&self, i: usize, layers: usize, digest: &str, total: u64) -> impl Fn(u64) + Sync {
-        const STEP: u64 = 1 << 20;
-        let told = AtomicU64::new(u64::MAX);
-        move |read| {
-            let Some(progress) = self.progress else { return };
-            if told.swap(read / STEP, Ordering::Relaxed) != read / STEP || read == total {
-                progress(Progress { layer: i + 1, layers, digest, read, total });
-            }
-        }
+        let tell = teller(self.progress, i, source.layers.len(), &wanted.diff_id);
+        let unpacked = stream::layer(source, wanted, place.root.as_fd(), Some(place.copy), shared, &tell)?;
+        staging.record(&place.directory, &unpacked)
     }
 
     /// Takes in a root file system that is one archive.
@@ -278,13 +261,13 @@ impl Import<'_> {
         let staging = Staging::new(path)?;
         let shared = Shared::new(self.options());
         let place = staging.layer("archive")?;
-        let tell = self.teller(0, 1, key.as_str(), size);
-        let unpacked = stream::unpack(Member::new(file, 0, size), Hasher::sha256(), &place.0, &place.1, &shared, &tell)?;
-        drop(tell);
+        let tell = teller(self.progress, 0, 1, &key);
+        let member = Member::new(file, 0, size);
+        let unpacked = stream::unpack(member, Hasher::sha256(), place.root.as_fd(), Some(place.copy), &shared, &|read| tell(read, size))?;
         if unpacked.received != key {
             return Err(refused("the archive changed while it was read"));
         }
-        staging.record(&place.0, &unpacked)?;
+        staging.record(&place.directory, &unpacked)?;
         staging.rename("archive", &unpacked.diff_id.file_name())?;
         let source = rootfs::source(&unpacked.diff_id, name)?;
         lock.also([&unpacked.diff_id, &source.id].into_iter().filter(|digest| **digest != key))?;
@@ -329,6 +312,20 @@ impl Import<'_> {
             (Err(error), _) | (_, Err(error)) => User::find(wanted, b"", b"").map_err(|_| error.to_string()),
         };
         Ok(found)
+    }
+}
+
+type Callback<'a> = Option<&'a (dyn Fn(Progress<'_>) + Send + Sync)>;
+
+/// Tells the caller how far a layer is, once a megabyte.
+pub(crate) fn teller<'a>(progress: Callback<'a>, i: usize, layers: usize, digest: &'a Digest) -> impl Fn(u64, u64) + Sync + 'a {
+    const STEP: u64 = 1 << 20;
+    let told = AtomicU64::new(u64::MAX);
+    move |read, total| {
+        let Some(progress) = progress else { return };
+        if told.swap(read / STEP, Ordering::Relaxed) != read / STEP || read == total {
+            progress(Progress { layer: i + 1, layers, digest: digest.as_str(), read, total });
+        }
     }
 }
 

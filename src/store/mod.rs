@@ -34,7 +34,7 @@ mod lock;
 mod merged;
 mod prune;
 mod record;
-mod stream;
+pub(crate) mod stream;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -47,7 +47,7 @@ use crate::image::{Digest, Image, ImageConfig};
 use crate::probe::Facts;
 
 pub(crate) use chain::Chain;
-pub(crate) use import::{Import, Imported, Stored};
+pub(crate) use import::{Import, Imported, Stored, teller};
 use lock::{Kind, Lock};
 pub use prune::Pruned;
 

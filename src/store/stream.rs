@@ -3,20 +3,19 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::chain::make_tree;
 use super::record::Blob;
 use crate::compress::{self, Bounds};
 use crate::error::{Error, Result};
-use crate::image::{Digest, Hasher, Member};
+use crate::image::json::refused;
+use crate::image::{Digest, Hasher, LayerSource, Member, Source};
 use crate::layer::{self, Applied};
 
 /// What the layers of an image, unpacked at the same time, share.
-pub(super) struct Shared {
-    pub(super) options: layer::Options,
+pub(crate) struct Shared {
+    pub(crate) options: layer::Options,
     /// Bytes of all layers without compression, and how many there may be.
     spent: AtomicU64,
     /// One has failed, so the others needn't go on.
@@ -24,22 +23,22 @@ pub(super) struct Shared {
 }
 
 /// In an error of a layer that has only been stopped.
-pub(super) const STOPPED: &str = "another layer failed";
+pub(crate) const STOPPED: &str = "another layer failed";
 
 impl Shared {
-    pub(super) fn new(options: layer::Options) -> Shared {
+    pub(crate) fn new(options: layer::Options) -> Shared {
         Shared { options, spent: AtomicU64::new(0), stop: AtomicBool::new(false) }
     }
 
-    pub(super) fn spend(&self, bytes: u64) {
+    pub(crate) fn spend(&self, bytes: u64) {
         self.spent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
@@ -49,40 +48,67 @@ const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
 const BUFFER: usize = 128 << 10;
 
 /// A layer that was unpacked.
-pub(super) struct Unpacked {
-    pub(super) diff_id: Digest,
-    pub(super) received: Digest,
-    pub(super) blob: Blob,
-    pub(super) applied: Applied,
+pub(crate) struct Unpacked {
+    pub(crate) diff_id: Digest,
+    pub(crate) received: Digest,
+    pub(crate) blob: Blob,
+    pub(crate) applied: Applied,
 }
 
-/// Unpacks a layer into `directory`/fs, and keeps it as it came in `blob`.
-pub(super) fn unpack(
+/// Unpacks a layer of an image and checks it against everything that the image says of it.
+pub(crate) fn layer(
+    source: &Source,
+    wanted: &LayerSource,
+    root: BorrowedFd<'_>,
+    copy: Option<File>,
+    shared: &Shared,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Unpacked> {
+    let member = source.open_layer(wanted)?;
+    let total = member.len();
+    if let Some((_, size)) = &wanted.blob
+        && *size != total
+    {
+        return Err(refused(format!("it has {total} bytes, its descriptor says {size}")));
+    }
+    let hasher = wanted.blob.as_ref().map_or_else(Hasher::sha256, |(digest, _)| digest.hasher());
+    let unpacked = unpack(member, hasher, root, copy, shared, &|read| progress(read, total))?;
+    if let Some((digest, _)) = &wanted.blob
+        && unpacked.received != *digest
+    {
+        return Err(refused(format!("it is damaged: instead of {digest} its digest is {}", unpacked.received)));
+    }
+    if unpacked.diff_id != wanted.diff_id {
+        return Err(refused(format!("its contents have the digest {}, which the configuration doesn't name", unpacked.diff_id)));
+    }
+    Ok(unpacked)
+}
+
+/// Unpacks an archive into `root`; as it came, it's written to `copy` too.
+pub(crate) fn unpack(
     member: Member,
     hasher: Hasher,
-    directory: &Path,
-    blob: &Path,
+    root: BorrowedFd<'_>,
+    copy: Option<File>,
     shared: &Shared,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Unpacked> {
-    let tree = directory.join("fs");
-    make_tree(&tree)?;
-    let root = File::open(&tree).map_err(|e| Error::io("open", &tree.to_string_lossy(), e))?;
-    let copy = File::create_new(blob).map_err(|e| Error::io("make", &blob.to_string_lossy(), e))?;
     // Nobody takes xz for layers, so such a one is kept without compression.
     let is_xz = member.starts_with(XZ_MAGIC).map_err(|e| Error::io("read", "the layer", e))?;
-    let (as_it_came, plain) = if is_xz { (None, Some(copy)) } else { (Some(copy), None) };
+    let (as_it_came, plain) = if is_xz { (None, copy) } else { (copy, None) };
     let mut received = Received { member, copy: as_it_came, hasher, read: 0, shared, progress };
     let (diff_id, size, applied) = {
         let (_, inner) = compress::reader(BufReader::with_capacity(BUFFER, &mut received), &Bounds::default())?;
         let mut contents = Contents { inner, copy: plain, hasher: Hasher::sha256(), size: 0, shared };
-        let applied = compress::ahead(&mut contents, |tar| layer::apply(tar, root.as_fd(), &shared.options))??;
+        let applied = compress::ahead(&mut contents, |tar| layer::apply(tar, root, &shared.options))??;
         (contents.hasher.finish(), contents.size, applied)
     };
-    let kept_plain = received.copy.is_none();
-    let hashed = received.hasher.finish();
-    let blob = if kept_plain { Blob { digest: diff_id.clone(), size } } else { Blob { digest: hashed.clone(), size: received.read } };
-    Ok(Unpacked { diff_id, received: hashed, blob, applied })
+    if received.member.len() != 0 {
+        return Err(refused("something follows its end"));
+    }
+    let (read, received) = (received.read, received.hasher.finish());
+    let blob = if is_xz { Blob { digest: diff_id.clone(), size } } else { Blob { digest: received.clone(), size: read } };
+    Ok(Unpacked { diff_id, received, blob, applied })
 }
 
 /// The layer as it comes.

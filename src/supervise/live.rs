@@ -14,8 +14,9 @@ use crate::cgroup::{Counters, Group};
 use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
-use crate::layer::IdRange;
+use crate::image::ImageConfig;
 use crate::launch::{self, Init, timeout_until};
+use crate::layer::IdRange;
 use crate::outcome::{Facts, Output};
 use crate::plan::message::{Report, Request};
 use crate::plan::{Draft, failure};
@@ -154,6 +155,11 @@ impl Live {
             None => "init ended, and all sandboxes with it",
         };
         Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
+    }
+
+    /// What asks the command to end.
+    pub(crate) fn stop_signal(&self) -> i32 {
+        self.sandbox.root.config().and_then(ImageConfig::stop_signal).unwrap_or(libc::SIGTERM)
     }
 
     /// Tells PID 1 something about the command. It may be gone already.
