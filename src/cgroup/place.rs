@@ -406,15 +406,11 @@ fn mounted(mountinfo: &str, groups: &str) -> Vec<Mounted> {
     all.sort_by_key(|m| !m.v2);
     // A v2 tree without controllers is the last resort: v1 comes first then.
     if all.iter().any(|m| !m.v2 && m.controllers & controller::MEMORY != 0) {
+        // Its `cgroup.procs` is joined under a lock for which the first comer after a
+        // pause waits some milliseconds; `tasks` of v1 doesn't need it.
         all.sort_by_key(|m| m.v2);
-        // But it counts CPU time better than cpuacct does: with user and system.
-        all.retain(|m| m.v2 || m.controllers & !controller::ACCOUNT != 0 || !has_v2(mountinfo));
     }
     all
-}
-
-fn has_v2(mountinfo: &str) -> bool {
-    mountinfo.lines().any(|line| line.contains(" - cgroup2 "))
 }
 
 /// Mount points have spaces and the like as octal escapes.

@@ -69,10 +69,17 @@ pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
 
 pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {
-        let nanos = |file| number(directory, file).map(Duration::from_nanos);
-        counters.cpu = nanos("cpuacct.usage");
-        counters.user = nanos("cpuacct.usage_user");
-        counters.system = nanos("cpuacct.usage_sys");
+        let used = number(directory, "cpuacct.usage");
+        counters.cpu = used.map(Duration::from_nanos);
+        // Sampled at ticks, unlike their sum, which is what the scheduler counted: only
+        // their proportion is used, as the kernel does for a process (cputime_adjust).
+        let sampled = read(directory, "cpuacct.stat").ok().and_then(|text| field(&text, "user").zip(field(&text, "system")));
+        // Too short for a sample: then PID 1 knows better.
+        if let (Some(used), Some((user, system))) = (used, sampled.filter(|(user, system)| user + system > 0)) {
+            let user = (u128::from(used) * u128::from(user) / u128::from(user + system)) as u64;
+            counters.user = Some(Duration::from_nanos(user));
+            counters.system = Some(Duration::from_nanos(used - user));
+        }
     }
     if uses & controller::CPU != 0 {
         counters.throttled = read(directory, "cpu.stat").ok().and_then(|text| field(&text, "throttled_time")).map(Duration::from_nanos);

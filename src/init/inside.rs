@@ -104,6 +104,7 @@ pub fn main(mut context: Context) -> ! {
     } else if !inside.start(&mut context) {
         exit(1);
     }
+    crate::network::now(context.slots[slot::MAKER as usize]);
     context.drop_plan();
     // Pipe ends and sources belong to the command.
     inside.close_foreign();

@@ -181,10 +181,17 @@ impl Context {
         self.channel = pair;
         let tid = crate::server::pid1_place();
         let pid = fork(flags | CLONE_PARENT, 0, tid)?;
+        // PID 1 has inherited what was opened before.
+        self.made = [false; SLOTS];
         if pid == 0 {
             close(self.channel[0]);
             self.channel[0] = -1;
-            self.made = [false; SLOTS];
+            for slot in &mut self.slots[slot::TEMPORARY as usize..] {
+                if *slot >= 0 {
+                    close(*slot);
+                    *slot = -1;
+                }
+            }
             return Ok(0);
         }
         close(self.channel[1]);

@@ -69,8 +69,6 @@ struct Server {
     networks: Maker,
     /// What it had ready for the sandbox that is being started.
     network: i32,
-    /// The next one is to be made once nothing waits for us.
-    wants_network: bool,
 }
 
 const HIERARCHIES: usize = 8;
@@ -198,7 +196,6 @@ impl Server {
             generation: 0,
             networks: Maker::NONE,
             network: -1,
-            wants_network: false,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
         server.watch(server.children, EPOLLIN, TAG_CHILDREN).ok()?;
@@ -295,7 +292,7 @@ impl Server {
         let (group, hierarchies) = (request.value, request.time as u32);
         *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, gone: false, generation, status: 0, group, hierarchies };
         let place = &raw mut self.entry(index).pid1;
-        self.network = if request.command == 1 { self.networks.take() } else { -1 };
+        self.network = if request.command == 1 { self.networks.take(self.pid) } else { -1 };
         let mut tid = 0;
         let forked = fork(0, SIGCHLD, &raw mut tid);
         if forked == Ok(0) {
@@ -306,7 +303,6 @@ impl Server {
         if self.network >= 0 {
             close(self.network);
         }
-        self.wants_network |= request.command == 1;
         match forked {
             Ok(pid) => {
                 self.entry(index).outer = pid;
@@ -378,10 +374,6 @@ impl Server {
             if entry.outer == -1 && entry.pid1 <= 0 {
                 self.gone(index);
             }
-        }
-        // An outer child has ended, so a processor is free and a workload starts.
-        if core::mem::take(&mut self.wants_network) {
-            self.networks.ask(self.pid);
         }
     }
 
@@ -567,6 +559,7 @@ fn outer(server: &Server, received: &Received) -> ! {
     };
     context.slots[..server.slots.len()].copy_from_slice(&server.slots);
     context.slots[slot::NETWORK as usize] = server.network;
+    context.slots[slot::MAKER as usize] = server.networks.signal;
     context.slots[slot::REPLY as usize] = reply;
     context.slots[slot::PLAN as usize] = received.fds[1];
     for (i, fd) in received.fds()[2..].iter().enumerate() {
@@ -583,8 +576,8 @@ fn outer(server: &Server, received: &Received) -> ! {
 /// Closes every descriptor but this sandbox's own and init's fixed ones: a copy
 /// of another sandbox's reply socket would hide its end from the host.
 fn keep_only(server: &Server, received: &Received) {
-    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 1];
-    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain([&server.network])) {
+    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 2];
+    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain([&server.network, &server.networks.signal])) {
         *place = *fd;
     }
     close_all_but(&mut keep);

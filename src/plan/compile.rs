@@ -52,8 +52,9 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     let owners = files::Owners { namespace: None, prefer, ordinary: !facts.privileged, substitute };
     draft.stage(Stage::Outer);
     let wanted = facts.privileged && sandbox.maps_owners();
+    let mut outside = files::sources(&mut draft, sandbox);
     let namespace = namespaces::outer(&mut draft, sandbox, facts, ids, wanted);
-    let outside = files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners });
+    files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners }, &mut outside);
     namespaces::hand_over(&mut draft);
 
     draft.stage(Stage::Inner);

@@ -102,7 +102,7 @@ fn slim_root(draft: &mut Draft) {
         let source = draft.text(&path);
         let node = Tree { path: source, recursive: false }.clone_into(draft, path.clone());
         // The one place where device nodes work; they can't be executed.
-        set_attributes(draft, node, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, None, path.clone());
+        set_attributes(draft, node, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, path.clone());
         let target = draft.text(&path[1..]);
         draft.step(libc::SYS_mknodat, &[Arg::Value(AT_FDCWD), target, (libc::S_IFREG | 0o644).into(), 0.into()], "make", path.clone());
         attach(draft, node, target, path);

@@ -48,6 +48,8 @@ pub mod slot {
     pub const KEPT: u8 = 5;
     /// A network namespace that was made ahead, if one was ready.
     pub const NETWORK: u8 = 5;
+    /// An eventfd that has the next one made.
+    pub const MAKER: u8 = 6;
     /// The sandbox's root directory.
     pub const ROOT: u8 = 8;
     /// The first of the descriptors that came with the request.
@@ -80,8 +82,8 @@ pub mod op {
     pub const CLONE: u32 = 0x1_0000;
     /// Open `/proc/<PID 1>/<argument 0>` with the flags in argument 1.
     pub const PROC_OPEN: u32 = 0x1_0001;
-    /// Outer: pass the slots that outer steps filled to PID 1, but for
-    /// [`TEMPORARY`](super::slot::TEMPORARY) ones.
+    /// Outer: pass the slots that outer steps filled since [`CLONE`] to PID 1, but for
+    /// [`TEMPORARY`](super::slot::TEMPORARY) ones. It inherited the others.
     pub const HAND_OVER: u32 = 0x1_0002;
     /// Inner: wait for [`HAND_OVER`].
     pub const RECEIVE: u32 = 0x1_0003;

@@ -20,6 +20,7 @@ pub mod nr {
     pub const RT_SIGPROCMASK: usize = 135;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
+    pub const EVENTFD2: usize = 19;
     pub const IOCTL: usize = 29;
     pub const UNSHARE: usize = 97;
     pub const SOCKET: usize = 198;
