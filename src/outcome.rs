@@ -422,6 +422,7 @@ mod tests {
             raw: Exit::Signal(9),
             missing: Vec::new(),
             limits: Values { output: Some(1024), memory: Some(256 << 20), cpu_time: Some(Duration::from_secs(1)), ..Values::default() },
+            upper: None,
         };
         let usage = Usage { oom_kills: Some(1), peak_memory: Some(256 << 20), user: Duration::from_millis(1003), ..Usage::default() };
         assert_eq!(output(Limit::Memory, usage).to_string(), "memory limit: 256 MiB, 1 OOM kill, peak 256 MiB");
