@@ -63,6 +63,12 @@ pub fn fuzz_plan(bytes: &[u8]) {
     stays_inside(&plan);
 }
 
+/// The readers of what images say of themselves, for fuzzing; not part of the API.
+#[doc(hidden)]
+pub fn fuzz_image(bytes: &[u8]) {
+    image::fuzz(bytes);
+}
+
 /// What the decoder accepts names nothing outside of its own bytes.
 fn stays_inside(bytes: &[u8]) {
     let Some(plan) = plan::wire::Plan::parse(bytes) else { return };

@@ -39,7 +39,8 @@ fn assert_empty(store: &Store) {
 
 #[track_caller]
 fn tool(program: &str, arguments: &[&str]) {
-    let output = Program::new(program).args(arguments).env("HOME", fresh_dir("home-")).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let output =
+        Program::new(program).args(arguments).env("HOME", fresh_dir("home-")).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -157,9 +158,11 @@ fn one_of_several_images_is_named() {
 fn the_platform_is_chosen() {
     let mut layout = Layout::new();
     let mut inner = Vec::new();
-    for (os, architecture, variant) in [("linux", "amd64", ""), ("linux", "arm", "v6"), ("linux", "arm", "v7"), ("unknown", "unknown", "")] {
+    for (os, architecture, variant) in [("linux", "amd64", ""), ("linux", "arm", "v6"), ("linux", "arm", "v7"), ("unknown", "unknown", "")]
+    {
         let name = format!("{os}/{architecture}/{variant}");
-        let mut manifest = layout.manifest(&[tar(&[busybox(), vec![file("platform", name)]].concat())], json!({"Labels": {"p": architecture}}));
+        let mut manifest =
+            layout.manifest(&[tar(&[busybox(), vec![file("platform", name)]].concat())], json!({"Labels": {"p": architecture}}));
         manifest["platform"] = json!({"os": os, "architecture": architecture});
         if !variant.is_empty() {
             manifest["platform"]["variant"] = variant.into();
@@ -171,10 +174,14 @@ fn the_platform_is_chosen() {
     layout.add(index, "many");
     let store = store();
     let dest = fresh_dir("platforms-");
-    for (i, (wanted, got)) in
-        [("linux/arm/v7", "linux/arm/v7"), ("linux/arm/v6", "linux/arm/v6"), ("linux/amd64", "linux/amd64/"), ("linux/arm/v8", "linux/arm/v7")]
-            .into_iter()
-            .enumerate()
+    for (i, (wanted, got)) in [
+        ("linux/arm/v7", "linux/arm/v7"),
+        ("linux/arm/v6", "linux/arm/v6"),
+        ("linux/amd64", "linux/amd64/"),
+        ("linux/arm/v8", "linux/arm/v7"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let platform: Platform = wanted.parse().expect("a platform");
         // The configurations all say amd64, so only unpacking shows what was chosen.
@@ -239,13 +246,18 @@ fn unknown_users_are_refused_by_name() {
         assert!(Sandbox::new().rootfs(&image).user(0, 0).run(["sh", "-c", "true"]).expect("it runs").success());
     }
     // A link within the image is followed there and nowhere else.
-    let layers = [tar(&busybox()), tar(&[dir("etc/"), symlink("etc/passwd", "../../../../lib/users"), dir("lib/"), file("lib/users", support::image::PASSWD)])];
+    let layers = [
+        tar(&busybox()),
+        tar(&[dir("etc/"), symlink("etc/passwd", "../../../../lib/users"), dir("lib/"), file("lib/users", support::image::PASSWD)]),
+    ];
     let image = open(&store(), &Layout::of(&layers, json!({"User": "web"})).path).expect("an image");
     assert_eq!(prints(&image, "id -u"), "33\n");
 }
 
 fn what_only_lower_layers_know_is_asked_of_them() {
-    let base = [busybox(), vec![dir("usr/"), dir("usr/lib/"), symlink("lib", "usr/lib"), dir("private/").mode(0o700), file("private/key", "k")]].concat();
+    let base =
+        [busybox(), vec![dir("usr/"), dir("usr/lib/"), symlink("lib", "usr/lib"), dir("private/").mode(0o700), file("private/key", "k")]]
+            .concat();
     let upper = [
         // Behind the link, not in its place.
         file("lib/new.so", "new"),
@@ -284,7 +296,11 @@ fn many_layers_are_stacked() {
     }
     let store = store();
     let image = open(&store, &Layout::of(&layers, json!({})).path).expect("an image");
-    assert_eq!(prints(&image, "ls /n | sort -n | tail -n 1 2>/dev/null || ls /n | sort | sh -c 'cat > /dev/null'; cat /last; cat /n/1").trim_start_matches("199\n"), "1991");
+    assert_eq!(
+        prints(&image, "ls /n | sort -n | tail -n 1 2>/dev/null || ls /n | sort | sh -c 'cat > /dev/null'; cat /last; cat /n/1")
+            .trim_start_matches("199\n"),
+        "1991"
+    );
     // The most that a manifest may have.
     while layers.len() < 500 {
         layers.push(tar(&[file(&format!("more{}", layers.len()), "")]));
@@ -300,7 +316,8 @@ fn many_layers_are_stacked() {
 fn damaged_images_are_refused() {
     type Damage = fn(&mut Layout);
     fn layer_blob(layout: &Layout) -> PathBuf {
-        let largest = fs::read_dir(layout.path.join("blobs/sha256")).expect("blobs").flatten().max_by_key(|e| e.metadata().map_or(0, |m| m.len()));
+        let largest =
+            fs::read_dir(layout.path.join("blobs/sha256")).expect("blobs").flatten().max_by_key(|e| e.metadata().map_or(0, |m| m.len()));
         largest.expect("a blob").path()
     }
     fn manifest_blob(layout: &Layout) -> PathBuf {
@@ -473,7 +490,9 @@ fn archives_of_docker_save_open() {
         let entries: Vec<Entry> = entries
             .iter()
             .map(|e| match e.path.as_str() {
-                "manifest.json" => file("manifest.json", String::from_utf8_lossy(&e.contents).replace(&format!("{linked}/layer.tar"), changed)),
+                "manifest.json" => {
+                    file("manifest.json", String::from_utf8_lossy(&e.contents).replace(&format!("{linked}/layer.tar"), changed))
+                }
                 _ => e.clone(),
             })
             .collect();
@@ -508,7 +527,12 @@ fn a_run_is_committed_and_saved() {
     let options = CommitOptions::new().time(time).name("mine:1").comment("by a test");
     let committed = out.commit(&options).expect("an image");
     assert_ne!(committed.id(), image.id());
-    assert_eq!(prints(&committed, "cat /data/a; ls /data /fresh; stat -c '%a %h' /data/d /data/new; test ! -e /vol/data"), "a2more\na\nd\nlink\nnew\ndeep\n600 1\n644 2\n".replace("\n/", "/").replace("a\nd\nlink\nnew\ndeep\n", "/data:\na\nd\nlink\nnew\n\n/fresh:\ndeep\n"));
+    assert_eq!(
+        prints(&committed, "cat /data/a; ls /data /fresh; stat -c '%a %h' /data/d /data/new; test ! -e /vol/data"),
+        "a2more\na\nd\nlink\nnew\ndeep\n600 1\n644 2\n"
+            .replace("\n/", "/")
+            .replace("a\nd\nlink\nnew\ndeep\n", "/data:\na\nd\nlink\nnew\n\n/fresh:\ndeep\n")
+    );
     assert_eq!(out.commit(&options).expect("again").id(), committed.id(), "equal changes, equal image");
     assert_eq!(store.image("mine:1").expect("by name").id(), committed.id());
     // The first run's image is as it was.
@@ -526,7 +550,10 @@ fn a_run_is_committed_and_saved() {
         let from = format!("{transport}:{}/{rest}", text(&root));
         let to = format!("oci:{}:back", text(&path(&format!("back{i}"))));
         tool("skopeo", &["--insecure-policy", "copy", "-q", &from, &to]);
-        let back = Image::options().store(&Store::open(path(&format!("store{i}"))).expect("a store")).open(path(&format!("back{i}"))).expect("an image");
+        let back = Image::options()
+            .store(&Store::open(path(&format!("store{i}"))).expect("a store"))
+            .open(path(&format!("back{i}")))
+            .expect("an image");
         assert_eq!(back.id(), committed.id(), "{from}");
         assert_eq!(Sandbox::new().rootfs(&back).run(Command::of_image()).expect("it runs").text(), "new\n");
     }

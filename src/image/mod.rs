@@ -159,3 +159,36 @@ impl From<&Image> for Image {
         image.clone()
     }
 }
+
+/// Reads `bytes` as each of the documents of an image and, as a file, as an archive.
+/// Whatever it is, it's an image or an error, and names no file outside.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let _ = json::check_layout(bytes);
+    let _ = json::Document::parse(bytes, "", "a manifest");
+    if let Ok(document) = json::ConfigDocument::parse(bytes) {
+        let config = ImageConfig::new(&document, User::find("web:staff", bytes, bytes));
+        let _ = (config.env().count(), config.volumes().count(), config.stop_signal());
+        config.arguments(None, &[]);
+    }
+    let whole = || -> Result<()> {
+        let file = crate::launch::sealed(c"fuzz", bytes)?;
+        let scratch = || Ok(std::env::temp_dir());
+        if let archive::Kind::Image(archive) = Archive::look(file.into(), 1 << 20, scratch)? {
+            let source = layout::read(Files::Archive(archive), None, None)?;
+            for layer in &source.layers {
+                assert!(!layer.path.contains(".."));
+                source.open_layer(layer)?;
+            }
+        }
+        Ok(())
+    };
+    let _ = whole();
+    let docker = || -> Result<()> {
+        let file = crate::launch::sealed(c"fuzz", bytes)?;
+        if let archive::Kind::Image(archive) = Archive::look(file.into(), 1 << 20, || Ok(std::env::temp_dir()))? {
+            docker::read(Files::Archive(archive), None, None)?;
+        }
+        Ok(())
+    };
+    let _ = docker();
+}

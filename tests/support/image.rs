@@ -163,7 +163,9 @@ impl Layout {
 pub fn busybox() -> Vec<Entry> {
     let program = fs::read(which("busybox").expect("busybox")).expect("busybox");
     let mut entries = vec![dir("./"), dir("bin/"), file("bin/busybox", program).mode(0o755)];
-    for name in ["sh", "cat", "ls", "echo", "id", "stat", "rm", "mkdir", "touch", "pwd", "env", "find", "test", "sleep", "ln", "chmod", "sort"] {
+    for name in
+        ["sh", "cat", "ls", "echo", "id", "stat", "rm", "mkdir", "touch", "pwd", "env", "find", "test", "sleep", "ln", "chmod", "sort"]
+    {
         entries.push(symlink(&format!("bin/{name}"), "busybox"));
     }
     entries.extend([dir("etc/"), file("etc/passwd", PASSWD), file("etc/group", "root:x:0:\nstaff:x:50:\n"), dir("tmp/").mode(0o1777)]);
