@@ -20,10 +20,19 @@
 //! entry goes through the same resolver.
 
 mod apply;
+mod attributes;
 mod changes;
+mod directory;
+mod file;
+mod finish;
+mod hide;
+mod name;
 mod pack;
 mod remove;
+mod tree;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -31,6 +40,8 @@ pub(crate) use apply::apply;
 pub(crate) use changes::changes;
 pub(crate) use pack::pack;
 pub(crate) use remove::remove_tree;
+
+use crate::tar::shown;
 
 /// What an unpacked layer looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,4 +211,8 @@ pub enum ChangeKind {
     Modified,
     /// It's gone, with everything below it.
     Deleted,
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
 }

@@ -5,7 +5,7 @@
 //! step opens one name in one directory and follows no link; links are resolved here,
 //! against the root of the image.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,7 +28,7 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug)]
 pub(crate) struct Merged {
     roots: Rc<Vec<OwnedFd>>,
-    opaque: &'static str,
+    opaque: &'static CStr,
     /// An ordinary user's: owners say nothing.
     single_owner: bool,
 }
@@ -50,7 +50,7 @@ impl Merged {
         let open =
             |path: PathBuf| File::open(&path).map(OwnedFd::from).map_err(|e| Error::io("open the layer", &path.to_string_lossy(), e));
         let roots: Vec<OwnedFd> = layers.into_iter().map(open).collect::<Result<_>>()?;
-        let opaque = if user_xattr { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
+        let opaque = if user_xattr { c"user.overlay.opaque" } else { c"trusted.overlay.opaque" };
         Ok(Merged { roots: Rc::new(roots), opaque, single_owner: user_xattr })
     }
 
@@ -74,7 +74,7 @@ impl Merged {
             }
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let opened = openat(layer, name, flags, Mode::empty()).map_err(failed)?;
-            let opaque = sys::xattr::get(opened.as_fd(), self.opaque).ok().flatten().is_some_and(|value| value == b"y");
+            let opaque = sys::xattr::get_at(opened.as_fd(), c".", self.opaque).is_ok_and(|value| value == b"y");
             merged.push(opened);
             if opaque {
                 break;

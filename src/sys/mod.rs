@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod directory;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod socket;
