@@ -34,7 +34,7 @@ fn open_as_host() {
     let (store, image) = (std::env::var_os(STORE).expect("a store"), std::env::var_os(IMAGE).expect("an image"));
     let unpacked = Arc::new(AtomicUsize::new(0));
     let counter = unpacked.clone();
-    let options = Image::options().store(&Store::open(store).expect("a store")).progress(move |progress| {
+    let options = Image::options().store(&Store::open(store).expect("a store").without_sync()).progress(move |progress| {
         if progress.read == progress.total {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -82,7 +82,7 @@ fn killed_processes_leave_a_usable_store() {
     }
     let layout = layout(4, 300);
     let path = fresh_dir("store-").join("store");
-    let store = Store::open(&path).expect("a store");
+    let store = Store::open(&path).expect("a store").without_sync();
     // How long it takes, to spread the moments over it.
     let begun = Instant::now();
     host("killed_processes_leave_a_usable_store", &path, &layout.path).success();
@@ -93,7 +93,7 @@ fn killed_processes_leave_a_usable_store() {
             store.remove(&id).expect("removed");
         }
         store.prune().expect("pruned");
-        for directory in ["layers", "chains", "blobs", "tmp", "trash", "leases", "images", "refs"] {
+        for directory in ["layers", "chains", "blobs", "tmp", "trash", "leases", "images", "configs", "refs"] {
             assert_eq!(entries(&path, directory), [""; 0], "round {round}: prune leaves {directory}");
         }
         let mut host = host("killed_processes_leave_a_usable_store", &path, &layout.path);
@@ -115,7 +115,7 @@ fn killed_processes_leave_a_usable_store() {
 
 fn layers_in_use_stay() {
     let layout = layout(2, 3);
-    let store = Store::open(fresh_dir("store-").join("store")).expect("a store");
+    let store = Store::open(fresh_dir("store-").join("store")).expect("a store").without_sync();
     let image = Image::options().store(&store).open(&layout.path).expect("an image");
     let recipe = Sandbox::new().rootfs(&image);
     let mut child = recipe.spawn(["sh", "-c", "sleep 0.1; cat /l1/2"]).expect("it starts");
@@ -130,14 +130,14 @@ fn layers_in_use_stay() {
     let pruned = store.prune().expect("pruned");
     assert_eq!(pruned.layers, 2);
     assert!(pruned.bytes > 0);
-    for directory in ["layers", "chains", "blobs", "tmp", "trash", "leases", "images", "refs"] {
+    for directory in ["layers", "chains", "blobs", "tmp", "trash", "leases", "images", "configs", "refs"] {
         assert_eq!(entries(store.path(), directory), [""; 0], "{directory}");
     }
 }
 
 fn layers_are_shared() {
     let layers = [tar(&busybox()), tar(&[file("a", "a")]), tar(&[file("b", "b")])];
-    let store = Store::open(fresh_dir("store-").join("store")).expect("a store");
+    let store = Store::open(fresh_dir("store-").join("store")).expect("a store").without_sync();
     for (i, chosen) in [[0, 1], [0, 2], [0, 1]].iter().enumerate() {
         let layers: Vec<Vec<u8>> = chosen.iter().map(|n| layers[*n].clone()).collect();
         let layout = Layout::of(&layers, json!({"Labels": {"n": i.to_string()}}));
@@ -164,7 +164,7 @@ fn many_threads_share_a_store() {
         for i in 0..16usize {
             let (layouts, path) = (&layouts, &path);
             scope.spawn(move || {
-                let store = Store::open(path).expect("a store");
+                let store = Store::open(path).expect("a store").without_sync();
                 for n in 0..8 {
                     Image::options().store(&store).open(&layouts[(i + n) % layouts.len()].path).expect("an image");
                     if (i + n) % 5 == 0 {
@@ -174,7 +174,7 @@ fn many_threads_share_a_store() {
             });
         }
     });
-    let store = Store::open(&path).expect("a store");
+    let store = Store::open(&path).expect("a store").without_sync();
     assert_eq!(store.images().expect("a list").len(), 4);
     assert_eq!(entries(&path, "layers").len(), 5);
     assert_eq!(entries(&path, "leases"), [""; 0]);
@@ -186,7 +186,7 @@ fn a_store_of_others_is_refused() {
     assert!(error.to_string().contains("0700"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Image);
     let path = fresh_dir("store-").join("deep/er");
-    let store = Store::open(&path).expect("a store");
+    let store = Store::open(&path).expect("a store").without_sync();
     assert_eq!(fs::metadata(&path).expect("it").permissions().mode() & 0o777, 0o700);
     fs::write(path.join("format"), "cofferdam store 2\n").expect("written");
     let error = Store::open(&path).expect_err("of another version");
@@ -198,7 +198,7 @@ fn a_store_of_others_is_refused() {
 }
 
 fn a_damaged_record_does_not_stop_the_rest() {
-    let store = Store::open(fresh_dir("store-").join("store")).expect("a store");
+    let store = Store::open(fresh_dir("store-").join("store")).expect("a store").without_sync();
     let layout = layout(2, 1);
     let image = Image::options().store(&store).open(&layout.path).expect("an image");
     let chain: PathBuf = store.path().join("chains").join(&entries(store.path(), "chains")[0]);
@@ -215,7 +215,7 @@ fn a_damaged_record_does_not_stop_the_rest() {
 /// leaves room for a busy machine; `benches` measures.
 fn an_image_that_is_there_opens_fast() {
     let layout = layout(20, 2);
-    let store = Store::open(fresh_dir("store-").join("store")).expect("a store");
+    let store = Store::open(fresh_dir("store-").join("store")).expect("a store").without_sync();
     let open = || Image::options().store(&store).open(&layout.path).expect("an image");
     open();
     let time = |work: &dyn Fn()| {

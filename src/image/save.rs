@@ -95,7 +95,7 @@ fn members(stored: &Stored, format: ImageFormat, name: &str) -> Result<Vec<Membe
         layers.push(descriptor(&media_type, &layer.digest, layer.size));
         blobs.push((layer.digest.clone(), Contents::File { path: layer.path.clone(), size: layer.size }));
     }
-    let config = stored.config.as_bytes().to_vec();
+    let config = stored.config.clone();
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": format!("{OCI}.manifest.v1+json"),

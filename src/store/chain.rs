@@ -17,7 +17,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::import::{Staging, place, sync};
+use super::import::{Staging, place};
 use super::merged::{Found, Merged};
 use super::{Store, make_directory, record};
 use crate::compress::{self, Bounds};
@@ -213,7 +213,7 @@ fn flatten(store: &Store, diff_ids: &[Digest], chain: &str, limits: &layer::Limi
         let (_, contents) = compress::reader(BufReader::new(blob), &Bounds::default())?;
         compress::ahead(contents, |tar| layer::apply(tar, root.as_fd(), &options))??;
     }
-    sync(path)?;
+    store.sync()?;
     place(&staged, &path.join("layers").join(&name))?;
     Ok(name)
 }

@@ -80,7 +80,7 @@ impl Commit<'_> {
     /// The old configuration with the new layer in it.
     fn config(&self, diff_id: &Digest) -> Result<Value> {
         let mut config: Value =
-            serde_json::from_str(&self.base.config_text()?).map_err(|e| refused(format!("its configuration is damaged: {e}")))?;
+            serde_json::from_slice(&self.base.config_bytes()?).map_err(|e| refused(format!("its configuration is damaged: {e}")))?;
         let created = rfc3339(self.created);
         config["created"] = created.clone().into();
         match config["rootfs"]["diff_ids"].as_array_mut() {

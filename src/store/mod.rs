@@ -7,7 +7,8 @@
 //!   layers/DIFFID/       fs/ (a tree for overlayfs) and layer.json
 //!   layers/fix-CHAIN/    answers to what a layer alone can't know; see chain.rs
 //!   chains/CHAIN/        links 0, 1, 2 ... to layers, the topmost first
-//!   images/ID.json       configuration and chain; ID is the configuration's digest
+//!   images/ID.json       which chain it has; ID is the configuration's digest
+//!   configs/ID           the configuration as it came
 //!   refs/NAME.json       which image a name stands for; NAME is the name's digest
 //!   sources/KEY.json     which image a root file system archive became
 //!   blobs/DIGEST         layers as they came, to be saved again
@@ -36,7 +37,7 @@ mod prune;
 mod record;
 pub(crate) mod stream;
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -75,6 +76,7 @@ pub use prune::Pruned;
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,
+    sync: bool,
 }
 
 #[derive(Debug)]
@@ -84,7 +86,7 @@ struct Inner {
     user_xattr: bool,
 }
 
-const DIRECTORIES: [&str; 9] = ["layers", "chains", "images", "refs", "sources", "blobs", "leases", "tmp", "trash"];
+const DIRECTORIES: [&str; 10] = ["layers", "chains", "images", "configs", "refs", "sources", "blobs", "leases", "tmp", "trash"];
 
 impl Store {
     /// The user's own store: `/var/lib/cofferdam` for root, else
@@ -144,7 +146,27 @@ impl Store {
             }
             Err(error) => return Err(Error::io("read", &path.join("format").to_string_lossy(), error)),
         }
-        Ok(Store { inner: Arc::new(Inner { path, user_xattr }) })
+        Ok(Store { inner: Arc::new(Inner { path, user_xattr }), sync: true })
+    }
+
+    /// The same store, without waiting for the disk when an image is unpacked: for
+    /// machines that are thrown away, and for tests. If the *machine* crashes soon
+    /// afterwards, layers may have empty files in them; no crash of a process harms a
+    /// store.
+    pub fn without_sync(mut self) -> Store {
+        self.sync = false;
+        self
+    }
+
+    /// syncfs(2), once for all that is about to get its name: file by file it takes
+    /// fifty times as long.
+    fn sync(&self) -> Result<()> {
+        if !self.sync {
+            return Ok(());
+        }
+        let failed = |e| Error::io("sync", &self.path().to_string_lossy(), e);
+        let directory = File::open(self.path()).map_err(failed)?;
+        nix::unistd::syncfs(&directory).map_err(|errno| failed(errno.into()))
     }
 
     /// Its directory.
@@ -161,7 +183,7 @@ impl Store {
             let mut names: Vec<String> = names.iter().filter(|(_, of)| *of == id).map(|(name, _)| name.clone()).collect();
             names.sort();
             let (mut bytes, mut inodes) = (0, 0);
-            let document = record.document()?;
+            let document = record::document(self.path(), &id)?;
             for diff_id in document.diff_ids() {
                 if let Some(layer) = record::layer(self.path(), diff_id)? {
                     bytes += layer.bytes;
@@ -180,7 +202,7 @@ impl Store {
     pub fn image(&self, reference: &str) -> Result<Image> {
         let lock = Lock::take(self.path(), Kind::UseShared)?;
         let id = self.find(reference)?;
-        let imported = import::opened(self, &lock, &id)?;
+        let imported = import::opened(self, &lock, &id, None)?;
         let imported = imported
             .ok_or_else(|| Error::new(ErrorKind::Image, format!("cannot use the image {reference}: it is incomplete; import it again")))?;
         Ok(Image::imported(imported))

@@ -56,6 +56,11 @@ pub(super) fn prune(store: &Store) -> Result<Pruned> {
                 discard(path, "blobs", &name, &trash)?;
             }
         }
+        for name in list(&path.join("configs"))? {
+            if !Digest::from_file_name(&name).is_some_and(|id| used.images.contains(&id)) {
+                discard(path, "configs", &name, &trash)?;
+            }
+        }
         // What points to an image that is gone.
         for (name, image) in record::names(path)? {
             if !used.images.contains(&image) {
@@ -93,9 +98,9 @@ impl Used {
         let mut used = Used::default();
         let mut directories: Vec<String> = lease::live(store)?;
         for (id, image) in record::images(store)? {
-            used.images.insert(id);
             // Also those that the chain leaves out: they are part of the image.
-            used.layers.extend(image.document()?.diff_ids().iter().map(Digest::file_name));
+            used.layers.extend(record::document(store, &id)?.diff_ids().iter().map(Digest::file_name));
+            used.images.insert(id);
             directories.push(image.chain.directory);
         }
         for directory in directories {

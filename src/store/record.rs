@@ -17,17 +17,9 @@ use crate::image::{Digest, User};
 /// `images/ID.json`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
-    /// The configuration as it came: its digest is the image's id.
-    pub(crate) config: String,
     pub(crate) chain: Chain,
     /// Whom the configuration's user is, by the image's own passwd and group.
     pub(crate) user: std::result::Result<User, String>,
-}
-
-impl ImageRecord {
-    pub(crate) fn document(&self) -> Result<ConfigDocument> {
-        ConfigDocument::parse(self.config.as_bytes())
-    }
 }
 
 /// `layers/DIFFID/layer.json`
@@ -107,6 +99,16 @@ pub(crate) fn image(store: &Path, id: &Digest) -> Result<Option<ImageRecord>> {
 
 pub(super) fn remove_image(store: &Path, id: &Digest) -> Result<()> {
     remove(&image_path(store, id))
+}
+
+/// `configs/ID`: an image's configuration as it came.
+pub(crate) fn config(store: &Path, id: &Digest) -> Result<Vec<u8>> {
+    let path = store.join("configs").join(id.file_name());
+    fs::read(&path).map_err(|e| Error::io("read", &path.to_string_lossy(), e))
+}
+
+pub(crate) fn document(store: &Path, id: &Digest) -> Result<ConfigDocument> {
+    ConfigDocument::parse(&config(store, id)?)
 }
 
 /// The ids of all images.

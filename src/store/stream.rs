@@ -132,7 +132,9 @@ impl Read for Received<'_> {
             copy.write_all(&buffer[..count])?;
         }
         self.read += count as u64;
-        (self.progress)(self.read);
+        if count > 0 {
+            (self.progress)(self.read);
+        }
         Ok(count)
     }
 }
