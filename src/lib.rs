@@ -9,6 +9,8 @@ mod compress;
 mod error;
 mod ids;
 mod image;
+#[doc(hidden)]
+pub mod internals;
 mod launch;
 #[allow(dead_code, unused_imports, reason = "images are being built on top of it")]
 mod layer;
@@ -30,6 +32,7 @@ pub use command::{Command, Stdio};
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
 pub use launch::quiesce;
+pub use layer::{Change, ChangeKind};
 pub use limits::Resource;
 pub use net::Network;
 pub use outcome::{Exit, Limit, Output, StreamEnd, Usage, signal_name};

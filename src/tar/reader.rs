@@ -64,6 +64,12 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
+    /// Where the entry's data begin in the stream, how many are stored, and how many
+    /// bytes of padding follow.
+    pub(crate) fn extent(&self) -> (u64, u64, u64) {
+        (self.position, self.data, self.padding)
+    }
+
     /// Some of the entry's data that are still to come; none at their end. For a sparse
     /// file that's the data without the holes.
     pub(crate) fn data(&mut self) -> Result<&[u8]> {
