@@ -22,6 +22,7 @@
 mod apply;
 mod attributes;
 mod changes;
+mod contents;
 mod directory;
 mod file;
 mod finish;
@@ -31,7 +32,7 @@ mod pack;
 mod remove;
 mod tree;
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -211,6 +212,23 @@ pub enum ChangeKind {
     Modified,
     /// It's gone, with everything below it.
     Deleted,
+}
+
+/// The id that an archive has for one on disk.
+fn mapped(ids: &[IdRange], id: u32) -> u32 {
+    const NOBODY: u32 = 65534;
+    if ids.is_empty() {
+        return id;
+    }
+    let range = ids.iter().find(|range| id.checked_sub(range.here).is_some_and(|n| n < range.count));
+    range.map_or(NOBODY, |range| range.there + (id - range.here))
+}
+
+/// Overlayfs' own attribute of this name on a layer that this process has written: root
+/// mounts with `trusted.*`, everybody else in a user namespace with `user.*`.
+fn overlay_attribute(name: &str) -> CString {
+    let namespace = if nix::unistd::geteuid().is_root() { "trusted" } else { "user" };
+    CString::new(format!("{namespace}.overlay.{name}")).expect("no NUL")
 }
 
 fn path_of(bytes: &[u8]) -> PathBuf {

@@ -112,8 +112,8 @@ mod tests {
         assert!(parse(&"n".repeat(256)).is_err());
         assert!(parse(&"d/".repeat(255)).is_ok());
         assert!(parse(&"d/".repeat(256)).is_err());
-        assert!(parse(&["n".repeat(200); 20].join("/")).is_ok());
-        assert!(parse(&["n".repeat(200); 21].join("/")).is_err());
+        assert!(parse(&vec!["n".repeat(200); 20].join("/")).is_ok());
+        assert!(parse(&vec!["n".repeat(200); 21].join("/")).is_err());
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl<'a> Tree<'a> {
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let mut opened = openat(&here.fd, &name[..], flags, Mode::empty());
             if matches!(opened, Err(Errno::EACCES)) {
-                self.loosen(&here).map_err(|errno| failed("open", errno))?;
+                loosen(&here).map_err(|errno| failed("open", errno))?;
                 opened = openat(&here.fd, &name[..], flags, Mode::empty());
             }
             let found = match opened {
@@ -320,21 +320,12 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// Lets an ordinary user into a directory of its own. The old mode comes back at the end.
-    fn loosen(&self, directory: &Directory) -> nix::Result<()> {
-        let stat = fstat(&directory.fd)?;
-        if stat.st_mode & 0o700 == 0o700 {
-            return Err(Errno::EACCES);
-        }
-        set_mode(directory.fd.as_fd(), (stat.st_mode & 0o7777) | 0o700)
-    }
-
     /// Makes something in a directory by `make`, which is tried once more if the
     /// directory was closed to us.
     pub(super) fn made<T>(&self, parent: &Directory, make: impl Fn() -> nix::Result<T>) -> nix::Result<T> {
         match make() {
             Err(Errno::EACCES) => {
-                self.loosen(parent)?;
+                loosen(parent)?;
                 make()
             }
             result => result,
@@ -353,10 +344,13 @@ impl<'a> Tree<'a> {
             SFlag::S_IFDIR => {
                 self.open.clear();
                 let name = CString::new(name).map_err(|_| failed(Errno::EINVAL.into()))?;
-                let mut removed = remove(parent.fd.as_fd(), &name, &mut |inode| drop(self.nodes.remove(&inode)));
+                let mut gone = |inode| {
+                    self.nodes.remove(&inode);
+                };
+                let mut removed = remove(parent.fd.as_fd(), &name, &mut gone);
                 if removed.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EACCES)) {
-                    self.loosen(parent).map_err(|errno| failed(errno.into()))?;
-                    removed = remove(parent.fd.as_fd(), &name, &mut |inode| drop(self.nodes.remove(&inode)));
+                    loosen(parent).map_err(|errno| failed(errno.into()))?;
+                    removed = remove(parent.fd.as_fd(), &name, &mut gone);
                 }
                 removed.map_err(failed)
             }
@@ -385,4 +379,13 @@ impl<'a> Tree<'a> {
     pub(super) fn has_added(&self, inode: u64, name: &[u8]) -> bool {
         self.added.as_ref().is_none_or(|added| added.contains(&self.hasher.hash_one((inode, name))))
     }
+}
+
+/// Lets an ordinary user into a directory of its own. The old mode comes back at the end.
+fn loosen(directory: &Directory) -> nix::Result<()> {
+    let stat = fstat(&directory.fd)?;
+    if stat.st_mode & 0o700 == 0o700 {
+        return Err(Errno::EACCES);
+    }
+    set_mode(directory.fd.as_fd(), (stat.st_mode & 0o7777) | 0o700)
 }
