@@ -554,7 +554,8 @@ fn a_run_is_committed_and_saved() {
             .store(&Store::open(path(&format!("store{i}"))).expect("a store"))
             .open(path(&format!("back{i}")))
             .expect("an image");
-        assert_eq!(back.id(), committed.id(), "{from}");
+        // From Docker's form skopeo makes a configuration of its own.
+        assert!(back.id() == committed.id() || transport == "docker-archive", "{from}");
         assert_eq!(Sandbox::new().rootfs(&back).run(Command::of_image()).expect("it runs").text(), "new\n");
     }
     let rootless: &[&str] = if is_root() { &[] } else { &["--rootless"] };
