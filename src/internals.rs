@@ -1,144 +1,116 @@
-//! Parts that tests, fuzz targets and benchmarks drive on their own; not part of the API.
-#![allow(missing_docs, missing_debug_implementations, reason = "nobody else sees it")]
+//! Ways in for fuzz targets and tests; not part of the API.
 
-use std::ffi::OsStr;
-use std::io::{BufRead, Write};
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
-use std::time::SystemTime;
+mod layers;
 
-use crate::compress::{Bounds, ahead, reader};
-use crate::layer::{self, ChangeKind, Form, IdRange, Limits, Options, Owners, PackOptions, Unknown};
-use crate::{Result, tar};
+use crate::plan::{start, wire};
+use crate::policy::bpf::{self, Check, Comparison, Rule, Verdict};
+use crate::policy::filter::Circumstances;
+use crate::{SyscallPolicy, SyscallProfile};
 
-/// How to unpack.
-#[derive(Clone, Default)]
-pub struct Unpack {
-    /// The overlay form, with `user.*` attributes if true.
-    pub overlay: Option<bool>,
-    /// All files belong to the caller.
-    pub single: bool,
-    pub max_bytes: Option<u64>,
-    pub max_inodes: Option<u64>,
-    pub max_memory: Option<usize>,
-}
+pub use layers::*;
 
-/// What came of it, questions and owners in words.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Unpacked {
-    pub bytes: u64,
-    pub inodes: u64,
-    pub opaque_root: bool,
-    pub root_entry: bool,
-    pub questions: Vec<(PathBuf, String)>,
-    pub owners: Vec<(PathBuf, u32, u32)>,
-    pub notes: Vec<String>,
-}
+/// An instruction of a filter, as `struct sock_filter` has it: code, jt, jf, k.
+pub type Instruction = (u16, u8, u8, u32);
 
-/// Unpacks an archive, compressed or not, as an image's layer is.
-pub fn unpack(archive: impl BufRead + Send, root: BorrowedFd<'_>, how: &Unpack) -> Result<Unpacked> {
-    let (_, reader) = reader(archive, &Bounds::default())?;
-    ahead(reader, |tar| unpack_here(tar, root, how))?
-}
-
-fn unpack_here(tar: impl BufRead, root: BorrowedFd<'_>, how: &Unpack) -> Result<Unpacked> {
-    let defaults = Limits::default();
-    let options = Options {
-        form: how.overlay.map_or(Form::Flat, |user_xattr| Form::Overlay { user_xattr }),
-        owners: if how.single { Owners::Single } else { Owners::Real },
-        limits: Limits {
-            bytes: how.max_bytes.unwrap_or(defaults.bytes),
-            inodes: how.max_inodes.unwrap_or(defaults.inodes),
-            memory: how.max_memory.unwrap_or(defaults.memory),
-            ..defaults
-        },
-    };
-    let applied = layer::apply(tar, root, &options)?;
-    let questions = applied.questions.into_iter().map(|question| {
-        let kind = match question.kind {
-            Unknown::Implied => "implied".into(),
-            Unknown::Whiteout => "whiteout".into(),
-            Unknown::Link { target } => format!("link to {}", target.display()),
-        };
-        (question.path, kind)
-    });
-    Ok(Unpacked {
-        bytes: applied.bytes,
-        inodes: applied.inodes,
-        opaque_root: applied.opaque_root,
-        root_entry: applied.root_entry,
-        questions: questions.collect(),
-        owners: applied.owners.into_iter().map(|owner| (owner.path, owner.uid, owner.gid)).collect(),
-        notes: applied.notes,
-    })
-}
-
-/// Packs a directory; entries and bytes of data.
-pub fn pack(
-    root: BorrowedFd<'_>,
-    out: impl Write,
-    overlay: bool,
-    latest: Option<SystemTime>,
-    ids: &[(u32, u32, u32)],
-) -> Result<(u64, u64)> {
-    let options = PackOptions { ids: ranges(ids), latest, overlay, root_entry: !overlay, exclude: Vec::new() };
-    let packed = layer::pack(root, out, &options)?;
-    Ok((packed.entries, packed.bytes))
-}
-
-/// What an upper layer changes: `A`, `C` or `D` and the path.
-pub fn changes(upper: BorrowedFd<'_>, lower: &[BorrowedFd<'_>], ids: &[(u32, u32, u32)]) -> Result<Vec<(char, PathBuf)>> {
-    let changes = layer::changes(upper, lower, &ranges(ids))?;
-    let letter = |kind| match kind {
-        ChangeKind::Added => 'A',
-        ChangeKind::Modified => 'C',
-        ChangeKind::Deleted => 'D',
-    };
-    Ok(changes.into_iter().map(|change| (letter(change.kind), change.path)).collect())
-}
-
-fn ranges(ids: &[(u32, u32, u32)]) -> Vec<IdRange> {
-    ids.iter().map(|&(here, there, count)| IdRange { here, there, count }).collect()
-}
-
-/// Removes a tree.
-pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-    layer::remove_tree(parent, name)
-}
-
-/// Reads bytes as an archive. What is accepted is written again and has to read the same.
-pub fn fuzz_tar(bytes: &[u8]) {
-    let Ok(entries) = read_all(bytes) else { return };
-    let mut writer = tar::Writer::new(Vec::new());
-    for (entry, data) in &entries {
-        assert!(!entry.path.is_empty() && !entry.path.contains(&0) && !entry.link.contains(&0));
-        writer.entry(entry).expect("a Vec takes all");
-        writer.data(data).expect("as many as the entry says");
+/// The plan decoder that init uses. The bytes are taken as a plan, and as places and
+/// values with which a right one is damaged.
+pub fn plan(bytes: &[u8]) {
+    stays_inside(bytes);
+    let mut plan = start::start_plan(start::Start::Subordinate).encode();
+    for edit in bytes.chunks_exact(3) {
+        let at = usize::from(u16::from_le_bytes([edit[0], edit[1]])) % plan.len();
+        plan[at] = edit[2];
     }
-    let again = read_all(&writer.finish().expect("a Vec takes all")).expect("what we write we read");
-    assert_eq!(entries, again);
+    stays_inside(&plan);
 }
 
-fn read_all(bytes: &[u8]) -> Result<Vec<(tar::Entry, Vec<u8>)>> {
-    let mut reader = tar::Reader::new(bytes);
-    let mut entries = Vec::new();
-    while let Some(entry) = reader.next_entry()? {
-        let mut data = Vec::new();
-        loop {
-            let some = reader.data()?;
-            if some.is_empty() {
-                break;
-            }
-            data.extend_from_slice(some);
-            let count = some.len();
-            reader.consume(count);
+/// The readers of what images say of themselves.
+pub fn image(bytes: &[u8]) {
+    crate::image::fuzz(bytes);
+}
+
+/// What the decoder accepts names nothing outside of its own bytes.
+fn stays_inside(bytes: &[u8]) {
+    let Some(plan) = wire::Plan::parse(bytes) else { return };
+    let blob = (bytes.len() - plan.blob_start()) as u64;
+    for i in 0..plan.len() {
+        let step = plan.step(i).expect("a checked plan has all its steps");
+        for (kind, arg) in step.kinds.iter().zip(step.args) {
+            assert!(*kind != wire::Kind::Blob || arg < blob);
         }
-        entries.push((entry, data));
     }
-    Ok(entries)
+    for i in 0..plan.relocations() {
+        assert!(plan.relocation(i) + 8 <= blob);
+    }
 }
 
-/// Unpacks bytes as a layer into a directory, without a thread.
-pub fn fuzz_layer(bytes: &[u8], root: BorrowedFd<'_>, how: &Unpack) -> Result<Unpacked> {
-    unpack_here(bytes, root, how)
+/// A profile in JSON: it's refused, or becomes a filter that the kernel's checker takes.
+pub fn profile(json: &[u8]) {
+    let Ok(profile) = SyscallProfile::parse(json) else { return };
+    for capabilities in [0, u64::MAX] {
+        let circumstances = Circumstances { keep_set_id: capabilities == 0, capabilities, nesting: false };
+        if let Ok(Some(filter)) = SyscallPolicy::from(profile.clone()).filter(circumstances) {
+            assert!(bpf::is_well_formed(&filter.program));
+        }
+    }
+}
+
+/// The filter of a policy for a run that writes nothing of the host's.
+pub fn filter(policy: impl Into<SyscallPolicy>) -> Vec<Instruction> {
+    let circumstances = Circumstances { keep_set_id: true, capabilities: 0, nesting: false };
+    let filter = policy.into().filter(circumstances).ok().flatten();
+    filter.map_or_else(Vec::new, |filter| plain(&filter.program))
+}
+
+/// Comparisons as libseccomp orders them, and the index of an argument and a value; the
+/// last one is a mask with the value.
+#[derive(Clone, Copy, Debug)]
+pub enum Test {
+    /// The argument isn't the value.
+    NotEqual(u8, u64),
+    /// It's less.
+    Less(u8, u64),
+    /// It's at most the value.
+    LessOrEqual(u8, u64),
+    /// It's the value.
+    Equal(u8, u64),
+    /// It's at least the value.
+    GreaterOrEqual(u8, u64),
+    /// It's greater.
+    Greater(u8, u64),
+    /// It's the value under a mask.
+    Masked(u8, u64, u64),
+}
+
+/// Compiles a table of our own making: for each number, in order, alternatives of
+/// conjunctions under which it's allowed; every other call answers EPERM.
+pub fn compile(table: &[(u32, Vec<Vec<Test>>)]) -> Vec<Instruction> {
+    let check = |test: &Test| match *test {
+        Test::NotEqual(i, value) => Check::Wide(i, Comparison::NotEqual, value),
+        Test::Less(i, value) => Check::Wide(i, Comparison::Less, value),
+        Test::LessOrEqual(i, value) => Check::Wide(i, Comparison::LessOrEqual, value),
+        Test::Equal(i, value) => Check::Wide(i, Comparison::Equal, value),
+        Test::GreaterOrEqual(i, value) => Check::Wide(i, Comparison::GreaterOrEqual, value),
+        Test::Greater(i, value) => Check::Wide(i, Comparison::Greater, value),
+        Test::Masked(i, mask, value) => Check::Wide(i, Comparison::Masked(mask), value & mask),
+    };
+    let mut runs = vec![(0, Verdict::EPERM)];
+    for (number, alternatives) in table {
+        let rule = |checks: &Vec<Test>| Rule { checks: checks.iter().map(check).collect(), verdict: Verdict::Allow };
+        let verdict = if alternatives.is_empty() {
+            Verdict::Allow
+        } else {
+            Verdict::Rules(alternatives.iter().map(rule).collect(), Box::new(Verdict::EPERM))
+        };
+        runs.retain(|(start, _)| start < number);
+        runs.push((*number, verdict));
+        runs.push((number + 1, Verdict::EPERM));
+    }
+    let program = bpf::compile(&runs, false);
+    assert!(program.len() > bpf::MOST || bpf::is_well_formed(&program));
+    plain(&program)
+}
+
+fn plain(program: &[bpf::Instruction]) -> Vec<Instruction> {
+    program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect()
 }

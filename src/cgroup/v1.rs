@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Counters, Limits, Setting, bandwidth, controller, field, number, open, read, same, same_pages, write};
+use super::{Counters, Limits, Setting, bandwidth, controller, field, number, open, page_cache, read, same, same_pages, write};
 use crate::probe::Layer;
 
 /// Joined by writing `0`. Not `cgroup.procs`: that takes a lock for which the first
@@ -89,6 +89,8 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
     }
     if uses & controller::MEMORY != 0 && limits.memory.is_some() {
+        // Only here, because this file takes as long to read as all the others.
+        counters.page_cache = page_cache(directory, "total_cache", "total_shmem");
         // Whichever of the two limits is met first counts; they are the same.
         let hits = |file| number(directory, file).unwrap_or(0);
         let counted = hits("memory.failcnt") + hits("memory.memsw.failcnt");

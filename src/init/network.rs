@@ -113,6 +113,7 @@ pub fn now(signal: i32) {
 fn serve(channel: i32, signal: i32, init: i32) -> ! {
     const PR_SET_PDEATHSIG: usize = 1;
     const PR_SET_NAME: usize = 15;
+    const PR_SET_TIMERSLACK: usize = 29;
     const SIOCGSKNS: usize = 0x894c;
     const SIOCOUTQ: usize = 0x5411;
     let _ = prctl(PR_SET_NAME, c"cofferdam-net".as_ptr() as usize);
@@ -121,6 +122,7 @@ fn serve(channel: i32, signal: i32, init: i32) -> ! {
         exit(1);
     }
     close_all_but(&mut [channel, signal]);
+    let _ = prctl(PR_SET_TIMERSLACK, 1000);
     loop {
         let mut count = 0u64;
         match call(nr::READ, [signal as usize, &raw mut count as usize, 8, 0, 0, 0]) {
@@ -135,6 +137,10 @@ fn serve(channel: i32, signal: i32, init: i32) -> ! {
         if waiting > 0 {
             continue;
         }
+        // Woken while PID 1 and the host are still busy, it would be put on the workload's
+        // processor, and stay there.
+        let pause = [0u64, 100_000];
+        let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
         let Ok(socket) = make() else { exit(1) };
         // The namespace of a socket (ioctl_ns(2) knows /proc only).
         let namespace = call(nr::IOCTL, [socket as usize, SIOCGSKNS, 0, 0, 0, 0]);

@@ -15,11 +15,13 @@ use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::landlock::{self, Ruleset};
 use super::overlay::{Lower, overlay};
 use super::wire::{AT_FDCWD, op, slot};
-use super::{Area, Arg, Draft, Mark};
+use super::{Area, Arg, Draft, Mark, namespaces, proc};
 use crate::image::{HostLayout, Root};
-use crate::probe::Layer;
+use crate::policy::landlock::right;
+use crate::probe::{Facts, Layer};
 use crate::sandbox::{Mount, MountKind, Sandbox};
 
 const FSCONFIG_SET_STRING: u32 = 1;
@@ -28,7 +30,7 @@ const FSCONFIG_CMD_CREATE: u32 = 6;
 pub(crate) const SCRATCH: &str = "/mnt";
 pub(super) const HERE: Arg = Arg::Value(AT_FDCWD);
 /// nosuid and nodev hold for every mount that a workload sees.
-pub(super) const BASE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+pub(crate) const BASE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
 /// fsopen, fsconfig, fsmount: a new file system as a detached mount.
 pub(crate) fn new_filesystem(draft: &mut Draft, kind: &'static str, options: &[(&str, &str)], attributes: u64) -> u8 {
@@ -198,9 +200,9 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, outsid
 }
 
 /// The tmpfs that holds all that a workload writes.
-pub(super) fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox) {
+pub(super) fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode: &str) {
     let (size, inodes) = (sandbox.writable.to_string(), sandbox.writable_files.to_string());
-    new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", "755")], BASE);
+    new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", mode)], BASE);
 }
 
 /// Inner stage, as long as the outer child is busy: PID 1 moves from init's small root
@@ -210,24 +212,30 @@ pub(super) fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox) {
 /// in namespace_unlock), some 50 us on an idle machine and milliseconds on a busy one.
 /// Here PID 1 would wait anyway. The final pivot then needs no umount: procfs, as the
 /// old root, is put where it belongs.
-pub(crate) fn alone(draft: &mut Draft) -> u8 {
+pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> u8 {
     draft.area(Area::Proc);
     // While init's /proc is still in view: the kernel mounts procfs in a user
     // namespace only where one is visible in full already.
-    let proc = draft.temporary();
-    new_filesystem_into(draft, proc, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
+    let procfs = draft.temporary();
+    new_filesystem_into(draft, procfs, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
     draft.area(Area::Mount);
     let path = draft.text("/dev");
     let dev = Tree { path, recursive: true }.clone_into(draft, "/dev");
+    let closed = (!sandbox.nesting).then(|| (&facts.proc, proc::covers(draft, &facts.proc)));
+    draft.area(Area::Mount);
     let slash = draft.text("/");
-    attach(draft, proc, slash, "/proc");
-    pivot(draft, proc);
-    draft.close(proc);
+    attach(draft, procfs, slash, "/proc");
+    pivot(draft, procfs);
+    draft.close(procfs);
+    if let Some((present, covers)) = closed {
+        namespaces::limits(draft);
+        proc::close(draft, present, &covers);
+    }
     dev
 }
 
 /// Inner stage: from detached mounts to a root with everything in its place.
-pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, dev: u8, terminal_group: bool) {
+pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, dev: u8, terminal_group: bool, ruleset: Option<Ruleset>) {
     draft.area(Area::Mount);
     let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
     if terminal_group {
@@ -236,7 +244,8 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     let pts = new_filesystem(draft, "devpts", &options, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC);
 
     if outside.shm.is_none() {
-        scratch_into(draft, slot::ROOT, sandbox);
+        // Nobody but us puts anything into `/` itself: see landlock.rs.
+        scratch_into(draft, slot::ROOT, sandbox, "555");
     }
     let slash = draft.text("/");
     attach(draft, slot::ROOT, slash, "the root");
@@ -285,17 +294,23 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         };
         let target = draft.temporary();
         let path = draft.text(mount.inside.as_os_str().as_bytes());
+        // An image's link must not lead us into the host's directory of a writable bind.
+        let mode = if sandbox.mounts_within(mount) { 0o755 } else { 0o755 | op::STAY };
         draft
             .step(
                 op::MAKE_PATH,
-                &[Arg::Slot(slot::ROOT), path, kind, 0o755.into(), uid.into(), gid.into()],
+                &[Arg::Slot(slot::ROOT), path, kind, mode.into(), uid.into(), gid.into()],
                 "make a place to mount",
                 name.clone(),
             )
             .keep_in(target);
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-        draft.step(libc::SYS_move_mount, &[Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()], "mount", name);
+        let args = [Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()];
+        draft.step(libc::SYS_move_mount, &args, "mount", name.clone());
         draft.close(target);
+        if let Some(ruleset) = ruleset.filter(|_| landlock::writable(&mount.kind)) {
+            ruleset.allow(draft, source, right::WRITE, name);
+        }
     }
     for file in sandbox.all_files() {
         let name = display(&file.inside);
@@ -307,6 +322,10 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         let mode = if stays { file.mode | op::STAY } else { file.mode };
         let args = [path, contents, file.contents.len().into(), mode.into(), uid.into(), gid.into()];
         draft.step(op::FILE, &args, "write", name);
+    }
+    if let Some(ruleset) = ruleset {
+        ruleset.allow_root(draft, sandbox);
+        ruleset.allow(draft, shm, right::WRITE, "/dev/shm");
     }
     draft.close(slot::ROOT);
 }

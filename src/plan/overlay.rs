@@ -83,7 +83,7 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     draft.area(Area::Overlay);
     draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
     let scratch = draft.temporary();
-    scratch_into(draft, scratch, sandbox);
+    scratch_into(draft, scratch, sandbox, "755");
     let path = draft.text(SCRATCH);
     attach(draft, scratch, path, "the writable layer");
     draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");

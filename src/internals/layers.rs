@@ -1,0 +1,144 @@
+//! Parts that tests, fuzz targets and benchmarks drive on their own; not part of the API.
+#![allow(missing_docs, missing_debug_implementations, reason = "nobody else sees it")]
+
+use std::ffi::OsStr;
+use std::io::{BufRead, Write};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use crate::compress::{Bounds, ahead, reader};
+use crate::layer::{self, ChangeKind, Form, IdRange, Limits, Options, Owners, PackOptions, Unknown};
+use crate::{Result, tar};
+
+/// How to unpack.
+#[derive(Clone, Default)]
+pub struct Unpack {
+    /// The overlay form, with `user.*` attributes if true.
+    pub overlay: Option<bool>,
+    /// All files belong to the caller.
+    pub single: bool,
+    pub max_bytes: Option<u64>,
+    pub max_inodes: Option<u64>,
+    pub max_memory: Option<usize>,
+}
+
+/// What came of it, questions and owners in words.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    pub bytes: u64,
+    pub inodes: u64,
+    pub opaque_root: bool,
+    pub root_entry: bool,
+    pub questions: Vec<(PathBuf, String)>,
+    pub owners: Vec<(PathBuf, u32, u32)>,
+    pub notes: Vec<String>,
+}
+
+/// Unpacks an archive, compressed or not, as an image's layer is.
+pub fn unpack(archive: impl BufRead + Send, root: BorrowedFd<'_>, how: &Unpack) -> Result<Unpacked> {
+    let (_, reader) = reader(archive, &Bounds::default())?;
+    ahead(reader, |tar| unpack_here(tar, root, how))?
+}
+
+fn unpack_here(tar: impl BufRead, root: BorrowedFd<'_>, how: &Unpack) -> Result<Unpacked> {
+    let defaults = Limits::default();
+    let options = Options {
+        form: how.overlay.map_or(Form::Flat, |user_xattr| Form::Overlay { user_xattr }),
+        owners: if how.single { Owners::Single } else { Owners::Real },
+        limits: Limits {
+            bytes: how.max_bytes.unwrap_or(defaults.bytes),
+            inodes: how.max_inodes.unwrap_or(defaults.inodes),
+            memory: how.max_memory.unwrap_or(defaults.memory),
+            ..defaults
+        },
+    };
+    let applied = layer::apply(tar, root, &options)?;
+    let questions = applied.questions.into_iter().map(|question| {
+        let kind = match question.kind {
+            Unknown::Implied => "implied".into(),
+            Unknown::Whiteout => "whiteout".into(),
+            Unknown::Link { target } => format!("link to {}", target.display()),
+        };
+        (question.path, kind)
+    });
+    Ok(Unpacked {
+        bytes: applied.bytes,
+        inodes: applied.inodes,
+        opaque_root: applied.opaque_root,
+        root_entry: applied.root_entry,
+        questions: questions.collect(),
+        owners: applied.owners.into_iter().map(|owner| (owner.path, owner.uid, owner.gid)).collect(),
+        notes: applied.notes,
+    })
+}
+
+/// Packs a directory; entries and bytes of data.
+pub fn pack(
+    root: BorrowedFd<'_>,
+    out: impl Write,
+    overlay: bool,
+    latest: Option<SystemTime>,
+    ids: &[(u32, u32, u32)],
+) -> Result<(u64, u64)> {
+    let options = PackOptions { ids: ranges(ids), latest, overlay, root_entry: !overlay, exclude: Vec::new() };
+    let packed = layer::pack(root, out, &options)?;
+    Ok((packed.entries, packed.bytes))
+}
+
+/// What an upper layer changes: `A`, `C` or `D` and the path.
+pub fn changes(upper: BorrowedFd<'_>, lower: &[BorrowedFd<'_>], ids: &[(u32, u32, u32)]) -> Result<Vec<(char, PathBuf)>> {
+    let changes = layer::changes(upper, lower, &ranges(ids))?;
+    let letter = |kind| match kind {
+        ChangeKind::Added => 'A',
+        ChangeKind::Modified => 'C',
+        ChangeKind::Deleted => 'D',
+    };
+    Ok(changes.into_iter().map(|change| (letter(change.kind), change.path)).collect())
+}
+
+fn ranges(ids: &[(u32, u32, u32)]) -> Vec<IdRange> {
+    ids.iter().map(|&(here, there, count)| IdRange { here, there, count }).collect()
+}
+
+/// Removes a tree.
+pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    layer::remove_tree(parent, name)
+}
+
+/// Reads bytes as an archive. What is accepted is written again and has to read the same.
+pub fn fuzz_tar(bytes: &[u8]) {
+    let Ok(entries) = read_all(bytes) else { return };
+    let mut writer = tar::Writer::new(Vec::new());
+    for (entry, data) in &entries {
+        assert!(!entry.path.is_empty() && !entry.path.contains(&0) && !entry.link.contains(&0));
+        writer.entry(entry).expect("a Vec takes all");
+        writer.data(data).expect("as many as the entry says");
+    }
+    let again = read_all(&writer.finish().expect("a Vec takes all")).expect("what we write we read");
+    assert_eq!(entries, again);
+}
+
+fn read_all(bytes: &[u8]) -> Result<Vec<(tar::Entry, Vec<u8>)>> {
+    let mut reader = tar::Reader::new(bytes);
+    let mut entries = Vec::new();
+    while let Some(entry) = reader.next_entry()? {
+        let mut data = Vec::new();
+        loop {
+            let some = reader.data()?;
+            if some.is_empty() {
+                break;
+            }
+            data.extend_from_slice(some);
+            let count = some.len();
+            reader.consume(count);
+        }
+        entries.push((entry, data));
+    }
+    Ok(entries)
+}
+
+/// Unpacks bytes as a layer into a directory, without a thread.
+pub fn fuzz_layer(bytes: &[u8], root: BorrowedFd<'_>, how: &Unpack) -> Result<Unpacked> {
+    unpack_here(bytes, root, how)
+}
