@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod processes;
+pub mod trees;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
