@@ -9,8 +9,6 @@ mod compress;
 mod error;
 mod ids;
 mod image;
-#[doc(hidden)]
-pub mod internals;
 mod launch;
 #[allow(dead_code, unused_imports, reason = "images are being built on top of it")]
 mod layer;

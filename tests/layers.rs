@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use cofferdam::ErrorKind;
-use cofferdam::internals::{Unpack, changes, pack, remove_tree, unpack};
+use cofferdam::internals::layers::{Unpack, changes, pack, remove_tree, unpack};
 use support::trees::{FACTS, apply, archive, facts, flat, merged, names, overlay, python};
 use support::{Need, fresh_dir, is_root};
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cofferdam::internals::{Unpack, Unpacked, unpack};
+use cofferdam::internals::layers::{Unpack, Unpacked, unpack};
 
 use super::{fresh_dir, is_root};
 
