@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use cofferdam::internals::{Unpack, unpack};
+use cofferdam::internals::layers::{Unpack, unpack};
 
 /// What the figures have to stay below.
 mod goal {

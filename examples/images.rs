@@ -71,7 +71,7 @@ fn parse() -> Result<Arguments> {
 
 fn perform() -> Result<()> {
     let arguments = parse()?;
-    let store = || arguments.store.as_ref().map_or_else(Store::default, Store::open);
+    let store = || arguments.store.as_ref().map_or_else(Store::open_default, Store::open);
     let words: Vec<&str> = arguments.words.iter().map(|w| w.to_str().unwrap_or_default()).collect();
     let path = |i: usize| PathBuf::from(&arguments.words[i]);
     match words[..] {

@@ -1,13 +1,11 @@
 //! Ways in for fuzz targets and tests; not part of the API.
 
-mod layers;
-
 use crate::plan::{start, wire};
 use crate::policy::bpf::{self, Check, Comparison, Rule, Verdict};
 use crate::policy::filter::Circumstances;
 use crate::{SyscallPolicy, SyscallProfile};
 
-pub use layers::*;
+pub use crate::layer::internals as layers;
 
 /// An instruction of a filter, as `struct sock_filter` has it: code, jt, jf, k.
 pub type Instruction = (u16, u8, u8, u32);

@@ -99,7 +99,7 @@ impl Image {
     /// * a directory that is a root file system: then it's [`Image::dir`].
     ///
     /// Archives may be compressed with gzip, zstd or xz. The layers are unpacked once,
-    /// into the user's [store](crate::Store::default), and shared from then on: opening
+    /// into the user's [store](crate::Store::open_default), and shared from then on: opening
     /// the same image again costs little more than reading its JSON. Every digest and
     /// size is checked while the layers are unpacked.
     ///

@@ -65,7 +65,7 @@ impl fmt::Debug for ImageOptions {
 /// What stands at a path.
 pub(super) enum Opened {
     Directory,
-    Image(Source),
+    Image(Box<Source>),
     /// A root file system in a tar archive.
     Archive(File),
 }
@@ -85,7 +85,7 @@ impl ImageOptions {
         self
     }
 
-    /// Where its layers are kept. Default: [`Store::default`].
+    /// Where its layers are kept. Default: [`Store::open_default`].
     pub fn store(mut self, store: &Store) -> ImageOptions {
         self.store = Some(store.clone());
         self
@@ -139,7 +139,7 @@ impl ImageOptions {
     }
 
     fn chosen_store(&self) -> Result<Store> {
-        self.store.clone().map_or_else(Store::default, Ok)
+        self.store.clone().map_or_else(Store::open_default, Ok)
     }
 
     pub(super) fn look(&self, path: &Path, scratch: &dyn Fn() -> Result<PathBuf>) -> Result<Opened> {
@@ -149,7 +149,7 @@ impl ImageOptions {
         if metadata.is_dir() {
             let files = Files::Directory(File::open(path).map_err(failed)?.into());
             return if layout::is_layout(&files)? {
-                Ok(Opened::Image(layout::read(files, reference, platform)?))
+                Ok(Opened::Image(Box::new(layout::read(files, reference, platform)?)))
             } else {
                 self.nameless().map(|()| Opened::Directory)
             };
@@ -172,7 +172,7 @@ impl ImageOptions {
                 } else {
                     layout::read(files, reference, platform)?
                 };
-                Ok(Opened::Image(source))
+                Ok(Opened::Image(Box::new(source)))
             }
         }
     }

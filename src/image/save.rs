@@ -70,7 +70,9 @@ fn save(imported: &Imported, path: &Path, format: ImageFormat, name: &str) -> Re
     if format == ImageFormat::OciDirectory {
         return to_directory(&members, path);
     }
-    let new = path.with_added_extension(format!("{}.new", std::process::id()));
+    let mut new = path.as_os_str().to_os_string();
+    new.push(format!(".{}.new", std::process::id()));
+    let new = PathBuf::from(new);
     let written =
         to_archive(&members, &new).and_then(|()| fs::rename(&new, path).map_err(|e| Error::io("rename", &new.to_string_lossy(), e)));
     if written.is_err() {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::stat::FileStat;
 
-use super::directory::{DEEPEST, Level, READ, is_directory, is_whiteout, look};
+use super::directory::{DEEPEST, Level, READ, is_directory, is_whiteout, look, readable};
 use super::finish::append;
 use super::{Change, ChangeKind, IdRange, mapped, overlay_attribute, path_of, shown};
 use crate::error::{Error, Result};
@@ -146,7 +146,7 @@ impl Comparison<'_> {
 
 /// Whether overlayfs' attribute is set: `opaque` to `y`, `whiteout` to anything.
 fn has(parent: BorrowedFd<'_>, name: &CStr, attribute: &str) -> io::Result<bool> {
-    match xattr::get_at(parent, name, &overlay_attribute(attribute)) {
+    match readable(parent, name, || xattr::get_at(parent, name, &overlay_attribute(attribute))) {
         Ok(value) => Ok(attribute != "opaque" || value == b"y"),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(false),
         Err(error) => Err(error),

@@ -3,15 +3,15 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
 
-use super::directory::set_mode;
+use super::directory::readable;
 use crate::tar::Segment;
 
 /// Where zeros are looked for, and how many are worth a hole: a smaller file is written
@@ -33,7 +33,9 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn open(parent: BorrowedFd<'_>, name: &CStr, size: u64) -> io::Result<Contents> {
         let whole = if size > 0 { vec![Segment { offset: 0, length: size }] } else { Vec::new() };
-        Ok(Contents { file: open(parent, name)?, size, buffer: Vec::new(), rest: whole })
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let file = readable(parent, name, || Ok(openat(parent, name, flags, Mode::empty())?))?;
+        Ok(Contents { file: file.into(), size, buffer: Vec::new(), rest: whole })
     }
 
     /// Where there's something other than zeros, if much isn't.
@@ -92,21 +94,5 @@ fn read<'a>(file: &File, buffer: &'a mut Vec<u8>, at: u64, length: u64) -> io::R
     match file.read_exact_at(buffer, at) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(io::Error::other("it became shorter while it was read")),
         result => result.map(|()| &buffer[..]),
-    }
-}
-
-/// Opens a file for reading, also one that its owner may not read, for a moment.
-fn open(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<File> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    match openat(parent, name, flags | OFlag::O_RDONLY, Mode::empty()) {
-        Err(Errno::EACCES) => {
-            let closed = openat(parent, name, flags | OFlag::O_PATH, Mode::empty())?;
-            let mode = fstat(&closed)?.st_mode & 0o7777;
-            set_mode(closed.as_fd(), mode | 0o400)?;
-            let opened = openat(parent, name, flags | OFlag::O_RDONLY, Mode::empty());
-            set_mode(closed.as_fd(), mode)?;
-            Ok(File::from(opened?))
-        }
-        result => Ok(File::from(result?)),
     }
 }

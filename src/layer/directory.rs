@@ -59,6 +59,23 @@ pub(super) fn set_mode(file: BorrowedFd<'_>, mode: u32) -> nix::Result<()> {
     fchmodat(AT_FDCWD, path.as_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)
 }
 
+/// Reads something of a file or directory by `read`, which is tried once more while its
+/// owner, who may not have read it, may.
+pub(super) fn readable<T>(parent: BorrowedFd<'_>, name: &CStr, read: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match read() {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let closed = openat(parent, name, flags, Mode::empty())?;
+            let mode = fstat(&closed)?.st_mode & 0o7777;
+            set_mode(closed.as_fd(), mode | 0o400)?;
+            let result = read();
+            set_mode(closed.as_fd(), mode)?;
+            result
+        }
+        result => result,
+    }
+}
+
 /// What `name` is, without following it; nothing if there's nothing.
 pub(super) fn look(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<Option<FileStat>> {
     match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {

@@ -27,6 +27,7 @@ mod directory;
 mod file;
 mod finish;
 mod hide;
+pub mod internals;
 mod name;
 mod pack;
 mod remove;

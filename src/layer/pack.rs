@@ -17,7 +17,7 @@ use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 
 use super::contents::Contents;
-use super::directory::{DEEPEST, Level, READ, is_directory, is_whiteout, kind, look};
+use super::directory::{DEEPEST, Level, READ, is_directory, is_whiteout, kind, look, readable};
 use super::finish::append;
 use super::{PackOptions, Packed, attributes, mapped, overlay_attribute, shown};
 use crate::error::{Error, ErrorKind, Result};
@@ -173,7 +173,7 @@ impl<W: Write> Packer<'_, W> {
         let mut entry = self.plain(path, stat);
         let names = xattr::list_at(parent, name).map_err(|error| failed(path, error))?;
         for attribute in attributes::kept_of(&names) {
-            let value = xattr::get_at(parent, name, &attribute).map_err(|error| failed(path, error))?;
+            let value = readable(parent, name, || xattr::get_at(parent, name, &attribute)).map_err(|error| failed(path, error))?;
             let value = if attribute.as_c_str() == c"security.capability" { attributes::capability(value) } else { value };
             entry.xattrs.push((attribute.into_bytes(), value));
         }
@@ -206,7 +206,7 @@ impl<W: Write> Packer<'_, W> {
 
     /// Whether overlayfs has set this attribute, to this value if one is given.
     fn overlay_has(&self, parent: BorrowedFd<'_>, name: &CStr, path: &[u8], attribute: &str, value: &[u8]) -> Result<bool> {
-        match xattr::get_at(parent, name, &overlay_attribute(attribute)) {
+        match readable(parent, name, || xattr::get_at(parent, name, &overlay_attribute(attribute))) {
             Ok(found) => Ok(value.is_empty() || found == value),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(false),
             Err(error) => Err(failed(path, error)),

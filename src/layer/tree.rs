@@ -269,6 +269,10 @@ impl<'a> Tree<'a> {
                 }
                 missing_or_other => {
                     let Some(origin) = make else { return Ok(None) };
+                    if origin == Origin::Marker && self.is_opaque(&at) {
+                        // What's below it is hidden as it is.
+                        return Ok(None);
+                    }
                     if let Some((_, stat)) = missing_or_other {
                         if origin == Origin::Marker {
                             // A file or a whiteout: nothing below it is left to hide.
@@ -283,8 +287,13 @@ impl<'a> Tree<'a> {
                 return Err(refused("its links lead below too many directories"));
             }
         }
-        let opaque = at.iter().any(|directory| self.nodes.get(&directory.inode).is_some_and(|node| node.opaque));
+        let opaque = self.is_opaque(&at);
         Ok(at.pop().map(|directory| (directory, opaque)))
+    }
+
+    /// Whether one of these hides what's below it.
+    fn is_opaque(&self, directories: &[Rc<Directory>]) -> bool {
+        directories.iter().any(|directory| self.nodes.get(&directory.inode).is_some_and(|node| node.opaque))
     }
 
     fn make_implied(&mut self, parent: &Directory, name: &[u8], origin: Origin) -> Result<Rc<Directory>> {

@@ -91,7 +91,7 @@ const DIRECTORIES: [&str; 10] = ["layers", "chains", "images", "configs", "refs"
 impl Store {
     /// The user's own store: `/var/lib/cofferdam` for root, else
     /// `$XDG_DATA_HOME/cofferdam` or `~/.local/share/cofferdam`.
-    pub fn default() -> Result<Store> {
+    pub fn open_default() -> Result<Store> {
         if nix::unistd::geteuid().is_root() {
             return Store::open("/var/lib/cofferdam");
         }

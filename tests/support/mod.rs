@@ -6,6 +6,7 @@
 pub mod host;
 pub mod image;
 pub mod processes;
+pub mod trees;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

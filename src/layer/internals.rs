@@ -1,5 +1,4 @@
-//! Parts that tests, fuzz targets and benchmarks drive on their own; not part of the API.
-#![allow(missing_docs, missing_debug_implementations, reason = "nobody else sees it")]
+//! Archives and layers on their own, for tests, fuzz targets and benchmarks.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, Write};
@@ -7,31 +6,41 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::{self as layer, ChangeKind, Form, IdRange, Limits, Options, Owners, PackOptions, Unknown};
 use crate::compress::{Bounds, ahead, reader};
-use crate::layer::{self, ChangeKind, Form, IdRange, Limits, Options, Owners, PackOptions, Unknown};
 use crate::{Result, tar};
 
 /// How to unpack.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Unpack {
     /// The overlay form, with `user.*` attributes if true.
     pub overlay: Option<bool>,
     /// All files belong to the caller.
     pub single: bool,
+    /// Bytes of data in files.
     pub max_bytes: Option<u64>,
+    /// Things made.
     pub max_inodes: Option<u64>,
+    /// Bytes to remember.
     pub max_memory: Option<usize>,
 }
 
 /// What came of it, questions and owners in words.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
+    /// Of data in files.
     pub bytes: u64,
+    /// Things made.
     pub inodes: u64,
+    /// The layer hides all below it.
     pub opaque_root: bool,
+    /// The root has an entry.
     pub root_entry: bool,
+    /// Paths, and what isn't known of them.
     pub questions: Vec<(PathBuf, String)>,
+    /// Users and groups that weren't set.
     pub owners: Vec<(PathBuf, u32, u32)>,
+    /// What was left out.
     pub notes: Vec<String>,
 }
 
