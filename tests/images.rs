@@ -586,8 +586,20 @@ fn a_debian_image_works() {
     let store = store();
     let image = open(&store, &archive).expect("an image");
     assert!(prints(&image, "cat /etc/os-release").contains("Debian"));
-    let verified = prints(&image, "dpkg --verify && echo verified");
-    assert_eq!(verified, "verified\n");
+    assert_eq!(prints(&image, "dpkg --verify && echo verified"), "verified\n");
+    // Four layers more, by successive changes.
+    let mut image = image;
+    for i in 1..5 {
+        let recipe = Sandbox::new().rootfs(&image).keep_changes(true).capabilities(cofferdam::Capability::DOCKER);
+        let script = format!(
+            "echo {i} > /etc/changed-{i}; rm -f /etc/changed-$(({i} - 2)); chown 3:4 /etc/changed-{i}; adduser --version > /dev/null 2>&1; true"
+        );
+        let out = recipe.run(["sh", "-c", &script]).expect("it runs");
+        assert!(out.success(), "{out}");
+        image = out.commit(&CommitOptions::new()).expect("an image");
+    }
+    assert_eq!(prints(&image, "dpkg --verify && cat /etc/changed-* && stat -c %u:%g /etc/changed-4"), "3\n4\n3:4\n");
+    assert_eq!(prints(&image, "apt-get --version | head -c 3; perl -e 'print 6*7'"), "apt42");
 }
 
 fn main() {
