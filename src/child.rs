@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::outcome::{Exit, Output};
 use crate::plan::message::Request;
-use crate::supervise::{Live, Pipes, tell};
+use crate::pty::Pty;
+use crate::supervise::{Live, Pipes, Started, tell};
 
-/// A command in a sandbox of its own, started by [`Sandbox::spawn`](crate::Sandbox::spawn).
+/// A command that runs, in a sandbox of its own ([`Sandbox::spawn`](crate::Sandbox::spawn))
+/// or in a live one ([`Instance::spawn`](crate::Instance::spawn)).
 ///
-/// Dropping it kills everything in the sandbox and waits for that. Captured streams
+/// Dropping it kills the command with everything that it has started, which is everything
+/// in a sandbox of its own, and waits for that. Captured streams
 /// are read while one of the `wait` functions runs; a workload that prints more
 /// than a pipe holds (64 KiB) waits until then.
 ///
@@ -28,13 +31,17 @@ pub struct Child {
     pub stdout: Option<PipeReader>,
     /// The command's standard error, if it's piped.
     pub stderr: Option<PipeReader>,
+    /// The other side of the command's terminal, if it has [one](crate::Stdio::pty).
+    pub pty: Option<Pty>,
     live: Live,
     pidfd: OwnedFd,
 }
 
 impl Child {
-    pub(crate) fn new(live: Live, pipes: Pipes, pidfd: OwnedFd) -> Child {
-        Child { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr, live, pidfd }
+    pub(crate) fn new(live: Live, pipes: Pipes, started: Started) -> Child {
+        let Started { pidfd, terminal } = started;
+        let pty = terminal.map(Pty::new);
+        Child { stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr, pty, live, pidfd }
     }
 
     /// Waits for the end. A piped standard input that is still here is closed
@@ -76,7 +83,7 @@ impl Child {
         self.live.finish()
     }
 
-    /// Kills everything in the sandbox. The verdict will be [`Exit::Killed`], unless
+    /// Kills the command with everything that it has started. The verdict will be [`Exit::Killed`], unless
     /// it has ended by itself before.
     pub fn kill(&self) -> Result<()> {
         self.live.tell(Request::KILL, 0, Duration::ZERO)
@@ -139,7 +146,7 @@ impl Killer {
     }
 }
 
-fn check_signal(signal: i32) -> Result<()> {
+pub(crate) fn check_signal(signal: i32) -> Result<()> {
     match signal {
         1..=64 => Ok(()),
         _ => Err(crate::Error::invalid(format!("{signal} is not a signal; they go from 1 to 64"))),

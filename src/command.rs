@@ -6,9 +6,11 @@ use std::io::{PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::image::ImageConfig;
+use crate::sandbox::Sandbox;
 
 /// The search path that a command gets by default.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,6 +45,41 @@ pub struct Command {
     pub(crate) stdout: Stdio,
     pub(crate) stderr: Stdio,
     pub(crate) fds: Vec<(u32, OwnedFd, FdKind)>,
+    pub(crate) limits: CommandLimits,
+    terminal_size: (u16, u16),
+}
+
+/// Limits of one command, instead of the recipe's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CommandLimits {
+    wall_time: Option<Duration>,
+    cpu_time: Option<Duration>,
+    idle_time: Option<Duration>,
+    output: Option<u64>,
+}
+
+impl CommandLimits {
+    /// The recipe as it is for this command, if that makes a difference.
+    pub(crate) fn over(&self, sandbox: &Sandbox) -> Option<Sandbox> {
+        let CommandLimits { wall_time, cpu_time, idle_time, output } = *self;
+        if (wall_time, cpu_time, idle_time, output) == (None, None, None, None) {
+            return None;
+        }
+        let mut sandbox = sandbox.clone();
+        if let Some(limit) = wall_time {
+            sandbox = sandbox.wall_time(limit);
+        }
+        if let Some(limit) = cpu_time {
+            sandbox = sandbox.cpu_time(limit);
+        }
+        if let Some(limit) = idle_time {
+            sandbox = sandbox.idle_time(limit);
+        }
+        if let Some(bytes) = output {
+            sandbox = sandbox.output(bytes);
+        }
+        Some(sandbox)
+    }
 }
 
 /// What a passed descriptor may refer to.
@@ -71,6 +108,8 @@ impl Command {
             stdout: Stdio::captured(),
             stderr: Stdio::captured(),
             fds: Vec::new(),
+            limits: CommandLimits::default(),
+            terminal_size: (24, 80),
         }
     }
 
@@ -162,16 +201,69 @@ impl Command {
         self
     }
 
+    /// Connects all three streams to a [terminal](Stdio::pty) of this size. The command
+    /// leads a session of its own with this as its controlling terminal, so that job
+    /// control and Ctrl-C work in it; set `TERM` for programs that draw.
+    ///
+    /// ```
+    /// use cofferdam::{Command, Sandbox};
+    /// use std::io::{Read, Write};
+    ///
+    /// let mut shell = Sandbox::new().spawn(Command::new("sh").arg("-i").pty(24, 80))?;
+    /// let mut terminal = shell.pty.take().expect("a terminal");
+    /// terminal.write_all(b"stty size; exit 3\n").unwrap();
+    /// let mut screen = String::new();
+    /// terminal.read_to_string(&mut screen).unwrap();
+    /// assert!(screen.contains("24 80"), "{screen}");
+    /// assert_eq!(shell.wait()?.code(), Some(3));
+    /// # Ok::<(), cofferdam::Error>(())
+    /// ```
+    pub fn pty(mut self, rows: u16, columns: u16) -> Command {
+        self.terminal_size = (rows, columns);
+        self.stdin(Stdio::pty()).stdout(Stdio::pty()).stderr(Stdio::pty())
+    }
+
+    pub(crate) fn terminal_size(&self) -> (u16, u16) {
+        self.terminal_size
+    }
+
+    /// The [wall time](Sandbox::wall_time) of this command, instead of the recipe's.
+    pub fn wall_time(mut self, limit: Duration) -> Command {
+        self.limits.wall_time = Some(limit);
+        self
+    }
+
+    /// The [CPU time](Sandbox::cpu_time) of this command, instead of the recipe's.
+    pub fn cpu_time(mut self, limit: Duration) -> Command {
+        self.limits.cpu_time = Some(limit);
+        self
+    }
+
+    /// The [idle time](Sandbox::idle_time) of this command, instead of the recipe's.
+    pub fn idle_time(mut self, limit: Duration) -> Command {
+        self.limits.idle_time = Some(limit);
+        self
+    }
+
+    /// The [limit on output](Sandbox::output) of this command, instead of the recipe's.
+    pub fn output(mut self, bytes: u64) -> Command {
+        self.limits.output = Some(bytes);
+        self
+    }
+
     /// Passes a further descriptor under this number: a regular file, a pipe or a
     /// character device. Anything else is refused when the command starts,
     /// because it can be a way out: see [`socket`](Self::socket) and
     /// [`directory_fd`](Self::directory_fd). 50 are possible.
     ///
-    /// A regular file is given with whatever its permissions allow the run's user, and
-    /// not only as it was opened: through /proc/self/fd the workload can open it once
-    /// more. As an ordinary user's sandbox has that user's rights to it, it can write
-    /// even what was opened for reading. A [bind](crate::Sandbox::bind) or
-    /// [bytes](Stdio::bytes) keep a file as it is. All this holds for streams too.
+    /// Landlock keeps a file that was opened for reading from being written, also through
+    /// /proc/self/fd, where a workload can open it once more (truncate(2) of that path only
+    /// from Linux 6.2 on). Where [`Layer::Landlock`](crate::Layer::Landlock) is missing, or
+    /// with [`nesting`](crate::Sandbox::nesting), permissions decide: an ordinary user's
+    /// sandbox has that user's rights to the file, and a workload of root's has those of
+    /// everybody. Who owns the file can change its mode and times in any case. A
+    /// [bind](crate::Sandbox::bind) or [bytes](Stdio::bytes) keep a file wholly as it is.
+    /// All this holds for streams too.
     pub fn fd(mut self, number: u32, fd: impl Into<OwnedFd>) -> Command {
         self.fds.push((number, fd.into(), FdKind::Plain));
         self
@@ -384,6 +476,8 @@ pub(crate) enum Stream {
     Bytes(Vec<u8>),
     Fd(OwnedFd),
     Relay(OwnedFd),
+    Pty,
+    Stdout,
 }
 
 impl Stdio {
@@ -416,6 +510,19 @@ impl Stdio {
     /// workload never holds the descriptor. If nobody reads there, waiting waits.
     pub fn relay(to: impl Into<OwnedFd>) -> Stdio {
         Stdio(Stream::Relay(to.into()))
+    }
+
+    /// A terminal: all streams of a command that are given this are one and the same,
+    /// which is the command's controlling terminal. Its other side is
+    /// [`Child::pty`](crate::Child::pty). Usually all three: [`Command::pty`].
+    pub fn pty() -> Stdio {
+        Stdio(Stream::Pty)
+    }
+
+    /// For standard error: the very stream that standard output is, so that what is
+    /// captured or passed on is in the order in which it was written, like `2>&1`.
+    pub fn stdout() -> Stdio {
+        Stdio(Stream::Stdout)
     }
 
     /// An input of these bytes: an unlinked file, so it ends where they end and

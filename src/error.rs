@@ -59,14 +59,20 @@ pub enum ErrorKind {
     Lost,
     /// Reading or writing on the host's side failed.
     Io,
+    /// A file, a directory or a tree inside is larger than the caller wants it.
+    FileTooLarge,
+    /// What should be a file or a directory inside is a FIFO, a socket, a device, or a
+    /// link that leads out of what is copied.
+    NotAFile,
     /// The output said otherwise: from [`Output::exit_ok`](crate::Output::exit_ok).
     Failed,
 
-    /// There's no such program in the sandbox.
+    /// There's no such program, or file, in the sandbox.
     NotFound,
-    /// The program may not be executed, or a directory on the way not be entered.
+    /// The program may not be executed, the file not be read or written, or a directory
+    /// on the way not be entered.
     PermissionDenied,
-    /// The program is a directory.
+    /// The program, or the file, is a directory.
     IsADirectory,
     /// The file is neither a script nor a binary for this machine.
     ExecFormat,
@@ -99,6 +105,8 @@ impl ErrorKind {
             ErrorKind::Exhausted => "exhausted",
             ErrorKind::Lost => "lost",
             ErrorKind::Io => "io",
+            ErrorKind::FileTooLarge => "file_too_large",
+            ErrorKind::NotAFile => "not_a_file",
             ErrorKind::Failed => "failed",
             ErrorKind::NotFound => "not_found",
             ErrorKind::PermissionDenied => "permission_denied",

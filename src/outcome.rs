@@ -22,6 +22,11 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// Captured standard error.
     pub stderr: Vec<u8>,
+    /// The last bytes of standard output that found no room in [`stdout`](Self::stdout):
+    /// see [`Sandbox::keep_tail`](crate::Sandbox::keep_tail).
+    pub stdout_tail: Vec<u8>,
+    /// The same of standard error.
+    pub stderr_tail: Vec<u8>,
     /// What became of standard output as a whole.
     pub stdout_stream: StreamEnd,
     /// What became of standard error as a whole.
@@ -85,7 +90,7 @@ impl fmt::Display for Output {
 }
 
 /// A size as people read it: `256 MiB`, `1.5 KiB`, `17 bytes`.
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -243,6 +248,36 @@ pub fn signal_name(signal: i32) -> Option<&'static str> {
     nix::sys::signal::Signal::try_from(signal).ok().map(nix::sys::signal::Signal::as_str)
 }
 
+/// A line of output, or a piece of a very long one: see
+/// [`Sandbox::run_lines`](crate::Sandbox::run_lines).
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    /// Which stream it came on.
+    pub source: Source,
+    /// When the host has read it, from the command's exec on.
+    pub at: Duration,
+    /// Its bytes, with the line feed.
+    pub bytes: &'a [u8],
+}
+
+impl Line<'_> {
+    /// It as text; bytes that aren't UTF-8 are replaced.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.bytes)
+    }
+}
+
+/// One of a command's two output streams.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
 /// What a stream carried.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -312,6 +347,23 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// What a group has counted so far.
+    pub(crate) fn of_group(counters: &Counters, wall: u64) -> Usage {
+        let all = counters.cpu.unwrap_or_default();
+        let user = counters.user.unwrap_or_default().min(all);
+        Usage {
+            wall: Duration::from_nanos(wall),
+            user,
+            system: all - user,
+            peak_memory: counters.peak_memory,
+            peak_processes: counters.peak_processes,
+            oom_kills: counters.oom_kills,
+            fork_failures: counters.fork_failures,
+            throttled: counters.throttled,
+            ..Usage::default()
+        }
+    }
+
     /// User and system time together.
     pub fn cpu(&self) -> Duration {
         self.user + self.system
@@ -444,6 +496,8 @@ mod tests {
         let output = |limit, usage| Output {
             status: Exit::Limit(limit),
             stdout: Vec::new(),
+            stdout_tail: vec![],
+            stderr_tail: vec![],
             stderr: Vec::new(),
             stdout_stream: StreamEnd { bytes: 1536, ..StreamEnd::default() },
             stderr_stream: StreamEnd::default(),

@@ -206,12 +206,18 @@ pub enum LayerState {
 pub struct Report {
     pub(crate) layers: Vec<(Layer, LayerState)>,
     pub(crate) works: bool,
+    pub(crate) notes: Vec<String>,
 }
 
 impl Report {
     /// Whether the recipe would run, with what it said it can do without left out.
     pub fn works(&self) -> bool {
         self.works
+    }
+
+    /// What the recipe's parts mean for each other and may surprise, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Every layer and its state.
@@ -236,6 +242,9 @@ impl fmt::Display for Report {
                 LayerState::Untried => ("untried", "an earlier failure came first"),
             };
             writeln!(f, "{}", format!("{:<20} {word:<8} {text}", layer.to_string()).trim_end())?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
         }
         writeln!(f, "{}", if self.works { "this recipe runs here" } else { "this recipe can't run here" })
     }

@@ -12,14 +12,16 @@ use crate::command::Command;
 use crate::cpu::Speculation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{HostLayout, Image, ImageConfig, Root, USER_HOME, User, hosts};
+use crate::instance::Instance;
 use crate::limits::Resource;
 use crate::net::Network;
-use crate::outcome::{Output, Values};
+use crate::outcome::{Line, Output, Values};
 use crate::plan::change::Change;
 use crate::plan::explain::Explanation;
 use crate::plan::limits::Rlimit;
 use crate::policy::{SyscallPolicy, Syscalls};
 use crate::probe::{Layer, Report};
+use crate::supervise::capture::Keep;
 use crate::{MIB, supervise};
 
 /// What to run in: a recipe, and a value. Derive variants with `clone`, share it
@@ -62,6 +64,7 @@ pub struct Sandbox {
     pub(crate) wall_time: Option<Duration>,
     pub(crate) output: Option<u64>,
     pub(crate) keep_output: u64,
+    keep_tail: u64,
     pub(crate) id_base: u32,
     pub(crate) keep_changes: bool,
     require: u64,
@@ -129,6 +132,7 @@ impl Sandbox {
             wall_time: None,
             output: None,
             keep_output: 16 * MIB,
+            keep_tail: 0,
             id_base: ID_BASE,
             keep_changes: false,
             require: 0,
@@ -364,13 +368,26 @@ impl Sandbox {
         self
     }
 
+    /// Of what is [beyond what is kept](Self::keep_output) of a stream, the last so many
+    /// bytes are kept too, in [`Output::stdout_tail`] and [`Output::stderr_tail`].
+    /// Default: none.
+    pub fn keep_tail(mut self, bytes: u64) -> Sandbox {
+        self.keep_tail = bytes;
+        self
+    }
+
+    pub(crate) fn keep(&self) -> Keep {
+        Keep { head: self.keep_output, tail: self.keep_tail }
+    }
+
     /// The most memory that all processes of the run together may hold, page cache and
     /// files in the scratch layer included; there's no swap beyond it. When it's not
     /// enough everything in the sandbox is killed at once, as
     /// [`Limit::Memory`](crate::Limit::Memory). Default: no limit.
     ///
     /// It needs a control group: see [`Layer::MemoryLimit`]. At least 1 MiB, which the
-    /// kernel needs to execute anything.
+    /// kernel needs to execute anything. [`check`](Self::check) notes it when the scratch
+    /// layer may hold more.
     pub fn memory(mut self, bytes: u64) -> Sandbox {
         let small = || match bytes {
             0 => "a memory limit of 0 bytes; the smallest is 1 MiB".to_string(),
@@ -525,10 +542,44 @@ impl Sandbox {
         supervise::run(self, command.into())
     }
 
+    /// Like [`run`](Self::run), with each line of captured output told as soon as it's
+    /// there, beside being captured. A stream's last line may lack its end, and a line of
+    /// more than 64 KiB comes in pieces. Lines of the two streams come in the order in
+    /// which the host sees them; [`Stdio::stdout`](crate::Stdio::stdout) makes one stream
+    /// of them, whose order is true.
+    ///
+    /// The callback runs in this thread; as long as it does, nothing is read.
+    ///
+    /// ```
+    /// use cofferdam::Sandbox;
+    ///
+    /// let mut lines = Vec::new();
+    /// Sandbox::new().run_lines(["sh", "-c", "echo one; echo two"], |line| {
+    ///     lines.push(format!("{:?} {}", line.source, line.text().trim_end()));
+    /// })?;
+    /// assert_eq!(lines, ["Stdout one", "Stdout two"]);
+    /// # Ok::<(), cofferdam::Error>(())
+    /// ```
+    pub fn run_lines(&self, command: impl Into<Command>, mut on_line: impl FnMut(Line<'_>)) -> Result<Output> {
+        supervise::run_lines(self, command.into(), &mut on_line)
+    }
+
     /// Starts a command in a fresh sandbox. It returns when the program has been
     /// executed; what keeps it from that is an `Err`.
     pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
         supervise::spawn(self, command.into())
+    }
+
+    /// Starts a live sandbox, in which several commands can run.
+    pub fn start(&self) -> Result<Instance> {
+        Instance::start(self)
+    }
+
+    /// Takes over another recipe's limits, but for resource limits.
+    pub(crate) fn take_limits(&mut self, other: &Sandbox) {
+        self.limits = other.limits;
+        (self.cpu_time, self.idle_time, self.wall_time) = (other.cpu_time, other.idle_time, other.wall_time);
+        (self.output, self.keep_output, self.keep_tail) = (other.output, other.keep_output, other.keep_tail);
     }
 
     /// Leaves steps out of the plan: all whose purpose is this text, as
@@ -632,6 +683,12 @@ impl Sandbox {
         let ours = ["/dev", "/proc"].iter().any(|place| mount.inside.starts_with(place));
         let others = self.mounts.iter().filter(|other| !std::ptr::eq(*other, mount));
         matches!(self.root.root, Root::Host(_)) || ours || others.map(|other| &other.inside).any(|place| mount.inside.starts_with(place))
+    }
+
+    /// Bytes that the workload's files in memory can take.
+    pub(crate) fn files_in_memory(&self) -> u64 {
+        let tmpfs = self.mounts.iter().map(|mount| if let MountKind::Tmpfs { bytes } = mount.kind { bytes } else { 0 });
+        tmpfs.fold(self.writable, u64::saturating_add)
     }
 
     /// Home directory of the run's user.

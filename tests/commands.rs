@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -25,7 +25,7 @@ use support::{Need, compile_c, fresh_dir, host};
 const LONG: Duration = Duration::from_secs(30);
 
 fn sandbox() -> Sandbox {
-    Sandbox::new().wall_time(LONG)
+    Sandbox::new().wall_time(support::patience(LONG))
 }
 
 fn run(command: impl Into<Command>) -> Output {
@@ -286,6 +286,21 @@ fn file_of(text: &str) -> File {
     let path = fresh_dir("text-").join("file");
     fs::write(&path, text).expect("a file");
     File::open(path).expect("a file")
+}
+
+/// Through /proc a descriptor can be opened once more; see `Command::fd`.
+fn a_file_for_reading_is_not_written() {
+    let path = fresh_dir("read-").join("file");
+    fs::write(&path, "precious").expect("a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("its mode");
+    let open = || File::open(&path).expect("a file");
+    let script =
+        "for fd in 0 3; do echo bad > /proc/self/fd/$fd; echo bad >> /proc/self/fd/$fd; truncate -s 0 /proc/self/fd/$fd; done; cat <&3";
+    let out = run(shell(script).stdin(open()).fd(3, open()));
+    assert_eq!((out.text().as_ref(), fs::read_to_string(&path).expect("a file").as_str()), ("precious", "precious"));
+    // One for writing is.
+    run(shell("echo good > /proc/self/fd/3").fd(3, File::options().append(true).open(&path).expect("a file")));
+    assert_eq!(fs::read_to_string(&path).expect("a file"), "good\n");
 }
 
 fn sockets_and_directories_must_be_asked_for_by_name() {
@@ -609,8 +624,17 @@ fn its_id_is_the_hosts_number_until_the_end() {
     assert_eq!(child.id(), None);
 }
 
+fn streams_can_be_opened_again_by_name() {
+    let script = "cat < /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr";
+    for user in [0, 1000] {
+        let out = sandbox().user(user, user).run(Command::new("sh").args(["-c", script]).stdin("in\n")).expect("it runs");
+        assert_eq!((out.text().as_ref(), &out.stderr[..]), ("in\nout\n", &b"err\n"[..]), "{out}");
+    }
+}
+
 fn main() {
     support::main(vec![
+        test!(streams_can_be_opened_again_by_name),
         test!(input_of_100_mb_arrives_exactly),
         test!(input_is_a_file_a_pipe_or_nothing),
         test!(a_piped_command_can_be_talked_to),
@@ -625,6 +649,7 @@ fn main() {
         test!(streams_can_be_files_and_pipes),
         test!(inherited_streams_are_the_hosts_own),
         test!(further_descriptors_arrive_under_their_numbers),
+        test!(a_file_for_reading_is_not_written, Need::Landlock(3)),
         test!(sockets_and_directories_must_be_asked_for_by_name),
         test!(names_may_be_any_bytes),
         test!(arguments_and_environment_of_megabytes_arrive),

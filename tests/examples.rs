@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -106,7 +107,7 @@ fn streams_go_where_they_are_told() {
     assert_eq!(object["stderr"]["bytes"], 6);
     // Without --stdin its own is passed on.
     let mut child = Command::new(example("run")).arg("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-    std::io::Write::write_all(&mut child.stdin.take().expect("piped"), b"through a pipe").expect("written");
+    Write::write_all(&mut child.stdin.take().expect("piped"), b"through a pipe").expect("written");
     assert_eq!(child.wait_with_output().expect("it ends").stdout, b"through a pipe");
 }
 
@@ -247,10 +248,29 @@ fn the_judge_is_right() {
     assert!(table.lines().count() > 20, "{table}");
 }
 
+/// A call that hangs costs the worker, not the host.
+fn a_plugin_that_hangs_is_started_again() {
+    let output = Command::new(example("plugin")).stdin(Stdio::null()).output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, "7: 49\n12: 144\nhang: no answer in time, killed by the caller\n9: 81\n", "{output:?}");
+    assert!(output.status.success());
+}
+
+fn a_shell_is_interactive_and_hands_on_its_exit_code() {
+    let mut child =
+        Command::new(example("shell")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let input = child.stdin.as_mut().expect("a pipe");
+    input.write_all(b"test -t 0 && echo a terminal: $(tty)\nexit 3\n").expect("typed");
+    let output = child.wait_with_output().expect("its end");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("a terminal: /dev/pts/0\r\n"), "{text}");
+    assert_eq!(output.status.code(), Some(3), "{text}");
+}
+
 fn main() {
     // For the ordinary user's copy of this test.
     if support::is_root() {
-        for name in ["run", "judge", "images"] {
+        for name in ["run", "judge", "images", "plugin", "shell"] {
             copy_for_all(&example(name));
         }
     }
@@ -262,5 +282,7 @@ fn main() {
         test!(options_reach_the_sandbox),
         test!(images_are_managed_and_run, Need::Tool("busybox"), Need::Overlay),
         test!(the_judge_is_right, Need::Tool("gcc")),
+        test!(a_plugin_that_hangs_is_started_again),
+        test!(a_shell_is_interactive_and_hands_on_its_exit_code),
     ])
 }

@@ -15,7 +15,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use cofferdam::internals;
-use cofferdam::{Command, Error, Exit, Image, Layer, LayerState, Limit, Network, Output, Sandbox, Speculation, SyscallProfile, Syscalls};
+use cofferdam::{
+    Capability, Command, Error, Exit, Image, Layer, LayerState, Limit, Network, Output, Sandbox, Speculation, SyscallProfile, Syscalls,
+};
+use support::host::alone;
 use support::{Need, busybox_root, compile_c, fresh_dir, is_root, landlock};
 
 fn sandbox() -> Sandbox {
@@ -132,7 +135,7 @@ fn read_only_binds_are_closed_twice() {
 /// which an ordinary user's workload could open again for writing.
 fn landlock_closes_files() {
     // With the capability that would ignore the directory's mode.
-    let able = sandbox().capabilities([cofferdam::Capability::DacOverride]);
+    let able = sandbox().capabilities([Capability::DacOverride]);
     fence(&able, &unseen(able.clone(), LANDLOCK), "echo > /file");
     for place in ["/tmp/a", "/etc/a", "/dev/shm/a", "/home/a", "/root/a", "/run/a", "/var/tmp/a"] {
         assert!(works(&sandbox(), &format!("echo > {place} && mv {place} /tmp/b && rm /tmp/b")), "{place} is for writing");
@@ -151,7 +154,9 @@ fn landlock_closes_files() {
 }
 
 fn landlock_closes_signals_and_abstract_sockets() {
-    fence(&sandbox(), &unseen(sandbox(), LANDLOCK), "kill -0 1");
+    // As root PID 1 has ids of its own, so that only who may signal everybody gets there.
+    let killer = sandbox().capabilities([Capability::Kill]);
+    fence(&killer, &unseen(killer.clone(), LANDLOCK), "kill -0 1");
     let name = format!("cofferdam-test-{}", std::process::id());
     let address = <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name).expect("an address");
     let _listener = std::os::unix::net::UnixListener::bind_addr(&address).expect("a socket");
@@ -422,20 +427,22 @@ fn violations_are_told_by_name() {
 
 /// Violations with children, limits and kills around them leave nothing open.
 fn strict_runs_leave_nothing() {
-    let fds = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
-    let strict = sandbox().syscalls(Syscalls::Strict);
-    drop(run(&strict, "true"));
-    let before = fds();
-    for _ in 0..20 {
-        assert!(run(&strict, ["sh", "-c", "sleep 0.01 & sleep 0.02"]).success());
-        assert_eq!(forbidden(&calls(strict.clone(), &["call", &libc::SYS_swapoff.to_string()])).0, Some("swapoff"));
-    }
-    let ended = run(&strict.clone().wall_time(Duration::from_millis(300)), ["sh", "-c", "sleep 60 & wait"]);
-    assert_eq!(ended.status, Exit::Limit(Limit::WallTime));
-    let child = strict.spawn(["sleep", "60"]).expect("it starts");
-    child.kill().expect("a kill");
-    assert_eq!(child.wait_with_output().expect("its end").status, Exit::Killed);
-    assert_eq!(fds(), before);
+    alone("strict_runs_leave_nothing", || {
+        let fds = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
+        let strict = sandbox().syscalls(Syscalls::Strict);
+        drop(run(&strict, "true"));
+        let before = fds();
+        for _ in 0..20 {
+            assert!(run(&strict, ["sh", "-c", "sleep 0.01 & sleep 0.02"]).success());
+            assert_eq!(forbidden(&calls(strict.clone(), &["call", &libc::SYS_swapoff.to_string()])).0, Some("swapoff"));
+        }
+        let ended = run(&strict.clone().wall_time(Duration::from_millis(300)), ["sh", "-c", "sleep 60 & wait"]);
+        assert_eq!(ended.status, Exit::Limit(Limit::WallTime));
+        let child = strict.spawn(["sleep", "60"]).expect("it starts");
+        child.kill().expect("a kill");
+        assert_eq!(child.wait_with_output().expect("its end").status, Exit::Killed);
+        assert_eq!(fds(), before);
+    });
 }
 
 fn foreign_abis_are_closed() {
@@ -517,6 +524,22 @@ fn what_is_required_is_there_or_refused() {
     }
 }
 
+/// A container as engines make them: parts of /proc are masked, so that the kernel
+/// mounts no other. The report names it, and what would help.
+fn a_masked_proc_is_named() {
+    if !support::is_again() {
+        let script = "mount -t proc proc /proc && mount --bind /dev/null /proc/interrupts && exec \"$@\"";
+        let through = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", script, "sh"];
+        return support::again(&through, "a_masked_proc_is_named");
+    }
+    let report = sandbox().check().expect("a report");
+    assert!(!report.works());
+    let LayerState::Missing(why) = report.state(Layer::PidNamespace) else { panic!("{report}") };
+    assert!(why.contains("systempaths=unconfined") && why.contains("procMount"), "{why}");
+    let error = sandbox().run("true").expect_err("it can't run").to_string();
+    assert!(error.contains("systempaths=unconfined"), "{error}");
+}
+
 /// Figures, not promises: on a shared machine they wander.
 fn costs_are_told() {
     let times = calls(sandbox(), &["time"]);
@@ -564,6 +587,7 @@ fn main() {
         test!(addresses_are_random_and_personalities_plain, Need::Tool("setarch")),
         test!(speculation_can_be_restricted),
         test!(what_is_required_is_there_or_refused),
+        test!(a_masked_proc_is_named, root, Need::Tool("unshare")),
         test!(costs_are_told, Need::Program("calls")),
     ])
 }

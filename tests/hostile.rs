@@ -258,7 +258,7 @@ fn precedence_is_not_inherited() {
         return;
     }
     let mut command = Program::new("sh");
-    let script = "echo -1000 > /proc/self/oom_score_adj 2> /dev/null; exec nice -n -5 chrt --fifo 10 \"$@\"";
+    let script = "echo -1000 > /proc/self/oom_score_adj 2> /dev/null; renice -n -5 -p $$ > /dev/null; exec chrt --fifo 10 \"$@\"";
     command.args(["-c", script, "sh"]).arg(std::env::current_exe().expect("a path of our own"));
     command.args(["precedence_is_not_inherited", "--exact", "--test-threads=1", "--nocapture"]).env("TMPDIR", fresh_dir("tmp-"));
     Host::start_command(command).success();

@@ -12,7 +12,7 @@ use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, LayerState, 
 use support::{Need, busybox_root, fresh_dir, is_root};
 
 fn sandbox() -> Sandbox {
-    Sandbox::new().wall_time(Duration::from_secs(30))
+    Sandbox::new().wall_time(support::patience(Duration::from_secs(30)))
 }
 
 fn text(sandbox: &Sandbox, command: impl Into<Command>) -> String {

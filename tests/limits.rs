@@ -326,7 +326,7 @@ fn limits_are_out_of_the_workloads_reach() {
     let script = "mkdir /tmp/cg && mount -t cgroup2 none /tmp/cg && cd /tmp/cg && echo mounted >&2
         for limit in memory.max memory.swap.max pids.max cpu.max; do echo max >$limit; echo max >../$limit; done
         exec /w malloc 200";
-    let free = memory(sandbox()).user(1000, 1000).syscalls(cofferdam::Syscalls::Unfiltered);
+    let free = memory(sandbox()).user(1000, 1000).nesting().syscalls(cofferdam::Syscalls::Unfiltered);
     let out = free.run(["unshare", "--user", "--map-root-user", "--mount", "--cgroup", "sh", "-c", script]).expect("it runs");
     assert!(String::from_utf8_lossy(&out.stderr).contains("mounted"), "{}", String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status, MEMORY, "{out}\n{}", String::from_utf8_lossy(&out.stderr));
@@ -372,6 +372,16 @@ fn peak_memory_is_what_was_touched() {
         let tolerance = truth / 33 + 2 * MIB;
         assert!(told + tolerance >= truth && told <= truth + tolerance, "{megabytes} MiB: {told}");
     }
+}
+
+/// What set-up takes isn't the command's, however much there's to set up.
+fn peak_memory_is_without_our_own() {
+    let mut contents = vec![0; 64 << 20];
+    contents.chunks_mut(4096).enumerate().for_each(|(i, page)| page[0] = i as u8);
+    let usage = run(&sandbox().file("/tmp/big", contents.clone()), &["exit", "0"]).usage;
+    assert!(usage.peak_resident.is_some_and(|n| n < 16 * MIB) && usage.peak_memory.is_some_and(|n| n < 16 * MIB), "{usage:?}");
+    let out = sandbox().file("/tmp/big", contents.clone()).output(GIB).run(["cat", "/tmp/big"]).expect("it runs");
+    assert!(out.stdout == contents, "and it's all there");
 }
 
 /// The precision that is promised: one thread at most 2 ticks over, eight threads on
@@ -528,6 +538,15 @@ fn kills_by_the_caller_are_told_from_limits() {
     let child = memory_or_plain(sandbox()).cpu_time(Duration::from_secs(20)).spawn(command(&["spin"])).expect("it starts");
     child.kill().expect("killed");
     assert_eq!(child.wait_with_output().expect("it ends").status, Exit::Killed);
+}
+
+fn files_that_are_more_than_memory_are_noted() {
+    let notes = |sandbox: &Sandbox| sandbox.check().expect("a report").notes().to_vec();
+    let small = memory_or_plain(Sandbox::new()).writable(60 * MIB);
+    assert_eq!(notes(&small), [""; 0]);
+    let large = notes(&small.tmpfs("/more", 5 * MIB));
+    assert!(large.len() == 1 && large[0].contains("of the 65 MiB that they may hold the limit of 64 MiB"), "{large:?}");
+    assert_eq!(notes(&Sandbox::new()), [""; 0], "no limit, no note");
 }
 
 fn a_preferred_limit_that_is_missing_is_told() {
@@ -855,6 +874,7 @@ fn main() {
         test!(processes_are_counted_exactly_with_subordinate_ids, root, Need::Program("workload"), Need::Tool("newuidmap")),
         test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),
         test!(peak_memory_is_what_was_touched, Need::Program("workload")),
+        test!(peak_memory_is_without_our_own, Need::Program("workload")),
         test!(cpu_limits_end_loops_in_time, Need::Program("workload"), Need::Clock),
         test!(bandwidth_slows_a_run_down, Need::Program("workload"), Need::Clock),
         test!(the_hosts_memory_is_bounded_whatever_is_printed, Need::Program("workload")),
@@ -863,6 +883,7 @@ fn main() {
         test!(piped_streams_are_pumped_together, Need::Program("workload")),
         test!(rlimits_really_work, Need::Program("workload")),
         test!(kills_by_the_caller_are_told_from_limits, Need::Program("workload")),
+        test!(files_that_are_more_than_memory_are_noted),
         test!(a_preferred_limit_that_is_missing_is_told, Need::Program("workload")),
         test!(no_group_stays, Need::Program("workload")),
         test!(facts_are_kept_beside_the_verdict, Need::Program("workload")),

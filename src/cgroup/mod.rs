@@ -18,6 +18,7 @@
 //! root's controllers instead of the subtree's, and returns success for limits that it
 //! did not set. It's the independent reader in our tests instead.
 
+mod command;
 pub(crate) mod place;
 mod remedy;
 mod v1;
@@ -36,6 +37,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::Layer;
+pub(crate) use command::{CommandGroup, Handles};
 pub(crate) use place::{Hierarchy, Places};
 
 /// What a hierarchy can do, as bits.
@@ -284,8 +286,7 @@ impl Group {
         if !hierarchy.v2 && member.uses & controller::CPUSET != 0 {
             v1::inherit_cpuset(&hierarchy.home, &member.directory).map_err(|e| Error::io("set", "the CPUs of a control group", e))?;
         }
-        let settings = if hierarchy.v2 { v2::settings(&self.limits, member.uses) } else { v1::settings(&self.limits, member.uses) };
-        for setting in settings {
+        for setting in self.settings(member) {
             setting.apply(&member.directory).map_err(|why| {
                 let layer = setting.layer;
                 Error::new(ErrorKind::Unsupported, format!("cannot set the {layer}: {}: {why} (in {})", setting.file, hierarchy.describe()))
@@ -305,6 +306,11 @@ impl Group {
             }
             _ => Ok(()),
         }
+    }
+
+    fn settings(&self, member: &Member) -> Vec<Setting> {
+        let v2 = self.places.hierarchies[member.hierarchy].v2;
+        if v2 { v2::settings(&self.limits, member.uses) } else { v1::settings(&self.limits, member.uses) }
     }
 
     /// What the sandbox will need of it.
@@ -346,6 +352,23 @@ impl Group {
         self.number
     }
 
+    /// Other limits from now on; what a hierarchy can't do is an error, as at the start.
+    pub(crate) fn update(&mut self, limits: Limits) -> Result<()> {
+        let before = std::mem::replace(&mut self.limits, limits);
+        // On v1 one of two limits of memory must not be above the other at any time, so
+        // the order depends on the direction: the first attempts may fail.
+        for member in &self.members {
+            for setting in self.settings(member).iter().rev() {
+                let _ = setting.apply(&member.directory);
+            }
+        }
+        let changed = self.members.iter().try_for_each(|member| self.set(member));
+        if changed.is_err() {
+            self.limits = before;
+        }
+        changed
+    }
+
     /// From now on init removes it: when the sandbox is gone and we have let go of it.
     pub(crate) fn hand_over(&mut self) {
         self.handed_over = true;
@@ -359,11 +382,6 @@ impl Group {
     /// The hierarchies that it's in, a bit each.
     pub(crate) fn hierarchies(&self) -> u64 {
         self.chosen.iter().fold(0, |all, (hierarchy, _)| all | 1 << hierarchy)
-    }
-
-    /// Whether CPU time is limited, by PID 1 if not by the group's counter.
-    pub(crate) fn limits_cpu_time(&self) -> bool {
-        self.limits.cpu_account
     }
 
     /// Whether the kernel counts processes in it.

@@ -1,13 +1,16 @@
 //! Names and formats of cgroup v2 files (the kernel's admin-guide/cgroup-v2).
 
+use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Counters, Limits, Setting, bandwidth, controller, field, number, page_cache, read, same, same_pages};
+use super::{Counters, Limits, Setting, bandwidth, controller, field, number, page_cache, read, same, same_pages, write};
 use crate::probe::Layer;
 
 /// Joined by writing `0`.
 pub(super) const JOIN: &str = "cgroup.procs";
+/// Ends everything in the group, atomically.
+pub(super) const KILL: &str = "cgroup.kill";
 /// Starts with `usage_usec`.
 pub(super) const CPU_COUNTER: (&str, u64) = ("cpu.stat", 1000);
 
@@ -51,6 +54,18 @@ pub(super) fn settings(limits: &Limits, uses: u8) -> Vec<Setting> {
 /// What is really in force: a set that its parent doesn't have falls back to the
 /// parent's.
 pub(super) const EFFECTIVE_CPUS: &str = "cpuset.cpus.effective";
+
+/// Freezes or thaws a group and waits, for a bounded time, until it is. What hangs in the
+/// kernel freezes when it comes back.
+pub(super) fn freeze(directory: &OwnedFd, frozen: bool) -> io::Result<()> {
+    write(directory, "cgroup.freeze", if frozen { "1" } else { "0" })?;
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let wanted = u64::from(frozen);
+    while field(&read(directory, "cgroup.events")?, "frozen") != Some(wanted) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
 
 pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0

@@ -32,6 +32,34 @@ pub struct Context {
     /// CLOCK_MONOTONIC right before exec: taken afterwards, by PID 1, it would be late
     /// on a busy machine.
     pub began: u64,
+    /// Where the command's process tells PID 1 how far it got, or -1.
+    pub announce: i32,
+}
+
+/// What a command's process tells PID 1, in a pipe that exec closes: right before exec,
+/// and again if that, or anything before it, fails.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Progress {
+    /// Its process, which a courier may have cloned.
+    pub pid: i32,
+    pub failure: Failure,
+    /// See [`Context::began`]; 0 if it never came to exec.
+    pub began: u64,
+    pub executed: u64,
+    pub charged: u64,
+    pub missing: u64,
+}
+
+impl Progress {
+    pub const NONE: Progress = Progress {
+        pid: 0,
+        failure: Failure { step: Failure::NO_STEP, errno: 0, detail: 0 },
+        began: 0,
+        executed: 0,
+        charged: 0,
+        missing: 0,
+    };
 }
 
 /// Bytes before the slot names in a message from the outer child to PID 1: whether
@@ -97,12 +125,22 @@ impl Context {
             joined: None,
             executed: 0,
             began: 0,
+            announce: -1,
         })
     }
 
     /// Gives the mapping back; nothing of the plan may be used afterwards.
     pub fn drop_plan(&mut self) {
         unmap(self.mapping.0, self.mapping.1);
+    }
+
+    /// Closes the plan and what came with it.
+    pub fn close(&mut self) {
+        for slot in &mut self.slots {
+            if *slot >= 0 {
+                close(core::mem::replace(slot, -1));
+            }
+        }
     }
 
     /// Performs all steps of `stage`.
@@ -150,7 +188,8 @@ impl Context {
             op::HAND_OVER => plain(self.hand_over()),
             op::RECEIVE => plain(self.receive()),
             op::MAKE_PATH => plain(self.make_path(step, a)),
-            op::FILE => plain(self.file(a)),
+            op::FILE => plain(self.file(a, |fd| self.contents(fd, a[1], a[2]))),
+            op::COPY => plain(self.file(a, |fd| copy_all(fd, a[1]))),
             op::LIKE => plain(like(a[0] as i32, a[1] as i32, a[2] == 1)),
             op::DROP_BOUNDING => plain(drop_bounding(a[0] as u64)),
             op::DIE_WITH_INIT => plain(self.die_with_init()),
@@ -160,6 +199,7 @@ impl Context {
             op::EXEC => {
                 self.executed = clock(CPU_TIME);
                 self.began = clock(1);
+                self.tell(Progress::NONE.failure);
                 Err(execute(a))
             }
             op::SELF_OPEN => plain(self_open(a[0] as *const u8)),
@@ -170,6 +210,7 @@ impl Context {
             op::ID_MAP => plain(id_map(a[0], a[1])),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
             op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
+            op::TERMINAL => plain(self.pass_terminal(a[0] as i32)),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
             number => plain(call(number as usize, a)),
         }
@@ -277,7 +318,7 @@ impl Context {
     }
 
     /// See [`op::FILE`].
-    fn file(&self, a: [usize; 6]) -> Result<usize> {
+    fn file(&self, a: [usize; 6], fill: impl Fn(usize) -> Result<usize>) -> Result<usize> {
         let path = a[0] as *mut u8;
         let length = text(path).len();
         let mut cut = length;
@@ -296,11 +337,45 @@ impl Context {
             unsafe { path.add(cut - 1).write(b'/') };
             parent?
         };
-        let made = write_file(parent, path as usize + cut, a);
+        let made = write_file(parent, path as usize + cut, a, fill);
         if parent != root {
             close(parent);
         }
         made
+    }
+
+    /// Tells PID 1, if this process is another: see [`Progress`].
+    pub fn tell(&self, failure: Failure) {
+        if self.announce >= 0 {
+            let (began, executed, charged, missing) = (self.began, self.executed, self.charged(), self.missing);
+            let pid = call(nr::GETPID, [0; 6]).unwrap_or(0) as i32;
+            let progress = Progress { pid, failure, began, executed, charged, missing };
+            let _ = call(nr::WRITE, [self.announce as usize, &raw const progress as usize, size_of::<Progress>(), 0, 0, 0]);
+        }
+    }
+
+    /// Writes contents of the plan's to a file. Of a large plan not by way of our memory:
+    /// what we have had there counts as the command's (execve(2) keeps the largest
+    /// resident set of the process).
+    fn contents(&self, fd: usize, at: usize, length: usize) -> Result<usize> {
+        const LARGE: usize = 1 << 20;
+        let (start, size) = (self.mapping.0 as usize, self.mapping.1);
+        let (mut done, mut offset) = (0, at - start);
+        while done < length {
+            let moved = if size > LARGE {
+                let plan = self.slots[slot::PLAN as usize] as usize;
+                call(nr::SENDFILE, [fd, plan, &raw mut offset as usize, length - done, 0, 0])
+            } else {
+                call(nr::WRITE, [fd, at + done, length - done, 0, 0, 0])
+            };
+            match moved {
+                Ok(0) => return Err(ENOSPC),
+                Ok(n) => done += n,
+                Err(EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(0)
     }
 
     /// CPU time between joining the control group and exec: our own, in its account.
@@ -323,6 +398,11 @@ impl Context {
     fn show(&self, fd: i32, kind: u32) -> Result<usize> {
         report(self.slots[slot::REPLY as usize], &Report { kind, ..Report::default() }, &[fd]);
         Ok(0)
+    }
+
+    fn pass_terminal(&self, master: i32) -> Result<usize> {
+        let terminal = Report { kind: Report::TERMINAL, ..Report::default() };
+        send(self.slots[slot::REPLY as usize], &terminal.encode(), &[master]).map(|()| 0)
     }
 
     /// See [`op::STAND`].
@@ -369,9 +449,9 @@ impl Context {
             let fd = self.slots[pair[0] as usize];
             *source = if (fd as usize) < above { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32 } else { fd };
         }
-        // Two more are needed after this: the way to the host, and a courier's channel,
-        // which is in the same table (see listener.rs).
-        for fd in [&mut self.slots[slot::REPLY as usize], &mut self.channel[1]] {
+        // Some more are needed after this: the way to the host, that to PID 1, and a
+        // courier's channel, which is in the same table (see listener.rs).
+        for fd in [&mut self.slots[slot::REPLY as usize], &mut self.channel[1], &mut self.announce] {
             if (0..above as i32).contains(fd) {
                 *fd = call(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
             }
@@ -472,7 +552,7 @@ fn make_one(parent: i32, name: usize, file: bool, mode: usize, uid: usize, gid: 
 
 /// Replaces `name` in `parent`: whatever stands there, a link or a FIFO among
 /// them, is removed and not opened.
-fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
+fn write_file(parent: i32, name: usize, a: [usize; 6], fill: impl Fn(usize) -> Result<usize>) -> Result<usize> {
     let parent = parent as usize;
     let create = || call(nr::OPENAT, [parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, 0o600, 0, 0]);
     let fd = match create() {
@@ -483,15 +563,7 @@ fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
         other => other?,
     };
     let finish = || {
-        let mut done = 0;
-        while done < a[2] {
-            match call(nr::WRITE, [fd, a[1] + done, a[2] - done, 0, 0, 0]) {
-                Ok(0) => return Err(ENOSPC),
-                Ok(n) => done += n,
-                Err(EINTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
+        fill(fd)?;
         if a[4] != 0 || a[5] != 0 {
             call(nr::FCHOWN, [fd, a[4], a[5], 0, 0, 0])?;
         }
@@ -500,6 +572,19 @@ fn write_file(parent: i32, name: usize, a: [usize; 6]) -> Result<usize> {
     let result = finish();
     close(fd as i32);
     result
+}
+
+/// The whole of a regular file, whatever its offset is.
+fn copy_all(to: usize, from: usize) -> Result<usize> {
+    const MOST: usize = 1 << 30;
+    let mut offset = 0u64;
+    loop {
+        match call(nr::SENDFILE, [to, from, &raw mut offset as usize, MOST, 0, 0]) {
+            Ok(0) => return Ok(0),
+            Ok(_) | Err(EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 fn like(from: i32, to: i32, owner: bool) -> Result<usize> {

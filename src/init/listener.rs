@@ -13,7 +13,7 @@
 //! them all.
 
 use crate::arch::{clone_onto, nr};
-use crate::inside::{Shared, command_main};
+use crate::command::{Shared, command_main};
 use crate::sys::*;
 use crate::wire::slot;
 

@@ -9,7 +9,10 @@
 //! | --- | --- |
 //! | `server.rs` | the spawn server: polls, clones and reaps, nothing else |
 //! | `interpret.rs` | performs the steps of a plan |
-//! | `inside.rs` | PID 1 of a sandbox: starts commands, reaps, keeps time, reports |
+//! | `inside.rs` | PID 1 of a sandbox: polls, reaps, keeps time, reports |
+//! | `command.rs` | one command: its way to exec, its clocks, its end |
+//! | `tree.rs` | all processes that a command has started |
+//! | `helper.rs` | steps in a process of its own that return descriptors |
 //! | `network.rs` | network namespaces, made ahead |
 //! | `listener.rs` | commands whose filter tells PID 1 of forbidden calls |
 //! | `sys.rs`, `arch/` | system calls |
@@ -27,6 +30,8 @@
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 #[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
 mod arch;
+mod command;
+mod helper;
 mod inside;
 mod interpret;
 mod listener;
@@ -37,6 +42,7 @@ mod message;
 mod network;
 mod server;
 mod sys;
+mod tree;
 #[path = "../plan/wire.rs"]
 #[allow(dead_code, reason = "the encoding half is the host's")]
 mod wire;

@@ -530,11 +530,7 @@ impl Server {
     fn remove_group(&self, group: u64, hierarchies: u32) -> u32 {
         let mut left = 0;
         for (i, [_, home]) in self.homes.iter().enumerate() {
-            if hierarchies >> i & 1 == 1
-                && remove_directory(*home, b"box-", group, b"") == Err(EBUSY)
-                && (remove_directory(*home, b"box-", group, b"/cmd-0").is_err()
-                    || remove_directory(*home, b"box-", group, b"") == Err(EBUSY))
-            {
+            if hierarchies >> i & 1 == 1 && remove_with_commands(*home, group) == Err(EBUSY) {
                 left |= 1 << i;
             }
         }
@@ -594,16 +590,50 @@ impl Server {
         }
         for [base, home] in self.homes {
             if home >= 0 {
-                let _ = remove_directory(base, b"cofferdam-", self.nonce, b"");
+                let _ = remove_directory(base, b"cofferdam-", self.nonce);
             }
         }
         exit(0)
     }
 }
 
-/// rmdir of `<prefix><number><below>`.
-fn remove_directory(parent: i32, prefix: &[u8], number: u64, below: &[u8]) -> Result<usize> {
-    const AT_REMOVEDIR: usize = 0x200;
+/// Removes a sandbox's group, with those of commands that the host did not get to.
+fn remove_with_commands(home: i32, group: u64) -> Result<usize> {
+    let removed = remove_directory(home, b"box-", group);
+    if removed != Err(EBUSY) {
+        return removed;
+    }
+    let name = numbered(b"box-", group);
+    let directory = call(nr::OPENAT, [home as usize, name.as_ptr() as usize, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0])?;
+    let mut buffer = [0u64; 512];
+    while let Ok(length @ 1..) = call(nr::GETDENTS64, [directory, buffer.as_mut_ptr() as usize, size_of_val(&buffer), 0, 0, 0]) {
+        let mut at = 0;
+        while at + 19 < length {
+            // struct linux_dirent64: inode, offset (u64 each), length (u16), type, name
+            // SAFETY: the kernel has filled `length` bytes with such entries, and ends
+            // each name with a NUL.
+            let (size, entry) = unsafe {
+                let entry = buffer.as_ptr().cast::<u8>().add(at);
+                (entry.add(16).cast::<u16>().read_unaligned(), entry.add(19))
+            };
+            // Only directories can be; files aren't.
+            let _ = call(nr::UNLINKAT, [directory, entry as usize, AT_REMOVEDIR, 0, 0, 0]);
+            at += usize::from(size).max(1);
+        }
+    }
+    close(directory as i32);
+    remove_directory(home, b"box-", group)
+}
+
+const AT_REMOVEDIR: usize = 0x200;
+
+/// rmdir of `<prefix><number>`.
+fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
+    call(nr::UNLINKAT, [parent as usize, numbered(prefix, number).as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
+}
+
+/// `<prefix><number>` and a NUL.
+fn numbered(prefix: &[u8], number: u64) -> [u8; 40] {
     let mut name = [0u8; 40];
     let mut digits = [0u8; 20];
     let (mut i, mut rest) = (digits.len(), number);
@@ -615,10 +645,10 @@ fn remove_directory(parent: i32, prefix: &[u8], number: u64, below: &[u8]) -> Re
             break;
         }
     }
-    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..]).chain(below)) {
+    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..])) {
         *place = *byte;
     }
-    call(nr::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
+    name
 }
 
 fn refuse(failure: Failure) -> Option<Server> {

@@ -20,6 +20,8 @@ pub const EMFILE: i32 = 24;
 pub const EBUSY: i32 = 16;
 pub const ENOSPC: i32 = 28;
 pub const EPROTO: i32 = 71;
+pub const EUSERS: i32 = 87;
+pub const ECANCELED: i32 = 125;
 
 pub const O_RDONLY: usize = 0;
 pub const O_WRONLY: usize = 1;
@@ -37,7 +39,10 @@ pub const O_DIRECTORY: usize = 0o40000;
 #[cfg(target_arch = "aarch64")]
 pub const O_NOFOLLOW: usize = 0o100000;
 
+pub const F_GETFD: usize = 1;
 pub const SIGKILL: usize = 9;
+pub const SIGCONT: usize = 18;
+pub const SIGSTOP: usize = 19;
 pub const SIGCHLD: u64 = 17;
 pub const AT_FDCWD: i32 = -100;
 
@@ -88,6 +93,14 @@ pub fn clock(id: usize) -> u64 {
 pub fn fork(flags: u64, exit_signal: u64, parent_tid: *mut i32) -> Result<i32> {
     const CLONE_PARENT_SETTID: u64 = 0x0010_0000;
     let args = [flags | CLONE_PARENT_SETTID, 0, 0, parent_tid as u64, exit_signal, 0, 0, 0];
+    call(nr::CLONE3, [args.as_ptr() as usize, size_of_val(&args), 0, 0, 0, 0]).map(|pid| pid as i32)
+}
+
+/// Like [`fork`], with a pidfd of the child.
+pub fn fork_with_pidfd(pidfd: &mut i32) -> Result<i32> {
+    const CLONE_PIDFD: u64 = 0x1000;
+    let pidfd: *mut i32 = pidfd;
+    let args = [CLONE_PIDFD, pidfd as u64, 0, 0, SIGCHLD, 0, 0, 0];
     call(nr::CLONE3, [args.as_ptr() as usize, size_of_val(&args), 0, 0, 0, 0]).map(|pid| pid as i32)
 }
 
@@ -142,6 +155,8 @@ pub struct Rusage {
 }
 
 impl Rusage {
+    pub const NONE: Rusage = Rusage { user: [0; 2], system: [0; 2], maxrss_kib: 0, rest: [0; 13] };
+
     pub fn of_children() -> Rusage {
         let mut usage = Rusage::default();
         let _ = call(nr::GETRUSAGE, [usize::MAX, &raw mut usage as usize, 0, 0, 0, 0]);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::landlock::{self, Ruleset};
 use super::wire::{self, Stage, op};
-use super::{Area, Arg, Draft, files, limits, namespaces, privileges};
+use super::{Area, Arg, Draft, Mark, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::policy::filter::{Circumstances, Filter};
@@ -26,6 +26,8 @@ pub(crate) struct Grouped {
     pub(crate) cpu: Option<(u8, u64)>,
     /// Out-of-memory event and count.
     pub(crate) oom: Option<(u8, u8)>,
+    /// The group of this command alone: its directory and, on v2, what kills it.
+    pub(crate) own: Option<(u8, Option<u8>)>,
     /// It counts processes.
     pub(crate) processes: bool,
     /// CPUs that a run can use at once.
@@ -39,12 +41,37 @@ pub(crate) struct Wanted<'a> {
     pub(crate) group: &'a Grouped,
     /// Among its descriptors are files of the host's.
     pub(crate) files: bool,
+    /// Descriptors that are its terminal, if it has one.
+    pub(crate) terminal: &'a [u32],
     /// Those that the caller gave for writing.
     pub(crate) writable: &'a [bool],
 }
 
-/// The whole way: a fresh sandbox and, if there is one, its only command.
-pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Option<Wanted<'_>>) -> Result<Draft> {
+/// What a sandbox is made for.
+pub(crate) enum Purpose<'a> {
+    /// One command, with which it ends.
+    Run(Wanted<'a>),
+    /// Commands that come later; this is what PID 1 gets of the group.
+    Live(&'a Grouped),
+}
+
+/// One more command for a sandbox that stands.
+pub(crate) fn beside(sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<Draft> {
+    let mut draft = Draft::new();
+    let filter = filter(sandbox, wanted.files)?;
+    // The descriptors that this one is given are allowed to all from now on, who
+    // don't have them.
+    draft.stage(Stage::Command);
+    let ruleset = landlock::standing(sandbox, facts, self::filter(sandbox, false)?.is_none_or(|filter| filter.sockets));
+    if let Some(ruleset) = ruleset {
+        ruleset.allow_passed(&mut draft, wanted.writable);
+    }
+    command(&mut draft, sandbox, facts, ids, wanted, ruleset, filter.as_deref())?;
+    Ok(draft)
+}
+
+/// The whole way: a fresh sandbox and, if it's for one, its only command.
+pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpose<'_>) -> Result<Draft> {
     let mut draft = Draft::new();
     let prefer = sandbox.prefers(Layer::IdMappedMounts);
     let substitute = match ids {
@@ -63,26 +90,30 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     namespaces::alone(&mut draft, sandbox, facts);
     let dev = files::alone(&mut draft, sandbox, facts);
     namespaces::receive(&mut draft, ids);
-    let filter = filter(sandbox, command.as_ref().is_some_and(|wanted| wanted.files))?;
+    let filter = filter(sandbox, matches!(&purpose, Purpose::Run(wanted) if wanted.files))?;
     if let (Err(why), true) = (&facts.landlock, sandbox.requires(Layer::Landlock)) {
         return Err(Error::unsupported(format!("cannot restrict the command with Landlock: {why}")).about(Some(Layer::Landlock)));
     }
     let ruleset = landlock::ruleset(&mut draft, sandbox, facts, filter.as_ref().is_none_or(|filter| filter.sockets));
     files::inner(&mut draft, sandbox, &outside, dev, ids.groups(), ruleset);
-    if let (Some(ruleset), Some(wanted)) = (ruleset, &command) {
+    if let (Some(ruleset), Purpose::Run(wanted)) = (ruleset, &purpose) {
         ruleset.allow_passed(&mut draft, wanted.writable);
     }
-    namespaces::settle(&mut draft, ids);
+    namespaces::settle(&mut draft, sandbox, ids);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
     }
-    match command {
-        Some(wanted) => {
+    match purpose {
+        Purpose::Run(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            self::command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
+            command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
-        None => draft.settings.flags |= wire::NO_COMMAND,
+        Purpose::Live(group) => {
+            await_group(&mut draft, group);
+            draft.settings.watch = watch(sandbox, group);
+            draft.settings.flags |= wire::NO_COMMAND;
+        }
     }
     Ok(draft)
 }
@@ -97,7 +128,7 @@ fn command(
     ruleset: Option<Ruleset>,
     filter: Option<&Filter>,
 ) -> Result<()> {
-    let Wanted { command, numbers, group, .. } = wanted;
+    let Wanted { command, numbers, group, terminal, .. } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -112,16 +143,16 @@ fn command(
         ruleset.enforce(draft, sandbox);
     }
     draft.area(Area::Setup);
-    let pairs: Vec<u8> = numbers
-        .iter()
-        .enumerate()
-        .flat_map(|(i, number)| {
-            let slot = u32::from(wire::slot::PASSED) + i as u32;
-            slot.to_le_bytes().into_iter().chain(number.to_le_bytes())
-        })
-        .collect();
-    let pairs = draft.data(&pairs);
-    draft.step(op::FDS, &[pairs, numbers.len().into()], "arrange", "the descriptors");
+    let passed = numbers.iter().enumerate().map(|(i, number)| (wire::slot::PASSED + i as u8, *number));
+    let mut pairs: Vec<(u8, u32)> = passed.collect();
+    if !terminal.is_empty() {
+        let slave = self::terminal(draft, sandbox, ids, command.terminal_size());
+        pairs.extend(terminal.iter().map(|number| (slave, *number)));
+    }
+    let bytes: Vec<u8> =
+        pairs.iter().flat_map(|(slot, number)| u32::from(*slot).to_le_bytes().into_iter().chain(number.to_le_bytes())).collect();
+    let list = draft.data(&bytes);
+    draft.step(op::FDS, &[list, pairs.len().into()], "arrange", "the descriptors");
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::Chdir);
@@ -137,6 +168,33 @@ fn command(
         draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
     }
     Ok(())
+}
+
+/// A terminal of the sandbox's own devpts, which becomes the session's controlling one;
+/// the host gets the master. Returns the slot of the slave.
+fn terminal(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, (rows, columns): (u16, u16)) -> u8 {
+    const TIOCSPTLCK: u32 = 0x4004_5431;
+    const TIOCGPTPEER: u32 = 0x5441;
+    const TIOCSWINSZ: u32 = 0x5414;
+    const TIOCSCTTY: u32 = 0x540e;
+    let (master, slave) = (draft.slot(), draft.slot());
+    let path = draft.text("/dev/pts/ptmx");
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let args = [Arg::Value(wire::AT_FDCWD), path, flags.into()];
+    draft.step(libc::SYS_openat, &args, "open", "a terminal").keep_in(master);
+    let unlocked = draft.words(&[0]);
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(master), TIOCSPTLCK.into(), unlocked], "unlock", "a terminal");
+    // struct winsize: rows, columns, and the same in pixels.
+    let size = draft.words(&[u64::from(rows) | u64::from(columns) << 16]);
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(master), TIOCSWINSZ.into(), size], "set the size of", "a terminal");
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(master), TIOCGPTPEER.into(), flags.into()], "open", "a terminal").keep_in(slave);
+    if ids.groups() {
+        let group = Arg::Value(u64::from(u32::MAX));
+        draft.step(libc::SYS_fchown, &[Arg::Slot(slave), sandbox.account().0.into(), group], "own", "a terminal");
+    }
+    draft.step(libc::SYS_ioctl, &[Arg::Slot(slave), TIOCSCTTY.into(), 0.into()], "take", "a controlling terminal");
+    draft.step(op::TERMINAL, &[Arg::Slot(master)], "pass on", "a terminal");
+    slave
 }
 
 /// Takes the descriptors of the group, which the host has made meanwhile.
@@ -177,6 +235,9 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     }
     if let Some((event, count)) = group.oom {
         (watch.oom_event, watch.oom_count) = (event, count);
+    }
+    if let Some((directory, kill)) = group.own {
+        (watch.group, watch.kill) = (directory, kill.unwrap_or(wire::NO_SLOT));
     }
     watch
 }
@@ -230,10 +291,17 @@ mod tests {
             for (privileged, ids) in all_ids() {
                 let facts = Facts { privileged, ..Facts::of_root() };
                 let command = Command::new("sh").arg("-c").arg("true");
-                let group = Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), processes: true, cpus: 2.0 };
-                let wanted =
-                    Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false, writable: &[false, true, true] };
-                check(&sandbox(&recipe, &facts, ids, Some(wanted)).expect("a plan"));
+                let group =
+                    Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), own: None, processes: true, cpus: 2.0 };
+                let wanted = Wanted {
+                    command: &command,
+                    numbers: &vec![1, 2],
+                    group: &group,
+                    files: false,
+                    terminal: &[0],
+                    writable: &[true, true],
+                };
+                check(&sandbox(&recipe, &facts, ids, Purpose::Run(wanted)).expect("a plan"));
             }
         }
     }
@@ -292,7 +360,7 @@ mod tests {
         let recipe = &recipes()[3];
         for (privileged, ids) in all_ids() {
             let facts = Facts { privileged, ..Facts::of_root() };
-            let draft = sandbox(recipe, &facts, ids, None).expect("a plan");
+            let draft = sandbox(recipe, &facts, ids, Purpose::Live(&Grouped::default())).expect("a plan");
             let maps = draft.steps.iter().filter(|step| step.op == op::ID_MAP).count();
             assert_eq!(maps, if privileged { 3 } else { 0 }, "the image and two binds");
         }

@@ -123,7 +123,9 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_chdir as u32, "chdir"),
     (libc::SYS_chroot as u32, "chroot"),
     (libc::SYS_close as u32, "close"),
+    (libc::SYS_connect as u32, "connect"),
     (libc::SYS_fchdir as u32, "fchdir"),
+    (libc::SYS_fchown as u32, "fchown"),
     (libc::SYS_fchownat as u32, "fchownat"),
     (libc::SYS_fsconfig as u32, "fsconfig"),
     (libc::SYS_fsmount as u32, "fsmount"),
@@ -138,6 +140,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_move_mount as u32, "move_mount"),
     (libc::SYS_open_tree as u32, "open_tree"),
     (libc::SYS_openat as u32, "openat"),
+    (libc::SYS_openat2 as u32, "openat2"),
     (libc::SYS_pivot_root as u32, "pivot_root"),
     (libc::SYS_keyctl as u32, "keyctl"),
     (libc::SYS_personality as u32, "personality"),
@@ -179,6 +182,8 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::STAND, "stand before the host"),
     (op::NETWORK, "enter a network namespace"),
     (op::SHOW, "show the host"),
+    (op::COPY, "copy file"),
+    (op::TERMINAL, "pass the terminal"),
 ];
 
 fn name(op: u32) -> &'static str {

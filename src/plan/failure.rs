@@ -12,6 +12,14 @@ use crate::sandbox::Sandbox;
 pub(crate) fn error(draft: &Draft, sandbox: Option<&Sandbox>, report: &Report) -> Error {
     let errno = report.errno as i32;
     let Some(note) = draft.notes.get(report.status as usize) else {
+        match errno {
+            libc::EUSERS => return Error::new(ErrorKind::Exhausted, "cannot start one more: 64 commands run in this sandbox already"),
+            libc::ECANCELED => {
+                let text = "cannot start the command: it was killed before exec (by another process of the sandbox, or for want of memory)";
+                return Error::new(ErrorKind::Setup, text);
+            }
+            _ => {}
+        }
         // Not a step of the plan: init itself could not go on.
         let kind = if is_exhaustion(errno) || errno == libc::ENOSPC { ErrorKind::Exhausted } else { ErrorKind::Setup };
         let hint = if errno == libc::ENOSPC { Some("8,192 sandboxes live already") } else { exhaustion_hint(errno) };
@@ -35,7 +43,7 @@ fn layer(area: Area) -> Layer {
         Area::ReadBack => Layer::ReadBack,
         Area::Proc => Layer::PidNamespace,
         Area::Group => Layer::CgroupNamespace,
-        Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec => Layer::MountNamespace,
+        Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec | Area::Inside => Layer::MountNamespace,
     }
 }
 
@@ -150,6 +158,21 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
         },
         Area::Chdir => (ErrorKind::BadWorkingDirectory, None),
         Area::Exec => exec(errno, mode),
+        Area::Inside => inside(errno),
+    }
+}
+
+/// Paths and addresses in a sandbox that stands.
+fn inside(errno: i32) -> (ErrorKind, Option<&'static str>) {
+    match errno {
+        libc::ENOENT => (ErrorKind::NotFound, None),
+        libc::EACCES | libc::EPERM | libc::EROFS => (ErrorKind::PermissionDenied, None),
+        libc::EISDIR => (ErrorKind::IsADirectory, None),
+        libc::ELOOP => (ErrorKind::FilesystemLoop, Some("it's a symbolic link, or there are too many on the way")),
+        libc::ENAMETOOLONG => (ErrorKind::NameTooLong, None),
+        libc::ENOSPC => (ErrorKind::Io, Some("the writable layer is full; see `Sandbox::writable`")),
+        _ if is_exhaustion(errno) => (ErrorKind::Exhausted, exhaustion_hint(errno)),
+        _ => (ErrorKind::Io, None),
     }
 }
 

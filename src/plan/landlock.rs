@@ -20,35 +20,37 @@ use crate::sandbox::{MountKind, Sandbox};
 /// A ruleset that is being made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ruleset {
-    slot: u8,
     handled: Handled,
 }
 
 /// Creates the ruleset, if this kernel has any. `sockets` says that the workload may
 /// have some.
 pub(crate) fn ruleset(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, sockets: bool) -> Option<Ruleset> {
-    let Some(abi) = facts.landlock.as_ref().ok().filter(|abi| **abi >= LEAST) else {
+    if facts.landlock.as_ref().is_ok_and(|abi| *abi < LEAST) || facts.landlock.is_err() {
         draft.missing |= Layer::Landlock.bit();
-        return None;
-    };
+    }
+    let ruleset = standing(sandbox, facts, sockets)?;
+    let area = draft.area;
+    draft.area(Area::Landlock);
+    let Handled { files, tcp, scopes } = ruleset.handled;
+    let attributes = draft.words(&[files, tcp, scopes]);
+    draft
+        .step(libc::SYS_landlock_create_ruleset, &[attributes, 24.into(), 0.into()], "make", "a Landlock ruleset")
+        .keep_in(slot::RULESET)
+        .layer(Layer::Landlock, !sandbox.requires(Layer::Landlock));
+    draft.area(area);
+    Some(ruleset)
+}
+
+/// The ruleset that the sandbox was made with, for one more command of it.
+pub(crate) fn standing(sandbox: &Sandbox, facts: &Facts, sockets: bool) -> Option<Ruleset> {
+    let abi = facts.landlock.as_ref().ok().filter(|abi| **abi >= LEAST)?;
     let mut handled = Handled::by(*abi, sockets);
     if sandbox.nesting {
         // A ruleset about files refuses all mounts.
         handled.files = 0;
-        if handled == Handled::NOTHING {
-            return None;
-        }
     }
-    let area = draft.area;
-    draft.area(Area::Landlock);
-    let slot = draft.slot();
-    let attributes = draft.words(&[handled.files, handled.tcp, handled.scopes]);
-    draft
-        .step(libc::SYS_landlock_create_ruleset, &[attributes, 24.into(), 0.into()], "make", "a Landlock ruleset")
-        .keep_in(slot)
-        .layer(Layer::Landlock, !sandbox.requires(Layer::Landlock));
-    draft.area(area);
-    Some(Ruleset { slot, handled })
+    (handled != Handled::NOTHING).then_some(Ruleset { handled })
 }
 
 impl Ruleset {
@@ -64,7 +66,7 @@ impl Ruleset {
         let area = draft.area;
         draft.area(Area::Landlock);
         let path = draft.text(path);
-        let args = [Arg::Slot(self.slot), directory, path, (rights & self.handled.files).into()];
+        let args = [Arg::Slot(slot::RULESET), directory, path, (rights & self.handled.files).into()];
         draft.step(op::ALLOW, &args, "let Landlock allow", object.into());
         draft.area(area);
     }
@@ -113,7 +115,7 @@ impl Ruleset {
     pub(crate) fn enforce(&self, draft: &mut Draft, sandbox: &Sandbox) {
         draft.area(Area::Landlock);
         draft
-            .step(libc::SYS_landlock_restrict_self, &[Arg::Slot(self.slot), 0.into()], "restrict with", "Landlock")
+            .step(libc::SYS_landlock_restrict_self, &[Arg::Slot(slot::RULESET), 0.into()], "restrict with", "Landlock")
             .layer(Layer::Landlock, !sandbox.requires(Layer::Landlock));
     }
 }

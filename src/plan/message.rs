@@ -7,7 +7,11 @@ use super::wire::{u32_at, u64_at};
 /// it. Requests on init's control socket are [`HELLO`](Request::HELLO),
 /// [`START`](Request::START) and [`QUIESCE`](Request::QUIESCE); those on a
 /// sandbox's reply socket are the two verbs [`RUN`](Request::RUN) and
-/// [`DO`](Request::DO), and what concerns a running command.
+/// [`DO`](Request::DO), and what concerns all that runs in it.
+///
+/// Each use of a verb brings a reply socket of its own, on which everything about it
+/// is said, and whose end means that the host lets go of it. The only command of a
+/// sandbox has the sandbox's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// One of the constants.
@@ -34,11 +38,13 @@ impl Request {
     pub const QUIESCE: u32 = 3;
     /// The id maps that init waits for have been written.
     pub const MAPPED: u32 = 4;
-    /// Verb one: run the command stage of the passed plan.
+    /// Verb one: run the command stage of a plan. A reply socket, the plan, the plan's
+    /// descriptors.
     pub const RUN: u32 = 5;
-    /// Verb two: do the inner stage of the passed plan, return its slots.
+    /// Verb two: do the inner stage of a plan, in a process of its own, and return the
+    /// descriptors that it keeps. Descriptors as with [`RUN`](Self::RUN).
     pub const DO: u32 = 6;
-    /// Send signal `value` to the command.
+    /// Send signal `value` to the command; on a sandbox's socket: to each of them.
     pub const SIGNAL: u32 = 7;
     /// Kill the command and all that it left; reported as killed unless `value` is 1,
     /// which stands for a limit that the host enforces.
@@ -48,8 +54,13 @@ impl Request {
     /// The control group has been made: its descriptors, for
     /// [`AWAIT_GROUP`](super::wire::op::AWAIT_GROUP).
     pub const GROUP: u32 = 10;
+    /// Kill everything, report it, and end the sandbox.
+    pub const END: u32 = 11;
+    /// The sandbox is paused from now on if `value` is 1, else no longer. With 1 in
+    /// `time` it's for PID 1 to stop everybody, because there's no group to freeze.
+    pub const PAUSE: u32 = 12;
     /// The command's process is as it should be, and may execute.
-    pub const PROCEED: u32 = 11;
+    pub const PROCEED: u32 = 13;
 
     /// Bytes of a request.
     pub const SIZE: usize = 24;
@@ -139,13 +150,16 @@ impl Report {
     pub const GONE: u32 = 7;
     /// No sandbox is left.
     pub const QUIET: u32 = 8;
-    /// The steps of [`Request::DO`] are done; descriptors come along.
+    /// The steps of [`Request::DO`] are done; descriptors come along. Each set bit of
+    /// `missing` stands for one: of the steps that keep a descriptor, in their order.
     pub const DONE: u32 = 9;
+    /// The master of a command's terminal comes along; before [`STARTED`](Self::STARTED).
+    pub const TERMINAL: u32 = 10;
     /// The command's process, whose pidfd comes along, has given up what it gives up and
     /// waits.
-    pub const STANDING: u32 = 10;
+    pub const STANDING: u32 = 11;
     /// The writable layer, for a host that wants to keep it; its directory comes along.
-    pub const UPPER: u32 = 11;
+    pub const UPPER: u32 = 12;
 
     /// The wall-time limit was reached.
     pub const WALL: u32 = 1;

@@ -73,6 +73,8 @@ pub(crate) enum Area {
     Group,
     Chdir,
     Exec,
+    /// What the host asks for in a sandbox that stands.
+    Inside,
 }
 
 /// An argument of a step while it's being written.

@@ -63,6 +63,12 @@ impl Ids {
         }
     }
 
+    /// A user id that no process of the run has, if there is one.
+    pub(crate) fn shield(self, user: u32) -> Option<u32> {
+        let shield = if user == 1 { 2 } else { 1 };
+        (self.contains(shield) && !matches!(self, Ids::Single { .. })).then_some(shield)
+    }
+
     /// Whether inside id `id` exists.
     pub(crate) fn contains(self, id: u32) -> bool {
         match self {
@@ -191,14 +197,15 @@ pub(crate) fn limits(draft: &mut Draft) {
 }
 
 /// Last part of the inner stage: PID 1 settles.
-pub(crate) fn settle(draft: &mut Draft, ids: Ids) {
+pub(crate) fn settle(draft: &mut Draft, sandbox: &Sandbox, ids: Ids) {
     draft.area(Area::Privileges);
     // Whoever has the very ids of a process may change its resource limits, and with
-    // RLIMIT_CPU kill it (prlimit(2) asks for all three of each kind). Nobody has
-    // different ones by exec, and the command gives these up at once.
-    if ids.contains(1) && !matches!(ids, Ids::Single { .. }) {
+    // RLIMIT_CPU kill it (prlimit(2) asks for all three of each kind); whoever has its
+    // real or saved user id may send it signals, which PID 1 is safe from, but not what it
+    // forks. Nobody has different ones by exec, and the command gives these up at once.
+    if let Some(shield) = ids.shield(sandbox.account().0) {
         draft.step(libc::SYS_setresgid, &[0.into(), 0.into(), 1.into()], "protect", "PID 1");
-        draft.step(libc::SYS_setresuid, &[0.into(), 0.into(), 1.into()], "protect", "PID 1");
+        draft.step(libc::SYS_setresuid, &[shield.into(), 0.into(), shield.into()], "protect", "PID 1");
     }
     // Nobody inside may trace PID 1 or open its memory or executable.
     draft.step(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()], "protect", "PID 1");

@@ -29,18 +29,27 @@ pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     draft.step(libc::SYS_setresuid, &[uid.into(), uid.into(), uid.into()], "become", format!("user {uid}"));
     // Root regains its bounding set at exec; anybody else needs the ambient set.
     let inheritable = if uid == 0 { 0 } else { keep };
-    let header = draft.data(&u64::from(CAPABILITY_VERSION_3).to_le_bytes());
-    let halves = |set: u64| [set as u32, (set >> 32) as u32];
-    let (own, handed_on) = (halves(keep), halves(inheritable));
-    let words = [own[0], own[0], handed_on[0], own[1], own[1], handed_on[1]];
-    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let sets = draft.data(&bytes);
-    draft.step(libc::SYS_capset, &[header, sets], "set", "the capabilities");
+    set_capabilities(draft, keep, inheritable);
     for capability in (0..64u64).filter(|c| inheritable >> c & 1 == 1) {
         let args = [libc::PR_CAP_AMBIENT.into(), libc::PR_CAP_AMBIENT_RAISE.into(), capability.into(), 0.into(), 0.into()];
         draft.step(libc::SYS_prctl, &args, "keep", "a capability");
     }
     prctl(draft, libc::PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs");
+}
+
+/// Gives up all that this process could do beyond its user's rights.
+pub(crate) fn no_capabilities(draft: &mut Draft) {
+    set_capabilities(draft, 0, 0);
+}
+
+fn set_capabilities(draft: &mut Draft, own: u64, inheritable: u64) {
+    let header = draft.data(&u64::from(CAPABILITY_VERSION_3).to_le_bytes());
+    let halves = |set: u64| [set as u32, (set >> 32) as u32];
+    let (own, handed_on) = (halves(own), halves(inheritable));
+    let words = [own[0], own[0], handed_on[0], own[1], own[1], handed_on[1]];
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let sets = draft.data(&bytes);
+    draft.step(libc::SYS_capset, &[header, sets], "set", "the capabilities");
 }
 
 /// What is a matter of the processor: which sandboxes share a core, how far it

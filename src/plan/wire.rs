@@ -54,6 +54,8 @@ pub mod slot {
     pub const ROOT: u8 = 8;
     /// The listener of the command's filter, with [`LISTEN`](super::LISTEN).
     pub const LISTENER: u8 = 9;
+    /// The Landlock ruleset, which PID 1 of a live sandbox keeps.
+    pub const RULESET: u8 = 10;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
     /// The first of those for results of steps; what an outer step leaves in
@@ -61,6 +63,11 @@ pub mod slot {
     pub const LOCAL: u8 = 80;
     /// The first of those for results that are soon closed.
     pub const TEMPORARY: u8 = 238;
+
+    /// Whether a helper returns what it keeps in this slot.
+    pub fn is_returned(slot: u8) -> bool {
+        (LOCAL..TEMPORARY).contains(&slot)
+    }
 }
 
 /// Who performs a step.
@@ -139,10 +146,14 @@ pub mod op {
     /// ([`Report::STANDING`](super::super::message::Report::STANDING)), and wait for
     /// [`Request::PROCEED`](super::super::message::Request::PROCEED).
     pub const STAND: u32 = 0x1_0014;
+    /// Like [`FILE`], with the contents of the regular file in slot (1); (2) is unused.
+    pub const COPY: u32 = 0x1_0015;
+    /// Command: pass slot (0), the master of a terminal, to the host.
+    pub const TERMINAL: u32 = 0x1_0016;
     /// Outer: send the host the descriptor in slot (0) with a report of kind (1).
-    pub const SHOW: u32 = 0x1_0015;
+    pub const SHOW: u32 = 0x1_0017;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0015;
+    pub const LAST: u32 = 0x1_0017;
 }
 
 /// How an argument is to be read.
@@ -284,6 +295,8 @@ impl<'a> Plan<'a> {
                 blob(0) && blob(2) && blob(3) && step.args[1] != 0 && step.args[0].is_multiple_of(8) && fits(step.args[0], step.args[1], 8)
             }
             op::FILE => blob(0) && blob(1) && fits(step.args[1], step.args[2], 1),
+            op::TERMINAL => step.kinds[0] == Kind::Slot,
+            op::COPY => blob(0) && step.kinds[1] == Kind::Slot,
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),
             op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
@@ -386,6 +399,8 @@ impl<'a> Plan<'a> {
             cpu: slot(44),
             oom_event: slot(45),
             oom_count: slot(46),
+            group: slot(47),
+            kill: slot(72),
             cpu_unit: u32_at(self.bytes, 48).unwrap_or(1),
             cpu_rate: u32_at(self.bytes, 52).unwrap_or(1000),
             cpu_limit: u64_at(self.bytes, 56).unwrap_or(0),
@@ -404,6 +419,10 @@ pub struct Watch {
     pub oom_event: u8,
     /// Slot of the file that then tells whether something was killed.
     pub oom_count: u8,
+    /// Slot of the directory of the command's own control group; [`NO_SLOT`] for none.
+    pub group: u8,
+    /// Slot of the file that kills everything in it (cgroup v2).
+    pub kill: u8,
     /// Nanoseconds of the counter's unit.
     pub cpu_unit: u32,
     /// Thousandths of a CPU that the command can use at once.
@@ -416,8 +435,23 @@ pub struct Watch {
 
 impl Default for Watch {
     fn default() -> Watch {
-        Watch { cpu: NO_SLOT, oom_event: NO_SLOT, oom_count: NO_SLOT, cpu_unit: 1, cpu_rate: 1000, cpu_limit: 0, idle_limit: 0 }
+        Watch::NONE
     }
+}
+
+impl Watch {
+    /// Nothing.
+    pub const NONE: Watch = Watch {
+        cpu: NO_SLOT,
+        oom_event: NO_SLOT,
+        oom_count: NO_SLOT,
+        group: NO_SLOT,
+        kill: NO_SLOT,
+        cpu_unit: 1,
+        cpu_rate: 1000,
+        cpu_limit: 0,
+        idle_limit: 0,
+    };
 }
 
 /// What [`encode`] writes besides steps and blobs.
@@ -457,10 +491,11 @@ pub fn encode_header(steps: usize, relocations: usize, blob: usize, settings: Se
     out.extend(settings.flags.to_le_bytes());
     out.extend(settings.command.to_le_bytes());
     let watch = settings.watch;
-    out.extend([watch.cpu, watch.oom_event, watch.oom_count, 0]);
+    out.extend([watch.cpu, watch.oom_event, watch.oom_count, watch.group]);
     out.extend(watch.cpu_unit.to_le_bytes());
     out.extend(watch.cpu_rate.to_le_bytes());
     out.extend(watch.cpu_limit.to_le_bytes());
     out.extend(watch.idle_limit.to_le_bytes());
-    out.extend([0; HEADER - 72]);
+    out.extend([watch.kill]);
+    out.extend([0; HEADER - 73]);
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `table.rs` | names and numbers of all system calls |
 //! | `presets.rs` | our own presets, by name |
-//! | `profile.rs` | profiles in Docker's JSON format |
+//! | `profile/` | profiles in Docker's JSON format |
 //! | `filter.rs` | from a policy to verdicts by number, compiled once per recipe |
 //! | `bpf.rs` | from verdicts to a program |
 //! | `landlock.rs` | rights by version of Landlock |

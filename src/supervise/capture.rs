@@ -1,5 +1,6 @@
 //! What comes out of a run, kept within bounds whatever the workload prints.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +15,15 @@ use crate::sys;
 /// takes it without blocking (pipe(7): PIPE_BUF).
 const RELAY_CHUNK: usize = 4096;
 const READ_CHUNK: usize = 64 * 1024;
+/// A line that is longer comes in pieces.
+const MOST_OF_A_LINE: usize = 64 * 1024;
+
+/// How much of a stream is kept if it isn't limited.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    pub(crate) head: u64,
+    pub(crate) tail: u64,
+}
 
 /// One output stream on its way through the host.
 #[derive(Debug)]
@@ -24,17 +34,33 @@ pub(crate) struct Capture {
     target: Option<File>,
     /// Captured bytes, or those that a relay has still to write.
     kept: Vec<u8>,
+    /// The last of what found no room.
+    tail: VecDeque<u8>,
+    tail_room: usize,
+    /// What is to be told line by line, if anything is.
+    lines: Option<Vec<u8>>,
     room: u64,
     limit: Option<u64>,
     end: StreamEnd,
 }
 
 impl Capture {
-    pub(crate) fn new(pipe: OwnedFd, target: Option<OwnedFd>, limit: Option<u64>, keep: u64) -> io::Result<Capture> {
+    pub(crate) fn new(pipe: OwnedFd, target: Option<OwnedFd>, limit: Option<u64>, keep: Keep) -> io::Result<Capture> {
         let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
         fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        let room = if target.is_some() { limit.unwrap_or(u64::MAX) } else { limit.unwrap_or(keep) };
-        Ok(Capture { pipe: Some(pipe.into()), target: target.map(File::from), kept: Vec::new(), room, limit, end: StreamEnd::default() })
+        let room = if target.is_some() { limit.unwrap_or(u64::MAX) } else { limit.unwrap_or(keep.head) };
+        let tail_room = if target.is_some() { 0 } else { usize::try_from(keep.tail).unwrap_or(usize::MAX) };
+        Ok(Capture {
+            pipe: Some(pipe.into()),
+            target: target.map(File::from),
+            kept: Vec::new(),
+            tail: VecDeque::new(),
+            tail_room,
+            lines: None,
+            room,
+            limit,
+            end: StreamEnd::default(),
+        })
     }
 
     /// What to poll for: input, unless a relay has something left to write.
@@ -82,9 +108,39 @@ impl Capture {
         let fits = usize::try_from(self.room).unwrap_or(usize::MAX).min(bytes.len());
         self.kept.extend_from_slice(&bytes[..fits]);
         self.room -= fits as u64;
-        self.end.last_byte = bytes[..fits].last().copied().or(self.end.last_byte);
         self.end.bytes += bytes.len() as u64;
-        self.end.truncated |= fits < bytes.len();
+        if let Some(lines) = &mut self.lines {
+            lines.extend_from_slice(bytes);
+        }
+        let rest = &bytes[fits..];
+        let last = if self.tail_room > 0 { bytes } else { &bytes[..fits] };
+        self.end.last_byte = last.last().copied().or(self.end.last_byte);
+        let tail = &rest[rest.len().saturating_sub(self.tail_room)..];
+        let surplus = (self.tail.len() + tail.len()).saturating_sub(self.tail_room);
+        self.end.truncated |= tail.len() < rest.len() || surplus > 0;
+        self.tail.drain(..surplus);
+        self.tail.extend(tail);
+    }
+
+    /// From now on [`next_line`](Self::next_line) has something to say.
+    pub(crate) fn keep_lines(&mut self) {
+        self.lines = Some(Vec::new());
+    }
+
+    /// The lines that are complete, each with its end, or that are too long to be waited
+    /// for; at the end of all also one without.
+    pub(crate) fn take_lines(&mut self, end: bool, mut each: impl FnMut(&[u8])) {
+        let Some(lines) = &mut self.lines else { return };
+        let mut done = 0;
+        while let Some(length) = lines[done..].iter().position(|b| *b == b'\n') {
+            each(&lines[done..=done + length]);
+            done += length + 1;
+        }
+        if done < lines.len() && (end || lines.len() - done >= MOST_OF_A_LINE) {
+            each(&lines[done..]);
+            done = lines.len();
+        }
+        lines.drain(..done);
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -114,9 +170,9 @@ impl Capture {
         Ok(())
     }
 
-    /// The captured bytes and the totals.
-    pub(crate) fn finish(self) -> (Vec<u8>, StreamEnd) {
+    /// The captured bytes from the start, the last ones, and the totals.
+    pub(crate) fn finish(self) -> (Vec<u8>, Vec<u8>, StreamEnd) {
         let kept = if self.target.is_some() { Vec::new() } else { self.kept };
-        (kept, self.end)
+        (kept, self.tail.into(), self.end)
     }
 }

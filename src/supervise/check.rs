@@ -6,6 +6,7 @@ use crate::error::{ErrorKind, Result};
 use crate::image::Root;
 use crate::launch::{self, Init};
 use crate::net::Network;
+use crate::outcome::Bytes;
 use crate::plan::wire;
 use crate::policy::landlock;
 use crate::probe::{Facts, Layer, LayerState, Report};
@@ -20,7 +21,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
         Ok(init) => init,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             set(Layer::UserNamespace, LayerState::Missing(error.to_string()));
-            return Ok(Report { layers, works: false });
+            return Ok(Report { layers, works: false, notes: notes(sandbox) });
         }
         Err(error) => return Err(error),
     };
@@ -39,7 +40,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
     let mut probe = sandbox.clone().without_preferences().entrypoint([""; 0]).file_mode("/.cofferdam-check", "\n", 0o755);
     let failed = loop {
         let attempt =
-            start(&probe, Some(Command::new("/.cofferdam-check")), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
+            start(&probe, Command::new("/.cofferdam-check"), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
         match attempt {
             Err(error) if error.kind() != ErrorKind::ExecFormat => {
                 // Whether the recipe can do without it or not, the rest can be tried.
@@ -74,7 +75,21 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
     {
         layers[Layer::Landlock as usize].1 = LayerState::Partial(what);
     }
-    Ok(Report { layers, works })
+    Ok(Report { layers, works, notes: notes(sandbox) })
+}
+
+/// What a recipe says without meaning to.
+fn notes(sandbox: &Sandbox) -> Vec<String> {
+    let mut notes = Vec::new();
+    let files = sandbox.files_in_memory();
+    if let Some(memory) = sandbox.limits.memory.filter(|memory| files > *memory) {
+        notes.push(format!(
+            "files of the scratch layer and in tmpfs mounts are memory: of the {} that they may hold the limit of {} on memory is reached first",
+            Bytes(files),
+            Bytes(memory)
+        ));
+    }
+    notes
 }
 
 /// Layers that this kernel doesn't have, with the reason.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::sys::statfs::fstatfs;
 
 use super::capture::Capture;
@@ -22,28 +22,53 @@ pub(crate) struct Pipes {
 }
 
 /// Descriptors for the command, and their numbers there.
-pub(super) struct Passed {
-    pub(super) fds: Vec<OwnedFd>,
-    pub(super) numbers: Vec<u32>,
-    pub(super) streams: [Option<Capture>; 2],
-    pub(super) pipes: Pipes,
+pub(crate) struct Passed {
+    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) numbers: Vec<u32>,
+    pub(crate) streams: [Option<Capture>; 2],
+    pub(crate) pipes: Pipes,
     /// Some of them are files of the host's, which the workload could change.
-    pub(super) files: bool,
+    pub(crate) files: bool,
+    /// Numbers of those that are its terminal.
+    pub(crate) terminal: Vec<u32>,
     /// Those that the caller gave, and gave for writing.
-    pub(super) writable: Vec<bool>,
+    pub(crate) writable: Vec<bool>,
+}
+
+impl Passed {
+    pub(crate) fn nothing() -> Passed {
+        Passed {
+            fds: Vec::new(),
+            numbers: Vec::new(),
+            streams: [None, None],
+            pipes: Pipes::default(),
+            files: false,
+            terminal: Vec::new(),
+            writable: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, number: u32, fd: Option<OwnedFd>) {
+        match fd {
+            Some(fd) => {
+                self.fds.push(fd);
+                self.numbers.push(number);
+            }
+            None => self.terminal.push(number),
+        }
+    }
 }
 
 /// Opens what the command's descriptors are connected to.
-pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
-    let mut passed = Passed {
-        fds: Vec::new(),
-        numbers: vec![0, 1, 2],
-        streams: [None, None],
-        pipes: Pipes::default(),
-        files: false,
-        writable: Vec::new(),
+pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
+    let mut passed = Passed::nothing();
+    let pipe = || {
+        let (reader, writer) = io::pipe().map_err(|e| Error::io("make", "a pipe", e))?;
+        // It belongs to this program's user, who is nobody inside; but whoever has it may
+        // open it once more as /dev/stdout, as scripts do.
+        fchmod(&writer, Mode::from_bits_truncate(0o666)).map_err(|e| Error::io("open to all", "a pipe", e.into()))?;
+        Ok((reader, writer))
     };
-    let pipe = || io::pipe().map_err(|e| Error::io("make", "a pipe", e));
     let null = || {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
         file.map(OwnedFd::from).map_err(|e| Error::io("open", "/dev/null", e))
@@ -52,48 +77,57 @@ pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
     let mut given = Given::default();
     let taken = |stdio: &mut Stdio| std::mem::replace(stdio, Stdio::null()).0;
     let stdin = match taken(&mut command.stdin) {
-        Stream::Null | Stream::Captured => null()?,
+        Stream::Null | Stream::Captured => Some(null()?),
         Stream::Piped => {
             let (reader, writer) = pipe()?;
             passed.pipes.stdin = Some(writer);
-            reader.into()
+            Some(reader.into())
         }
-        Stream::Inherit => given.note(inherited(io::stdin().as_fd(), "standard input")?)?,
-        Stream::Bytes(bytes) => sealed(c"stdin", &bytes)?,
+        Stream::Pty => None,
+        Stream::Inherit => Some(given.note(inherited(io::stdin().as_fd(), "standard input")?)?),
+        Stream::Bytes(bytes) => Some(sealed(c"stdin", &bytes)?),
         Stream::Fd(fd) => {
             check_kind(&fd, FdKind::Plain, "standard input")?;
-            given.note(fd)?
+            Some(given.note(fd)?)
         }
+        Stream::Stdout => return Err(Error::invalid("standard input can't be what standard output is")),
         Stream::Relay(_) => return Err(Error::invalid("an input can't be relayed; pass the descriptor itself")),
     };
-    passed.fds.push(stdin);
+    passed.add(0, stdin);
     for i in 0..2 {
         let (stdio, name) = if i == 0 { (&mut command.stdout, "standard output") } else { (&mut command.stderr, "standard error") };
         let stream = taken(stdio);
         let fd = match stream {
-            Stream::Null => null()?,
+            Stream::Pty => None,
+            Stream::Stdout if i == 0 => return Err(Error::invalid("standard output can't be itself; this is for standard error")),
+            // The last that was added, if it's no terminal.
+            Stream::Stdout if passed.numbers.last() == Some(&1) => {
+                passed.fds.last().map(|fd| fd.try_clone()).transpose().map_err(|e| Error::io("copy", name, e))?
+            }
+            Stream::Stdout => None,
+            Stream::Null => Some(null()?),
             Stream::Captured | Stream::Relay(_) => {
                 let (reader, writer) = pipe()?;
                 let target = if let Stream::Relay(target) = stream { Some(target) } else { None };
                 let capture =
-                    Capture::new(reader.into(), target, sandbox.output, sandbox.keep_output).map_err(|e| Error::io("prepare", name, e))?;
+                    Capture::new(reader.into(), target, sandbox.output, sandbox.keep()).map_err(|e| Error::io("prepare", name, e))?;
                 passed.streams[i] = Some(capture);
-                writer.into()
+                Some(writer.into())
             }
             Stream::Piped => {
                 let (reader, writer) = pipe()?;
                 *(if i == 0 { &mut passed.pipes.stdout } else { &mut passed.pipes.stderr }) = Some(reader);
-                writer.into()
+                Some(writer.into())
             }
-            Stream::Inherit if i == 0 => given.note(inherited(io::stdout().as_fd(), name)?)?,
-            Stream::Inherit => given.note(inherited(io::stderr().as_fd(), name)?)?,
+            Stream::Inherit if i == 0 => Some(given.note(inherited(io::stdout().as_fd(), name)?)?),
+            Stream::Inherit => Some(given.note(inherited(io::stderr().as_fd(), name)?)?),
             Stream::Bytes(_) => return Err(Error::invalid(format!("{name} can't be connected to bytes"))),
             Stream::Fd(fd) => {
                 check_kind(&fd, FdKind::Plain, name)?;
-                given.note(fd)?
+                Some(given.note(fd)?)
             }
         };
-        passed.fds.push(fd);
+        passed.add(i as u32 + 1, fd);
     }
     for (number, fd, kind) in std::mem::take(&mut command.fds) {
         check_kind(&fd, kind, &format!("descriptor {number}"))?;

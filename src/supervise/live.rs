@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
+use super::applied;
 use super::capture::Capture;
 use super::proof::{self, Expected};
-use super::{Asked, applied};
+use super::share::Share;
 use crate::cgroup::{Counters, Group};
 use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +19,7 @@ use crate::ids::Claim;
 use crate::image::ImageConfig;
 use crate::launch::{self, Init, timeout_until};
 use crate::layer::IdRange;
-use crate::outcome::{Facts, Output};
+use crate::outcome::{Facts, Line, Output, Source};
 use crate::plan::message::{Report, Request};
 use crate::plan::{Draft, failure};
 use crate::probe::Layer;
@@ -27,27 +28,70 @@ use crate::sys;
 
 /// Set-up takes a millisecond or two; a minute means that it hangs on something of
 /// the host's, a dead network file system for example.
-const SETUP_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const SETUP_LIMIT: Duration = Duration::from_secs(60);
 /// How long `drop` waits for the end of what it killed.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
-/// A sandbox that has been asked for.
+/// What comes with a command's start.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// What a command runs in.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// A sandbox of its own.
+    Own {
+        /// Kept as long as the sandbox may live.
+        claim: Option<Claim>,
+        group: Box<Group>,
+        init: Arc<Init>,
+    },
+    /// One that it shares with other commands.
+    Shared(Box<Share>),
+}
+
+impl Place {
+    fn init(&self) -> &Init {
+        match self {
+            Place::Own { init, .. } => init,
+            Place::Shared(share) => share.init(),
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        match self {
+            Place::Own { group, .. } => group.counters(),
+            Place::Shared(share) => share.counters(),
+        }
+    }
+
+    /// Layers that could not be had.
+    fn missing(&self) -> u64 {
+        match self {
+            Place::Own { group, .. } => group.missing,
+            Place::Shared(share) => share.missing(),
+        }
+    }
+}
+
+/// A command that has been asked for, in a sandbox of its own or another's.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) reply: Arc<OwnedFd>,
     draft: Draft,
     sandbox: Sandbox,
-    /// Kept as long as the sandbox may live.
-    claim: Option<Claim>,
-    group: Group,
-    init: Arc<Init>,
+    place: Place,
     expected: Expected,
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
     /// The writable layer, if the recipe keeps it.
     upper: Option<OwnedFd>,
-    ids: Vec<IdRange>,
+    /// How ids in it are called inside.
+    pub(super) ids: Vec<IdRange>,
     started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
@@ -58,21 +102,26 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(began: u64, sandbox: &Sandbox, asked: Asked, streams: [Option<Capture>; 2]) -> Live {
-        let Asked { reply, draft, claim, ids, group, init, expected } = asked;
+    pub(super) fn new(
+        began: u64,
+        sandbox: &Sandbox,
+        reply: OwnedFd,
+        draft: Draft,
+        expected: Expected,
+        place: Place,
+        streams: [Option<Capture>; 2],
+    ) -> Live {
         Live {
             reply: Arc::new(reply),
             draft,
             sandbox: sandbox.clone(),
-            claim,
-            group,
-            init,
+            place,
             expected,
             counters: Counters::default(),
             asked: began,
             streams,
             upper: None,
-            ids,
+            ids: Vec::new(),
             started: None,
             ended: None,
             output_exceeded: false,
@@ -84,22 +133,14 @@ impl Live {
     /// Makes the control group while init is at work, and passes it to PID 1, which
     /// waits for it before the command.
     pub(super) fn give_group(&mut self) -> Result<()> {
-        self.group.make()?;
-        let handles = self.group.handles()?;
-        if handles.is_empty() {
-            return Ok(());
-        }
-        let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
-        let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
-        match sys::socket::send(self.reply.as_fd(), &request.encode(), &fds) {
-            // It has failed; why is on the way.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
-            other => other.map_err(|e| Error::io("pass", "the control group", e)),
-        }
+        let Place::Own { group, .. } = &mut self.place else { return Ok(()) };
+        group.make()?;
+        send_group(&self.reply, &group.handles()?)
     }
 
-    /// Waits for the program's exec; the pidfd of its process.
-    pub(super) fn started(&mut self) -> Result<OwnedFd> {
+    /// Waits for the program's exec.
+    pub(crate) fn started(&mut self) -> Result<Started> {
+        let mut terminal = None;
         loop {
             if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
                 return Err(Error::new(
@@ -114,8 +155,9 @@ impl Live {
                 }
                 Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
                     self.started = Some(report);
-                    return Ok(fds.remove(0));
+                    return Ok(Started { pidfd: fds.remove(0), terminal });
                 }
+                Some((report, mut fds)) if report.kind == Report::TERMINAL => terminal = fds.pop(),
                 Some((report, _)) if report.kind == Report::READY => {
                     return Err(Error::new(ErrorKind::Setup, "the sandbox has no command"));
                 }
@@ -127,14 +169,14 @@ impl Live {
     /// Compares the command's process, which waits, with the recipe.
     fn look(&mut self, process: BorrowedFd<'_>) -> Result<()> {
         let kind = self.draft.kind();
-        let seen = self.init.has_seen(kind);
+        let seen = self.place.init().has_seen(kind);
         let looked = match sys::pidfd::number(process) {
             Some(pid) => proof::check(&self.sandbox, &self.expected, pid, !seen),
             None => Err(proof::out_of_sight()),
         };
         match looked {
             Ok(()) => {
-                self.init.see(kind);
+                self.place.init().see(kind);
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Unsupported && self.sandbox.prefers(Layer::ReadBack) => {
@@ -159,8 +201,10 @@ impl Live {
         match report.kind {
             Report::FAILED => {
                 // No step is to blame, so perhaps init itself refused.
-                if self.draft.notes.get(report.status as usize).is_none() {
-                    self.group.take_back();
+                if self.draft.notes.get(report.status as usize).is_none()
+                    && let Place::Own { group, .. } = &mut self.place
+                {
+                    group.take_back();
                 }
                 Err(failure::error(&self.draft, Some(&self.sandbox), &report))
             }
@@ -192,19 +236,15 @@ impl Live {
     /// All are dead, so the counters are final; init removes the group when we let go.
     fn conclude(&mut self, report: Report) {
         self.ended = Some(report);
-        self.counters = self.group.counters();
+        self.counters = self.place.counters();
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
     fn lost(&self, status: Option<u32>) -> Error {
-        let how = match status {
-            Some(status) if status & 0x7f == libc::SIGKILL as u32 => {
-                "its first process was killed from outside (is the host out of memory?)"
-            }
-            Some(_) => "its first process ended early",
-            None => "init ended, and all sandboxes with it",
-        };
-        Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
+        match &self.place {
+            Place::Own { .. } => lost(status),
+            Place::Shared(share) => share.lost(),
+        }
     }
 
     /// What asks the command to end.
@@ -220,16 +260,37 @@ impl Live {
     /// Takes a piped stream back, to be captured.
     pub(crate) fn capture(&mut self, i: usize, pipe: OwnedFd) -> Result<()> {
         let capture =
-            Capture::new(pipe, None, self.sandbox.output, self.sandbox.keep_output).map_err(|e| Error::io("prepare", "a stream", e))?;
+            Capture::new(pipe, None, self.sandbox.output, self.sandbox.keep()).map_err(|e| Error::io("prepare", "a stream", e))?;
         self.streams[i] = Some(capture);
         Ok(())
     }
 
     /// Until the end, or until `deadline`; true at the end.
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        self.wait_with(deadline, |_, _| {})
+    }
+
+    /// Until the end, telling each captured line of stream 0 or 1 as soon as it's there.
+    pub(crate) fn wait_lines(&mut self, on_line: &mut dyn FnMut(Line<'_>)) -> Result<()> {
+        self.streams.iter_mut().flatten().for_each(Capture::keep_lines);
+        let began = self.started.map_or(0, |report| report.began);
+        let names = [Source::Stdout, Source::Stderr];
+        self.wait_with(None, |streams, end| {
+            let at = Duration::from_nanos(super::monotonic().saturating_sub(began));
+            for (stream, source) in streams.iter_mut().zip(names) {
+                if let Some(stream) = stream {
+                    stream.take_lines(end, |bytes| on_line(Line { source, at, bytes }));
+                }
+            }
+        })
+        .map(drop)
+    }
+
+    fn wait_with(&mut self, deadline: Option<Instant>, mut news: impl FnMut(&mut [Option<Capture>; 2], bool)) -> Result<bool> {
         let mut buffer = Vec::new();
         while self.ended.is_none() {
             self.turn(deadline, &mut buffer)?;
+            news(&mut self.streams, false);
             // Asked here and not when poll times out: with a stream that always has
             // something to read it never does.
             if self.ended.is_none() && deadline.is_some_and(|d| Instant::now() >= d) {
@@ -240,6 +301,7 @@ impl Live {
         for stream in self.streams.iter_mut().flatten() {
             stream.drain(&mut buffer).map_err(|e| Error::io("read", "the output", e))?;
         }
+        news(&mut self.streams, true);
         self.note_excess()?;
         while let Some(stream) = self.streams.iter_mut().flatten().find(|s| !s.settled()) {
             let Some((fd, events)) = stream.wants() else { break };
@@ -260,7 +322,8 @@ impl Live {
         let ready: Vec<bool> = {
             // init's end is the sandbox's, and is seen here even if a forked child of
             // ours holds a copy of the other end of the socket.
-            let mut polled = vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.init.pidfd(), PollFlags::POLLIN)];
+            let mut polled =
+                vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN)];
             let mut places = Vec::new();
             for (i, stream) in self.streams.iter().enumerate() {
                 if let Some((fd, events)) = stream.as_ref().and_then(Capture::wants) {
@@ -330,21 +393,47 @@ impl Live {
         if facts.host_out_of_memory() {
             return Err(out_of_memory());
         }
-        let missing = facts.report.missing | self.group.missing | self.draft.missing;
+        let missing = facts.report.missing | self.place.missing() | self.draft.missing;
         let [stdout, stderr] = std::mem::take(&mut self.streams).map(|s| s.map(Capture::finish).unwrap_or_default());
         Ok(Output {
             status: facts.verdict(),
             stdout: stdout.0,
             stderr: stderr.0,
-            stdout_stream: stdout.1,
-            stderr_stream: stderr.1,
+            stdout_tail: stdout.1,
+            stderr_tail: stderr.1,
+            stdout_stream: stdout.2,
+            stderr_stream: stderr.2,
             usage: facts.usage(),
             raw: facts.raw(),
-            layers: applied(&self.sandbox, &self.init, missing),
+            layers: applied(&self.sandbox, self.place.init(), missing),
             missing: Layer::of_bits(missing),
             limits: self.sandbox.limit_values(),
             upper: self.upper.take().map(|directory| Arc::new(Upper::new(directory, &self.sandbox, self.ids.clone()))),
         })
+    }
+}
+
+/// The error for a sandbox that ended without a word, with the wait status of its PID 1.
+pub(crate) fn lost(status: Option<u32>) -> Error {
+    let how = match status {
+        Some(status) if status & 0x7f == libc::SIGKILL as u32 => "its first process was killed from outside (is the host out of memory?)",
+        Some(_) => "its first process ended early",
+        None => "init ended, and all sandboxes with it",
+    };
+    Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
+}
+
+/// Passes the descriptors of a group to PID 1, which waits for them.
+pub(crate) fn send_group(reply: &OwnedFd, handles: &[OwnedFd]) -> Result<()> {
+    if handles.is_empty() {
+        return Ok(());
+    }
+    let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
+    let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
+    match sys::socket::send(reply.as_fd(), &request.encode(), &fds) {
+        // It has failed; why is on the way.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
+        other => other.map_err(|e| Error::io("pass", "the control group", e)),
     }
 }
 
@@ -374,7 +463,9 @@ impl Drop for Live {
                 _ => break,
             }
         }
-        if let Some(claim) = self.claim.take().filter(|_| !self.gone) {
+        if let Place::Own { claim, .. } = &mut self.place
+            && let Some(claim) = claim.take().filter(|_| !self.gone)
+        {
             claim.outlast(self.reply.clone());
         }
     }

@@ -9,6 +9,7 @@ mod check;
 mod descriptors;
 mod live;
 mod proof;
+pub(crate) mod share;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,8 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init, sealed};
 use crate::layer::IdRange;
-use crate::outcome::Output;
-use crate::plan::compile::{Grouped, Wanted};
+use crate::outcome::{Line, Output};
+use crate::plan::compile::{Grouped, Purpose, Wanted};
 use crate::plan::explain::Explanation;
 use crate::plan::namespaces::{Ids, Origin, network_origin};
 use crate::plan::start::Start;
@@ -32,26 +33,41 @@ use crate::sandbox::Sandbox;
 use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
-use descriptors::{Passed, pass};
-pub(crate) use live::{Live, tell};
-use proof::Expected;
+pub(crate) use descriptors::{Passed, pass};
+use live::Place;
+pub(crate) use live::{Live, SETUP_LIMIT, Started, tell};
+pub(crate) use proof::Expected;
 
-pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
+/// Nobody could use a stream that only `Child` has.
+pub(crate) fn refuse_piped(command: &Command) -> Result<()> {
     for stream in [&command.stdin, &command.stdout, &command.stderr] {
-        if matches!(stream.0, Stream::Piped) {
+        if matches!(stream.0, Stream::Piped | Stream::Pty) {
             return Err(Error::invalid("`run` waits for the end, so nobody could use a piped stream; take `spawn`"));
         }
     }
-    let (mut live, _) = start(sandbox, Some(command), wire::NOTIFY_START)?;
+    Ok(())
+}
+
+pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
+    refuse_piped(&command)?;
+    let (mut live, _) = start(sandbox, command, wire::NOTIFY_START)?;
     live.started()?;
     live.wait(None)?;
     live.finish()
 }
 
+pub(crate) fn run_lines(sandbox: &Sandbox, command: Command, on_line: &mut dyn FnMut(Line<'_>)) -> Result<Output> {
+    refuse_piped(&command)?;
+    let (mut live, _) = start(sandbox, command, wire::NOTIFY_START)?;
+    live.started()?;
+    live.wait_lines(on_line)?;
+    live.finish()
+}
+
 pub(crate) fn spawn(sandbox: &Sandbox, command: Command) -> Result<Child> {
-    let (mut live, pipes) = start(sandbox, Some(command), wire::NOTIFY_START)?;
-    let pidfd = live.started()?;
-    Ok(Child::new(live, pipes, pidfd))
+    let (mut live, pipes) = start(sandbox, command, wire::NOTIFY_START)?;
+    let started = live.started()?;
+    Ok(Child::new(live, pipes, started))
 }
 
 pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
@@ -61,8 +77,8 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
     let group = &grouped(sandbox, &group, 3);
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, writable: &[] };
-    let draft = compile::sandbox(sandbox, &init.facts, ids, Some(wanted))?;
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, terminal: &[], writable: &[] };
+    let draft = compile::sandbox(sandbox, &init.facts, ids, Purpose::Run(wanted))?;
     Ok(Explanation::of(&draft))
 }
 
@@ -104,92 +120,118 @@ fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Grouped {
         join: (0..needs.join).map(|_| next()).collect(),
         cpu: needs.cpu.map(|unit| (next(), unit)),
         oom: needs.oom.then(|| (next(), next())),
+        own: None,
         processes: group.limits_processes(),
-        cpus: cpus(sandbox, group),
+        cpus: cpus(sandbox),
     }
 }
 
 /// CPUs that a run can use at once. Only a limit on CPU time depends on them, and std
 /// reads three files to know.
-fn cpus(sandbox: &Sandbox, group: &Group) -> f64 {
+pub(crate) fn cpus(sandbox: &Sandbox) -> f64 {
     match sandbox.limits.cpuset {
-        _ if !group.limits_cpu_time() => 1.0,
+        _ if !sandbox.group_limits().cpu_account => 1.0,
         Some(cpus) => f64::from(cpus.len()),
         None => std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
     }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, as PID 1 stamps its reports.
-fn monotonic() -> u64 {
+pub(crate) fn monotonic() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
-fn start(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Live, Pipes)> {
+fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, Pipes)> {
     let began = monotonic();
+    let own = command.limits.over(sandbox);
+    let sandbox = own.as_ref().unwrap_or(sandbox);
     sandbox.validate()?;
-    let mut command = command.map(|command| sandbox.complete(command)).transpose()?;
-    if let Some(command) = &command {
-        command.validate()?;
-    }
-    let passed = match &mut command {
-        Some(command) => pass(command, sandbox)?,
-        None => Passed {
-            fds: Vec::new(),
-            numbers: Vec::new(),
-            streams: [None, None],
-            pipes: Pipes::default(),
-            files: false,
-            writable: Vec::new(),
-        },
-    };
-    // A dead init is noticed by the first request after it; the second one starts
-    // another. Nothing has happened by then, so trying again is safe.
-    let mut result = Err(Error::new(ErrorKind::Lost, "cannot start the sandbox"));
-    for _ in 0..2 {
-        result = ask(sandbox, command.as_ref(), flags, &passed);
-        if !matches!(&result, Err(error) if error.kind() == ErrorKind::Lost) {
-            break;
-        }
-    }
-    let mut live = Live::new(began, sandbox, result?, passed.streams);
-    if command.is_some() {
-        live.give_group()?;
-    }
+    command = sandbox.complete(command)?;
+    command.validate()?;
+    let passed = pass(&mut command, sandbox)?;
+    let asked = insist(|| ask(sandbox, Some(&command), flags, &passed))?;
+    let Asked { reply, draft, claim, ids, group, init, expected } = asked;
+    let place = Place::Own { claim, group: Box::new(group), init };
+    let mut live = Live::new(began, sandbox, reply, draft, expected, place, passed.streams);
+    live.ids = ids;
+    live.give_group()?;
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
     Ok((live, passed.pipes))
 }
 
+/// A dead init is noticed by the first request after it; the second one starts another.
+/// Nothing has happened by then, so trying again is safe.
+fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
+    match attempt() {
+        Err(error) if error.kind() == ErrorKind::Lost => attempt(),
+        other => other,
+    }
+}
+
+/// A sandbox without a command.
+pub(crate) fn start_empty(sandbox: &Sandbox) -> Result<Asked> {
+    sandbox.validate()?;
+    if sandbox.keep_changes {
+        return Err(Error::unsupported("the changes of a live sandbox can't be kept yet; take `run` or `spawn`"));
+    }
+    insist(|| ask(sandbox, None, 0, &Passed::nothing()))
+}
+
 /// What init has been asked for, and what lives as long.
-struct Asked {
-    reply: OwnedFd,
-    draft: Draft,
-    claim: Option<Claim>,
+pub(crate) struct Asked {
+    pub(crate) reply: OwnedFd,
+    pub(crate) draft: Draft,
+    pub(crate) claim: Option<Claim>,
     /// How ids in the writable layer are called inside, if it's kept.
-    ids: Vec<IdRange>,
-    group: Group,
-    init: Arc<Init>,
-    expected: Expected,
+    pub(crate) ids: Vec<IdRange>,
+    pub(crate) group: Group,
+    pub(crate) init: Arc<Init>,
+    pub(crate) expected: Expected,
 }
 
 fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<Asked> {
     let init = launch::init()?;
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = group(sandbox, &init)?;
-    let grouped = grouped(sandbox, &group, passed.fds.len());
-    let wanted = command.map(|command| Wanted {
-        command,
-        numbers: &passed.numbers,
-        group: &grouped,
-        files: passed.files,
-        writable: &passed.writable,
-    });
-    let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
+    let mut grouped = grouped(sandbox, &group, passed.fds.len());
+    let purpose = match command {
+        Some(command) => Purpose::Run(Wanted {
+            command,
+            numbers: &passed.numbers,
+            group: &grouped,
+            files: passed.files,
+            terminal: &passed.terminal,
+            writable: &passed.writable,
+        }),
+        None => {
+            // Commands bring their own; PID 1 gets what is about all of them.
+            (grouped.join, grouped.cpu) = (Vec::new(), None);
+            grouped.oom = grouped.oom.map(|_| (wire::slot::PASSED, wire::slot::PASSED + 1));
+            Purpose::Live(&grouped)
+        }
+    };
+    let mut draft = compile::sandbox(sandbox, &init.facts, ids, purpose)?;
     draft.change(&sandbox.changes)?;
-    let facts = &init.facts;
-    let limits = limits::rlimits(sandbox, facts, ids, grouped.processes);
-    let expected = Expected { ids, own: (facts.uid, facts.gid), privileged: facts.privileged, limits };
+    let expected = expected(sandbox, &init, ids, grouped.processes);
     draft.settings.flags |= flags;
+    let plan = encoded(&draft)?;
+    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
+    let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
+    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
+    let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
+    Ok(Asked { reply, draft, claim, ids, group, init, expected })
+}
+
+/// What must be so before a command is executed.
+pub(crate) fn expected(sandbox: &Sandbox, init: &Init, ids: Ids, processes: bool) -> Expected {
+    let facts = &init.facts;
+    let limits = limits::rlimits(sandbox, facts, ids, processes);
+    Expected { ids, own: (facts.uid, facts.gid), privileged: facts.privileged, limits }
+}
+
+/// A plan as it travels.
+pub(crate) fn encoded(draft: &Draft) -> Result<OwnedFd> {
     let bytes = draft.encode();
     if draft.steps.len() > wire::MAX_STEPS {
         return Err(Error::invalid("the recipe has more than 65,000 files and mounts; bind a directory instead"));
@@ -197,10 +239,5 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     if bytes.len() > wire::MAX_PLAN {
         return Err(Error::invalid("files and arguments of the run are larger than 256 MiB together; bind a directory instead"));
     }
-    let plan = sealed(c"cofferdam-plan", &bytes)?;
-    let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
-    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
-    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
-    Ok(Asked { reply, draft, claim, ids, group, init, expected })
+    sealed(c"cofferdam-plan", &bytes)
 }

@@ -12,6 +12,7 @@ pub(crate) mod landlock;
 pub(crate) mod pidfd;
 pub(crate) mod prctl;
 pub(crate) mod socket;
+pub(crate) mod terminal;
 pub(crate) mod write;
 pub(crate) mod xattr;
 

@@ -188,6 +188,7 @@ make_scratch() {
     compile pour -static
     compile calls -static -pthread
     compile euid -static
+    compile swapper -static
     compile lost -Wl,--dynamic-linker=/no/such/ld.so
     cp tests/vm/guest "$tree/guest"
     chmod 755 "$tree/guest"

@@ -13,12 +13,16 @@ pub mod nr {
     pub const READ: usize = 63;
     pub const WRITE: usize = 64;
     pub const PREAD64: usize = 67;
+    pub const SENDFILE: usize = 71;
     pub const CLOSE: usize = 57;
     pub const MMAP: usize = 222;
     pub const MUNMAP: usize = 215;
     pub const IOCTL: usize = 29;
     pub const RT_SIGACTION: usize = 134;
     pub const RT_SIGPROCMASK: usize = 135;
+    pub const LSEEK: usize = 62;
+    pub const GETDENTS64: usize = 61;
+    pub const PIPE2: usize = 59;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
     pub const EVENTFD2: usize = 19;

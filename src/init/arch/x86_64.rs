@@ -16,12 +16,16 @@ pub mod nr {
     pub const READ: usize = 0;
     pub const WRITE: usize = 1;
     pub const PREAD64: usize = 17;
+    pub const SENDFILE: usize = 40;
     pub const CLOSE: usize = 3;
     pub const MMAP: usize = 9;
     pub const MUNMAP: usize = 11;
     pub const IOCTL: usize = 16;
     pub const RT_SIGACTION: usize = 13;
     pub const RT_SIGPROCMASK: usize = 14;
+    pub const LSEEK: usize = 8;
+    pub const GETDENTS64: usize = 217;
+    pub const PIPE2: usize = 293;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
     pub const SOCKET: usize = 41;

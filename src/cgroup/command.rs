@@ -1,0 +1,123 @@
+//! The group of one command among several in a sandbox.
+//!
+//! It lies below the sandbox's group in the hierarchy that counts CPU time, and has no
+//! limits of its own: it tells this command's usage from the others', and which
+//! processes are the command's. On v2 with controllers it counts memory and processes
+//! too.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::{Counters, Group, Limits, controller, open, v1, v2, write};
+use crate::error::{Error, Result};
+
+#[derive(Debug)]
+pub(crate) struct CommandGroup {
+    name: String,
+    directory: OwnedFd,
+    v2: bool,
+    uses: u8,
+}
+
+/// What a command takes along into its groups.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    /// Membership files.
+    pub(crate) join: Vec<OwnedFd>,
+    /// The counter of CPU time, if there's a limit on it, and its unit in nanoseconds.
+    pub(crate) cpu: Option<(OwnedFd, u64)>,
+    /// Directory of the command's own group and, on v2, what kills everything in it.
+    pub(crate) own: Option<(OwnedFd, Option<OwnedFd>)>,
+}
+
+impl Group {
+    /// Lets the groups of commands count what they can.
+    pub(crate) fn prepare_for_commands(&self) {
+        if let Some(member) = self.counting()
+            && self.places.hierarchies[member.hierarchy].v2
+        {
+            for controller in ["+memory", "+pids"] {
+                let _ = write(&member.directory, "cgroup.subtree_control", controller);
+            }
+        }
+    }
+
+    /// Where the groups of commands are.
+    fn counting(&self) -> Option<&super::Member> {
+        self.members.iter().find(|member| member.uses & controller::ACCOUNT != 0)
+    }
+
+    /// Makes a group for one command; `None` where nothing counts CPU time.
+    pub(crate) fn command(&self, number: u32) -> Result<Option<CommandGroup>> {
+        let Some(member) = self.counting() else { return Ok(None) };
+        let name = format!("cmd-{number}");
+        let make = || -> nix::Result<OwnedFd> {
+            mkdirat(&member.directory, name.as_str(), Mode::from_bits_truncate(0o755))?;
+            openat(&member.directory, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        };
+        let directory = make().map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
+        let directory = crate::sys::not_standard(directory).map_err(|e| Error::io("copy", "a descriptor", e))?;
+        let v2 = self.places.hierarchies[member.hierarchy].v2;
+        let uses = if v2 { member.uses } else { controller::ACCOUNT };
+        Ok(Some(CommandGroup { name, directory, v2, uses }))
+    }
+
+    /// What a command needs to join its own group, if it has one, and the sandbox's.
+    pub(crate) fn command_handles(&self, own: Option<&CommandGroup>, cpu_limit: bool) -> Result<Handles> {
+        let failed = |what: &'static str| move |e| Error::io("open", what, e);
+        let mut handles = Handles::default();
+        for member in &self.members {
+            let v2 = self.places.hierarchies[member.hierarchy].v2;
+            let join = if v2 { v2::JOIN } else { v1::JOIN };
+            let own = own.filter(|_| member.uses & controller::ACCOUNT != 0);
+            let directory = own.map_or(&member.directory, |own| &own.directory);
+            handles.join.push(open(directory, join, OFlag::O_WRONLY).map_err(failed(join))?);
+            let Some(own) = own else { continue };
+            if cpu_limit {
+                let (file, unit) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
+                handles.cpu = Some((open(directory, file, OFlag::O_RDONLY).map_err(failed(file))?, unit));
+            }
+            let kill = if v2 { Some(open(directory, v2::KILL, OFlag::O_WRONLY).map_err(failed(v2::KILL))?) } else { None };
+            let copy = own.directory.as_fd().try_clone_to_owned().map_err(failed("a control group"))?;
+            handles.own = Some((copy, kill));
+        }
+        Ok(handles)
+    }
+
+    /// What one command used: its own group's figures and, where only the sandbox's group
+    /// counts something, what came to pass there since `before`.
+    pub(crate) fn command_counters(&self, own: Option<&CommandGroup>, before: &Counters) -> Counters {
+        let whole = self.counters();
+        let mut counters = Counters::default();
+        match own {
+            Some(own) if own.v2 => v2::count(&own.directory, &Limits::default(), own.uses, &mut counters),
+            Some(own) => v1::count(&own.directory, &Limits::default(), own.uses, &mut counters),
+            None => {}
+        }
+        let since = |now: Option<u64>, then: Option<u64>| now.zip(then).map(|(now, then)| now.saturating_sub(then));
+        counters.oom_kills = counters.oom_kills.or(since(whole.oom_kills, before.oom_kills));
+        counters.fork_failures = counters.fork_failures.filter(|n| *n > 0).or(since(whole.fork_failures, before.fork_failures));
+        counters.throttled = whole.throttled.zip(before.throttled).map(|(now, then)| now.saturating_sub(then));
+        counters.limit_hits = whole.limit_hits;
+        counters
+    }
+
+    /// Removes the group of a command whose processes are dead. One that is still busy
+    /// goes with the sandbox's.
+    pub(crate) fn remove_command(&self, own: &CommandGroup) {
+        if let Some(member) = self.counting() {
+            let _ = unlinkat(&member.directory, own.name.as_str(), UnlinkatFlags::RemoveDir);
+        }
+    }
+
+    /// Stops everything in the group, or lets it go on; false where no v2 tree can.
+    pub(crate) fn freeze(&self, frozen: bool) -> std::io::Result<bool> {
+        let member = self.members.iter().find(|member| self.places.hierarchies[member.hierarchy].v2);
+        let Some(member) = member else { return Ok(false) };
+        v2::freeze(&member.directory, frozen)?;
+        Ok(true)
+    }
+}

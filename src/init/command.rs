@@ -1,0 +1,458 @@
+//! One command: its way to exec, its clocks, its end.
+
+use crate::arch::{clone_onto, nr};
+use crate::helper::report_failure;
+use crate::interpret::{Context, Failure, Progress};
+use crate::listener;
+use crate::message::Report;
+use crate::sys::*;
+use crate::tree::Tree;
+use crate::wire::{self, NO_SLOT, Stage, Watch, slot};
+
+#[derive(Clone, Copy)]
+pub struct Command {
+    /// 0 when free.
+    pub pid: i32,
+    pub name: u32,
+    pub flags: u64,
+    /// Where everything about it is said.
+    pub reply: i32,
+    /// As long as it's on its way to exec: the pipe that tells how far it got, and its
+    /// pidfd.
+    pub starting: i32,
+    pidfd: i32,
+    progress: Progress,
+    /// CLOCK_MONOTONIC nanoseconds; 0 for none.
+    pub wall_deadline: u64,
+    pub stop_deadline: u64,
+    pub cause: u32,
+    pub began: u64,
+    wall_limit: u64,
+    watch: Watch,
+    /// Descriptor of the counter of CPU time, -1 for none.
+    cpu: i32,
+    /// While a courier is at work: our end of its channel.
+    channel: i32,
+    /// Tells of calls that its filter forbids, and the first of them.
+    pub listener: i32,
+    syscall: u64,
+    pub tree: Tree,
+    /// When to look at the counter again; 0 for never.
+    pub next_check: u64,
+    /// What it said last, and since when.
+    last_cpu: u64,
+    pub active: u64,
+    /// Its main process has been reaped: when, how, with what. What it left is being
+    /// killed.
+    pub over: u64,
+    status: u32,
+    usage: Rusage,
+}
+
+pub const FREE: Command = Command {
+    pid: 0,
+    name: 0,
+    flags: 0,
+    reply: -1,
+    starting: -1,
+    pidfd: -1,
+    progress: Progress::NONE,
+    wall_deadline: 0,
+    stop_deadline: 0,
+    cause: 0,
+    began: 0,
+    wall_limit: 0,
+    watch: Watch::NONE,
+    cpu: -1,
+    channel: -1,
+    listener: -1,
+    syscall: 0,
+    tree: Tree::NONE,
+    next_check: 0,
+    last_cpu: 0,
+    active: 0,
+    over: 0,
+    status: 0,
+    usage: Rusage::NONE,
+};
+
+/// The least time between two looks at a counter: it moves once a tick.
+const LOOK: u64 = 2_000_000;
+/// How long the end of a command's leftovers is waited for: what hangs in the kernel
+/// may never end.
+const LEFTOVERS: u64 = 1_000_000_000;
+
+/// What the command's process leaves behind for PID 1. It shares our memory
+/// until exec (CLONE_VM), and we're suspended meanwhile (CLONE_VFORK).
+pub struct Shared {
+    context: *mut Context,
+    failure: Failure,
+    failed: bool,
+    /// With a courier: the command's own process.
+    pub main: i32,
+}
+
+impl Shared {
+    /// What kept the command from being executed, unless something else did before.
+    pub fn fail(&mut self, errno: i32) {
+        if !self.failed {
+            (self.failed, self.failure) = (true, Failure::outside(errno));
+        }
+    }
+
+    /// The courier's end of its channel, and the listener that the command left.
+    pub fn handed(&self) -> (i32, i32) {
+        // SAFETY: `start`'s own context, whose frame is suspended.
+        let context = unsafe { &*self.context };
+        (context.channel[1], context.slots[listener::SLOT])
+    }
+}
+
+const STACK: usize = 64 * 1024;
+#[repr(align(16))]
+struct Stack(#[allow(dead_code, reason = "only its address is used")] [u8; STACK]);
+static mut COMMAND_STACK: Stack = Stack([0; STACK]);
+
+/// The command's process: from here to exec.
+pub extern "C" fn command_main(shared: usize) -> ! {
+    // SAFETY: the address of a live local of `start`, whose frame is suspended
+    // until we exec or exit; nothing else touches it meanwhile.
+    let shared = unsafe { &mut *(shared as *mut Shared) };
+    // SAFETY: as above.
+    let context = unsafe { &mut *shared.context };
+    shared.failure = to_exec(context);
+    shared.failed = true;
+    context.tell(shared.failure);
+    exit(127)
+}
+
+/// Reaps one child, which is dead or about to be; its CPU time in nanoseconds.
+fn wait_for(pid: i32) -> u64 {
+    let mut usage = Rusage::NONE;
+    let _ = call(nr::WAIT4, [pid as usize, 0, 0x4000_0000, &raw mut usage as usize, 0, 0]);
+    usage.user_ns() + usage.system_ns()
+}
+
+/// Returns only if it fails.
+fn to_exec(context: &mut Context) -> Failure {
+    match context.run(Stage::Command) {
+        Err(failure) => failure,
+        // A plan whose command stage doesn't end in exec.
+        Ok(_) => Failure::outside(EPROTO),
+    }
+}
+
+impl Command {
+    /// Runs the command stage of the plan that the sandbox came with, up to exec. Nobody
+    /// else is in the sandbox yet, so nobody can hold it up, and we can share our memory
+    /// and wait.
+    pub fn start_first(context: &mut Context, reply: i32) -> core::result::Result<Command, Failure> {
+        const CLONE_VM: u64 = 0x100;
+        const CLONE_VFORK: u64 = 0x4000;
+        const CLONE_PIDFD: u64 = 0x1000;
+        let listens = context.plan.flags() & wire::LISTEN != 0;
+        if listens {
+            context.channel = listener::channel().map_err(Failure::outside)?;
+        }
+        let channel = context.channel[0];
+        let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false, main: 0 };
+        let mut pidfd = -1i32;
+        let flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
+        let stack = &raw mut COMMAND_STACK as u64;
+        let args = [flags, &raw mut pidfd as u64, 0, 0, SIGCHLD, stack, STACK as u64, 0];
+        let entry = if listens { listener::courier } else { command_main };
+        // SAFETY: `args` is a clone_args with its own stack, used by one command
+        // at a time because CLONE_VFORK suspends us; both entries never return.
+        let result = unsafe { clone_onto(args.as_ptr(), size_of_val(&args), entry, &raw mut shared as usize) };
+        // SAFETY: `shared` is alive; read after the child has let go of our memory.
+        let Shared { mut failed, mut failure, main, .. } = unsafe { (&raw const shared).read_volatile() };
+        if result < 0 {
+            return Err(Failure::outside(-result as i32));
+        }
+        let (mut pid, mut listener, mut courier) = (result as i32, -1, 0);
+        if listens {
+            courier = wait_for(pid);
+            close(pidfd);
+            pid = main;
+            match listener::take(channel) {
+                Some(handed) => (pidfd, listener) = handed,
+                // It was killed before it could hand over.
+                None if !failed => (failed, failure, pidfd) = (true, Failure::outside(EIO), -1),
+                None => pidfd = -1,
+            }
+            close(channel);
+        }
+        if failed {
+            close(pidfd);
+            close(listener);
+            if pid > 0 {
+                let _ = kill(pid, SIGKILL);
+                wait_for(pid);
+            }
+            return Err(failure);
+        }
+        let mut command = Command::of(context, pid, reply);
+        (command.pidfd, command.listener) = (pidfd, listener);
+        command.progress = Progress {
+            pid,
+            began: context.began,
+            executed: context.executed + courier,
+            charged: context.charged(),
+            missing: context.missing,
+            ..Progress::NONE
+        };
+        command.executed();
+        Ok(command)
+    }
+
+    /// Starts a command beside others, who have its very id from a certain moment on and
+    /// could stop it on its way to exec. So PID 1 doesn't wait for it.
+    pub fn start_beside(context: &mut Context, reply: i32, ruleset: i32) -> Result<Command> {
+        let listens = context.plan.flags() & wire::LISTEN != 0;
+        if listens {
+            context.channel = listener::channel()?;
+        }
+        let mut pipe = [-1i32; 2];
+        const O_NONBLOCK: usize = 0o4000;
+        call(nr::PIPE2, [pipe.as_mut_ptr() as usize, O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0])?;
+        let mut pidfd = -1i32;
+        match fork_with_pidfd(&mut pidfd) {
+            Ok(0) => {
+                context.announce = pipe[1];
+                context.slots[slot::REPLY as usize] = reply;
+                context.slots[slot::RULESET as usize] = ruleset;
+                let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false, main: 0 };
+                let address = &raw mut shared as usize;
+                if listens { listener::courier(address) } else { command_main(address) }
+            }
+            Ok(pid) => {
+                close(pipe[1]);
+                close(core::mem::replace(&mut context.channel[1], -1));
+                let mut command = Command::of(context, pid, reply);
+                (command.starting, command.pidfd, command.channel) = (pipe[0], pidfd, context.channel[0]);
+                Ok(command)
+            }
+            Err(errno) => {
+                for fd in pipe.iter().chain(&context.channel) {
+                    close(*fd);
+                }
+                Err(errno)
+            }
+        }
+    }
+
+    fn of(context: &mut Context, pid: i32, reply: i32) -> Command {
+        let watch = context.plan.watch();
+        let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
+        let tree = Tree { session: pid, group: watched(watch.group), kill: watched(watch.kill), proc: -1 };
+        let cpu = watched(watch.cpu);
+        let (name, flags, wall_limit) = (context.plan.command(), context.plan.flags(), context.plan.wall_limit());
+        Command { pid, name, flags, reply, wall_limit, watch, cpu, tree, ..FREE }
+    }
+
+    pub fn is_last(&self) -> bool {
+        self.flags & wire::LAST_COMMAND != 0
+    }
+
+    /// Takes note of how far a command on its way got; true at the end of the pipe.
+    pub fn advance(&mut self) -> bool {
+        let mut progress = Progress::NONE;
+        let size = size_of::<Progress>();
+        loop {
+            match call(nr::READ, [self.starting as usize, &raw mut progress as usize, size, 0, 0, 0]) {
+                // The second message, if there is one, says more.
+                Ok(n) if n == size => self.progress = progress,
+                end => return end == Ok(0),
+            }
+        }
+    }
+
+    /// Whether it has ended when this process has. A courier's end says something only if
+    /// the command never came to exec.
+    pub fn ends_with(&mut self, dead: i32) -> bool {
+        if self.starting >= 0 {
+            self.advance();
+        }
+        let Progress { pid, began, failure, .. } = self.progress;
+        let executed = began != 0 && failure.errno == 0;
+        if self.channel >= 0 && executed { dead == pid } else { dead == self.pid }
+    }
+
+    /// What a courier hands over. It's on its way, and nothing holds it up for long.
+    fn take_over(&mut self) {
+        let mut poll = (self.channel as u32 as u64) | 1 << 32;
+        let limit = [0u64, 100_000_000];
+        let _ = kill(self.pid, SIGCONT);
+        let _ = call(nr::PPOLL, [&raw mut poll as usize, 1, limit.as_ptr() as usize, 0, 0, 0]);
+        close(core::mem::replace(&mut self.pidfd, -1));
+        if let Some((pidfd, listener)) = listener::take(self.channel) {
+            (self.pidfd, self.listener) = (pidfd, listener);
+        }
+        close(core::mem::replace(&mut self.channel, -1));
+        self.pid = self.progress.pid;
+        self.tree.session = self.pid;
+        if self.pidfd < 0 {
+            // The courier was killed.
+            self.pidfd = call(nr::PIDFD_OPEN, [self.pid as usize, 0, 0, 0, 0, 0]).map_or(-1, |fd| fd as i32);
+        }
+        if self.cause != 0 {
+            // So was the command to be, when only the courier was known.
+            let _ = kill(self.pid, SIGKILL);
+        }
+    }
+
+    /// The pipe has ended: it has executed its program, or never will.
+    pub fn settle(&mut self) {
+        self.advance();
+        close(core::mem::replace(&mut self.starting, -1));
+        if self.progress.failure.errno == 0 && self.progress.began != 0 {
+            if self.channel >= 0 {
+                self.take_over();
+            }
+            self.executed();
+        } else {
+            let failure = if self.progress.failure.errno == 0 { Failure::outside(ECANCELED) } else { self.progress.failure };
+            report_failure(self.reply, failure);
+        }
+    }
+
+    fn executed(&mut self) {
+        let Progress { began, .. } = self.progress;
+        self.began = began;
+        self.active = began;
+        self.wall_deadline = if self.wall_limit == 0 { 0 } else { began.saturating_add(self.wall_limit) };
+        self.next_check = if self.watch.cpu_limit | self.watch.idle_limit == 0 { 0 } else { began };
+    }
+
+    /// Reports that it has been executed. After init has been told of its limit.
+    pub fn say_started(&mut self) {
+        let Progress { began, missing, .. } = self.progress;
+        if self.began != 0 && self.flags & wire::NOTIFY_START != 0 {
+            if self.pidfd >= 0 {
+                let started = Report { kind: Report::STARTED, command: self.name, began, missing, ..Report::default() };
+                report(self.reply, &started, &[self.pidfd]);
+            } else {
+                report_failure(self.reply, Failure::outside(ECANCELED));
+            }
+        }
+        close(core::mem::replace(&mut self.pidfd, -1));
+    }
+
+    /// A process waits in a call that its filter forbids, or none is left that could. True
+    /// at the first such call: the command is to be killed.
+    pub fn hears_forbidden_call(&mut self) -> bool {
+        // One is enough; and at the end of all its processes a listener hangs up, for
+        // good. Closed later, by when nobody can be woken by it any more.
+        match listener::told(self.listener) {
+            Some(syscall) if self.cause & Report::SYSCALL == 0 => {
+                self.cause |= Report::SYSCALL;
+                self.syscall = syscall;
+                true
+            }
+            Some(_) => false,
+            None => {
+                close(core::mem::replace(&mut self.listener, -1));
+                false
+            }
+        }
+    }
+
+    /// Looks at the CPU counter: what limit has been reached, if one has.
+    pub fn look(&mut self, now: u64) -> u32 {
+        let used = self.cpu_time();
+        let watch = self.watch;
+        let mut next = u64::MAX;
+        if watch.cpu_limit != 0 {
+            let Some(left) = watch.cpu_limit.checked_sub(used).filter(|left| *left > 0) else { return Report::CPU };
+            next = left.saturating_mul(1000) / u64::from(watch.cpu_rate).max(1);
+        }
+        if watch.idle_limit != 0 {
+            if used != self.last_cpu {
+                self.last_cpu = used;
+                self.active = now;
+            }
+            if now.saturating_sub(self.active) >= watch.idle_limit {
+                return Report::IDLE;
+            }
+            // Often enough to notice short activity not much too late.
+            next = next.min(watch.idle_limit / 8);
+        }
+        self.next_check = now.saturating_add(next.max(LOOK));
+        0
+    }
+
+    /// CPU time of the whole group or, without one, of the main process and of the
+    /// dead: what its living children use doesn't show until they have ended.
+    fn cpu_time(&self) -> u64 {
+        if self.cpu >= 0 {
+            let counted = counter(self.cpu).unwrap_or(0) * u64::from(self.watch.cpu_unit);
+            return counted.saturating_sub(self.progress.charged);
+        }
+        // The clock of another process (CPUCLOCK_SCHED).
+        let main = clock((!(self.pid as isize) << 3 | 2) as usize);
+        if self.is_last() {
+            let dead = Rusage::of_children();
+            return (main + dead.user_ns() + dead.system_ns()).saturating_sub(self.progress.executed);
+        }
+        main.max(self.tree.ticks()).saturating_sub(self.progress.executed)
+    }
+
+    /// Its main process has been reaped.
+    pub fn ended(&mut self, status: u32, usage: Rusage) {
+        if self.starting >= 0 {
+            self.settle();
+            self.say_started();
+        }
+        (self.over, self.status, self.usage) = (clock(1), status, usage);
+        (self.wall_deadline, self.stop_deadline, self.next_check) = (0, 0, 0);
+    }
+
+    /// It's no use to wait any longer for what it left.
+    pub fn is_overdue(&self, now: u64) -> bool {
+        now >= self.over.saturating_add(LEFTOVERS)
+    }
+
+    /// Reports the end, and makes room. `all` is the usage of everybody, where that's
+    /// this command's.
+    pub fn finish(&mut self, all: Option<Rusage>) {
+        let usage = all.unwrap_or(self.usage);
+        let Progress { began, executed, charged, missing, .. } = self.progress;
+        let (scratch, scratch_files, full) = usage_of_root();
+        let ((switches, preemptions), (read, written)) = (usage.switches(), usage.blocks());
+        let ended = Report {
+            kind: Report::ENDED,
+            command: self.name,
+            status: self.status,
+            errno: 0,
+            detail: 0,
+            cause: self.cause,
+            missing,
+            began,
+            ended: self.over,
+            user: usage.user_ns(),
+            system: usage.system_ns().saturating_sub(executed),
+            peak: usage.peak_bytes(),
+            setup: charged,
+            scratch,
+            scratch_files,
+            full: u64::from(full),
+            switches,
+            preemptions,
+            read,
+            written,
+            syscall: self.syscall,
+        };
+        // Of one that never came to exec all has been said.
+        if self.began != 0 {
+            report(self.reply, &ended, &[]);
+        }
+        for fd in [self.cpu, self.tree.group, self.tree.kill, self.pidfd, self.starting, self.channel, self.listener] {
+            close(fd);
+        }
+    }
+
+    /// The descriptors that PID 1 keeps for it.
+    pub fn kept(&self) -> [i32; 8] {
+        [self.reply, self.cpu, self.tree.group, self.tree.kill, self.pidfd, self.starting, self.channel, self.listener]
+    }
+}

@@ -1,0 +1,152 @@
+//! A live sandbox: several commands in the same files, namespaces and limits.
+
+mod connect;
+mod copy;
+mod files;
+mod inside;
+
+pub use files::{Entry, EntryKind};
+
+use std::sync::Arc;
+
+use crate::child::Child;
+use crate::command::Command;
+use crate::error::{Error, Result};
+use crate::outcome::{Line, Output, Usage};
+use crate::plan::message::Request;
+use crate::sandbox::Sandbox;
+use crate::supervise::share::Session;
+use crate::supervise::{monotonic, refuse_piped};
+
+/// A live sandbox, started by [`Sandbox::start`]: commands run in it one after another,
+/// or at once, and see the same files, processes and loopback network. They share the
+/// recipe's memory, process and CPU bandwidth limits; each has its own
+/// [`Output`], its own usage, and the recipe's time and output limits
+/// for itself, which the command may [replace](Command::wall_time).
+///
+/// A command costs little more than fork and exec. When its main process has ended,
+/// everything that it left behind is killed, as in a sandbox of its own: a server is a
+/// command that [`spawn`](Self::spawn) keeps.
+///
+/// Commands of one instance are not protected from each other: they have the same user,
+/// so one may signal another, or change its files. What mustn't meet gets an instance of
+/// its own.
+///
+/// Dropping it kills everything in it. It may be used from several threads at once;
+/// 64 commands can run at a time.
+///
+/// ```
+/// use cofferdam::Sandbox;
+///
+/// let instance = Sandbox::new().start()?;
+/// instance.run(["sh", "-c", "echo 'echo $((6 * $1))' > /tmp/multiply"])?.exit_ok()?;
+/// for n in 1..4 {
+///     let out = instance.run(["sh", "/tmp/multiply", &n.to_string()])?;
+///     assert_eq!(out.text(), format!("{}\n", 6 * n));
+/// }
+/// # Ok::<(), cofferdam::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Instance {
+    session: Arc<Session>,
+}
+
+impl Instance {
+    pub(crate) fn start(sandbox: &Sandbox) -> Result<Instance> {
+        Ok(Instance { session: Arc::new(Session::start(sandbox)?) })
+    }
+
+    /// Runs a command and waits for its end, as [`Sandbox::run`] does.
+    pub fn run(&self, command: impl Into<Command>) -> Result<Output> {
+        let command = command.into();
+        refuse_piped(&command)?;
+        let (mut live, _) = self.session.command(command)?;
+        live.started()?;
+        live.wait(None)?;
+        live.finish()
+    }
+
+    /// Runs a command and tells its lines, as [`Sandbox::run_lines`] does.
+    pub fn run_lines(&self, command: impl Into<Command>, mut on_line: impl FnMut(Line<'_>)) -> Result<Output> {
+        let command = command.into();
+        refuse_piped(&command)?;
+        let (mut live, _) = self.session.command(command)?;
+        live.started()?;
+        live.wait_lines(&mut on_line)?;
+        live.finish()
+    }
+
+    /// Starts a command, as [`Sandbox::spawn`] does. The [`Child`] may outlive the
+    /// instance; it then says that it has been killed.
+    pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
+        let (mut live, pipes) = self.session.command(command.into())?;
+        let started = live.started()?;
+        Ok(Child::new(live, pipes, started))
+    }
+
+    /// Sends a signal to the main process of each running command.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        crate::child::check_signal(signal)?;
+        self.session.tell(Request::SIGNAL, signal as u64, 0)
+    }
+
+    /// Kills every running command with all that it has started; their verdict is
+    /// [`Exit::Killed`](crate::Exit::Killed). Others may be started afterwards.
+    pub fn kill(&self) -> Result<()> {
+        self.session.tell(Request::KILL, 0, 0)
+    }
+
+    /// Stops everything in the sandbox until [`resume`](Self::resume). Wall clocks go on,
+    /// idle time doesn't count. A command can't be started meanwhile.
+    ///
+    /// Where there's a cgroup v2 tree its freezer does it, of which a process notices
+    /// nothing. Elsewhere it's SIGSTOP for all of them, which parents inside can see,
+    /// and which ends stops of their own.
+    pub fn pause(&self) -> Result<()> {
+        self.set_paused(true)
+    }
+
+    /// Lets everything go on. Harmless if nothing is paused.
+    pub fn resume(&self) -> Result<()> {
+        self.set_paused(false)
+    }
+
+    fn set_paused(&self, pause: bool) -> Result<()> {
+        let mut paused = self.session.paused.lock().unwrap_or_else(|e| e.into_inner());
+        if *paused == pause {
+            return Ok(());
+        }
+        let frozen = self.session.group().freeze(pause).map_err(|e| Error::io("freeze", "the control group", e))?;
+        self.session.tell(Request::PAUSE, u64::from(pause), u64::from(!frozen))?;
+        *paused = pause;
+        Ok(())
+    }
+
+    /// What all commands together have used so far, where a control group counts it.
+    pub fn usage(&self) -> Usage {
+        let wall = monotonic().saturating_sub(self.session.began);
+        Usage::of_group(&self.session.group().counters(), wall)
+    }
+
+    /// Takes over the limits of this recipe: memory, processes, CPU bandwidth and
+    /// pinning at once, for all that runs; time and output limits for commands that start
+    /// from now on. What else the recipe says has no effect, and a limit of the group
+    /// that it doesn't have stays as it is.
+    ///
+    /// Where a limit can't be had, or the instance was started without any control group
+    /// for it, it's an error and nothing has changed, or as much as was possible before.
+    pub fn update(&self, recipe: &Sandbox) -> Result<()> {
+        recipe.validate()?;
+        let mut sandbox = self.session.sandbox();
+        self.session.group().update(recipe.group_limits())?;
+        sandbox.take_limits(recipe);
+        self.session.set_sandbox(sandbox);
+        Ok(())
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.session.end();
+    }
+}

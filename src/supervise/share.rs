@@ -1,0 +1,297 @@
+//! A sandbox that several commands share, from the host's side.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Shutdown, shutdown};
+use std::os::fd::AsRawFd;
+
+use super::live::{Place, lost, send_group};
+use super::{Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
+use crate::cgroup::{CommandGroup, Counters, Group, Handles};
+use crate::command::Command;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Claim;
+use crate::launch::{self, Init};
+use crate::plan::compile::{self, Grouped, Wanted};
+use crate::plan::message::{Report, Request};
+use crate::plan::namespaces::Ids;
+use crate::plan::{Draft, failure, wire};
+use crate::sandbox::Sandbox;
+use crate::sys;
+
+/// How long the end waits for what it killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// A sandbox that stands.
+#[derive(Debug)]
+pub(crate) struct Session {
+    reply: OwnedFd,
+    sandbox: Mutex<Sandbox>,
+    /// Kept as long as the sandbox may live.
+    _claim: Option<Claim>,
+    group: Mutex<Group>,
+    init: Arc<Init>,
+    pub(crate) ids: Ids,
+    next: AtomicU32,
+    missing: u64,
+    pub(crate) began: u64,
+    pub(crate) paused: Mutex<bool>,
+    ended: AtomicBool,
+    /// The process that started it: a forked child's copy means nothing.
+    owner: u32,
+}
+
+/// One command's part in it.
+#[derive(Debug)]
+pub(super) struct Share {
+    session: Arc<Session>,
+    group: Option<CommandGroup>,
+    before: Counters,
+}
+
+impl Share {
+    pub(super) fn init(&self) -> &Init {
+        &self.session.init
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.session.group().command_counters(self.group.as_ref(), &self.before)
+    }
+
+    pub(super) fn missing(&self) -> u64 {
+        self.session.missing
+    }
+
+    pub(super) fn lost(&self) -> Error {
+        self.session.over()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if let Some(group) = &self.group
+            && self.session.is_ours()
+        {
+            self.session.group().remove_command(group);
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn start(sandbox: &Sandbox) -> Result<Session> {
+        let began = monotonic();
+        let asked = start_empty(sandbox)?;
+        let mut group = asked.group;
+        group.make()?;
+        group.prepare_for_commands();
+        // The others are for commands.
+        let oom = if group.needs().oom {
+            group.handles()?.split_off(group.needs().join + usize::from(group.needs().cpu.is_some()))
+        } else {
+            Vec::new()
+        };
+        send_group(&asked.reply, &oom)?;
+        let missing = stands(&asked.reply, &asked.draft, sandbox, &mut group)?;
+        Ok(Session {
+            reply: asked.reply,
+            sandbox: Mutex::new(sandbox.clone()),
+            _claim: asked.claim,
+            missing: missing | group.missing | asked.draft.missing,
+            group: Mutex::new(group),
+            init: asked.init,
+            ids: asked.expected.ids,
+            next: AtomicU32::new(1),
+            began,
+            paused: Mutex::new(false),
+            ended: AtomicBool::new(false),
+            owner: std::process::id(),
+        })
+    }
+
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    pub(crate) fn group(&self) -> MutexGuard<'_, Group> {
+        self.group.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The recipe as it is now.
+    pub(crate) fn sandbox(&self) -> Sandbox {
+        self.sandbox.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    pub(crate) fn set_sandbox(&self, sandbox: Sandbox) {
+        *self.sandbox.lock().unwrap_or_else(|e| e.into_inner()) = sandbox;
+    }
+
+    /// Sends PID 1 something about all commands.
+    pub(crate) fn tell(&self, kind: u32, value: u64, time: u64) -> Result<()> {
+        self.send(&Request { kind, command: 0, value, time }, &[])
+    }
+
+    fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        match sys::socket::send(self.reply.as_fd(), &request.encode(), fds) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) => Err(self.over()),
+            other => other.map_err(|e| Error::io("tell", "the sandbox", e)),
+        }
+    }
+
+    fn over(&self) -> Error {
+        if self.ended.load(Ordering::Relaxed) { Error::new(ErrorKind::Lost, "the sandbox has been ended") } else { lost(Some(0)) }
+    }
+
+    /// Asks for one of the two verbs. Returns the host's end of its reply socket.
+    pub(crate) fn ask(&self, kind: u32, command: u32, plan: &Draft, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+        let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
+        let plan = encoded(plan)?;
+        let mut all = vec![theirs.as_fd(), plan.as_fd()];
+        all.extend_from_slice(fds);
+        self.send(&Request { kind, command, value: 0, time: 0 }, &all)?;
+        Ok(ours)
+    }
+
+    /// Does the steps inside, in a process of the sandbox's root that ends after `limit`;
+    /// the descriptors that they keep, `None` for a step whose failure was tolerated.
+    pub(crate) fn perform(&self, draft: &Draft, fds: &[BorrowedFd<'_>], limit: Duration) -> Result<Vec<Option<OwnedFd>>> {
+        let reply = self.ask(Request::DO, 0, draft, fds)?;
+        let Some((report, fds)) = answer(&reply, "the files of the sandbox", limit)? else { return Err(self.over()) };
+        if report.kind != Report::DONE {
+            return Err(failure::error(draft, None, &report));
+        }
+        let mut fds = fds.into_iter();
+        let keeping = draft.steps.iter().filter(|step| wire::slot::is_returned(step.slot));
+        Ok(keeping.enumerate().map(|(i, _)| if report.missing >> i & 1 == 1 { fds.next() } else { None }).collect())
+    }
+
+    /// Starts a command.
+    pub(crate) fn command(self: &Arc<Session>, mut command: Command) -> Result<(Live, Pipes)> {
+        let began = monotonic();
+        let recipe = self.sandbox();
+        let sandbox = command.limits.over(&recipe).unwrap_or(recipe);
+        sandbox.validate()?;
+        command = sandbox.complete(command)?;
+        command.validate()?;
+        if *self.paused.lock().unwrap_or_else(|e| e.into_inner()) {
+            return Err(Error::invalid("a paused sandbox starts no command; resume it first"));
+        }
+        let passed = pass(&mut command, &sandbox)?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (share, handles) = self.share(number, sandbox.group_limits().cpu_account)?;
+        let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
+        let group = grouped(&sandbox, &handles, &mut fds, self.group().limits_processes());
+        let wanted = Wanted {
+            command: &command,
+            numbers: &passed.numbers,
+            group: &group,
+            files: passed.files,
+            terminal: &passed.terminal,
+            writable: &passed.writable,
+        };
+        let mut draft = compile::beside(&sandbox, &self.init.facts, self.ids, &wanted)?;
+        draft.change(&sandbox.changes)?;
+        draft.settings.flags |= wire::NOTIFY_START;
+        draft.settings.command = number;
+        let expected = expected(&sandbox, &self.init, self.ids, group.processes);
+        let reply = self.ask(Request::RUN, number, &draft, &fds)?;
+        Ok((Live::new(began, &sandbox, reply, draft, expected, Place::Shared(Box::new(share)), passed.streams), passed.pipes))
+    }
+
+    fn share(self: &Arc<Session>, number: u32, cpu_limit: bool) -> Result<(Share, Handles)> {
+        let group = self.group();
+        let own = group.command(number)?;
+        let handles = group.command_handles(own.as_ref(), cpu_limit);
+        let before = group.counters();
+        drop(group);
+        let share = Share { session: self.clone(), group: own, before };
+        Ok((share, handles?))
+    }
+
+    /// Kills everything, has it reported, and waits for the end.
+    pub(crate) fn end(&self) {
+        if !self.is_ours() || self.ended.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // So that what is frozen dies on every kernel.
+        let _ = self.group().freeze(false);
+        let asked = self.tell(Request::END, 0, 0).is_ok();
+        if !asked {
+            let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+        }
+        if !wait_for_end(&self.reply, if asked { END_LIMIT } else { Duration::ZERO }) {
+            // init kills PID 1 when it sees this.
+            let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+            wait_for_end(&self.reply, END_LIMIT);
+        }
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// True when everybody is dead.
+fn wait_for_end(reply: &OwnedFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !launch::wait_readable(reply.as_fd(), left).unwrap_or(false) {
+            return false;
+        }
+        let mut bytes = [0; Report::SIZE];
+        let received = sys::socket::receive(reply.as_fd(), &mut bytes, false).ok();
+        match received.and_then(|(length, _)| Report::decode(&bytes[..length])) {
+            Some(report) if report.kind != Report::GONE => {}
+            _ => return true,
+        }
+    }
+}
+
+/// Waits until a sandbox stands; the layers that could not be had.
+fn stands(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) -> Result<u64> {
+    let report = answer(reply, "the sandbox", SETUP_LIMIT)?;
+    match report {
+        Some((report, _)) if report.kind == Report::READY => Ok(report.missing),
+        Some((report, _)) if report.kind == Report::FAILED => {
+            if draft.notes.get(report.status as usize).is_none() {
+                group.take_back();
+            }
+            Err(failure::error(draft, Some(sandbox), &report))
+        }
+        Some((report, _)) => Err(lost(Some(report.status))),
+        None => Err(lost(None)),
+    }
+}
+
+/// The next message on a reply socket, within `limit`; `None` at its end.
+fn answer(reply: &OwnedFd, object: &str, limit: Duration) -> Result<Option<(Report, Vec<OwnedFd>)>> {
+    if !launch::wait_readable(reply.as_fd(), limit).map_err(|e| Error::io("wait for", object, e))? {
+        let text = format!("cannot go on with {object}: no answer within {limit:?} (does a bind lie on a file system that hangs?)");
+        return Err(Error::new(ErrorKind::Setup, text));
+    }
+    let mut bytes = [0; Report::SIZE];
+    let (length, fds) = sys::socket::receive(reply.as_fd(), &mut bytes, true).map_err(|e| Error::io("hear from", object, e))?;
+    Ok(Report::decode(&bytes[..length]).map(|report| (report, fds)))
+}
+
+/// Puts the descriptors of the groups behind the command's own.
+fn grouped<'a>(sandbox: &Sandbox, handles: &'a Handles, fds: &mut Vec<BorrowedFd<'a>>, processes: bool) -> Grouped {
+    let mut add = |fd: &'a OwnedFd| {
+        fds.push(fd.as_fd());
+        wire::slot::PASSED + (fds.len() - 1) as u8
+    };
+    Grouped {
+        join: handles.join.iter().map(&mut add).collect(),
+        cpu: handles.cpu.as_ref().map(|(fd, unit)| (add(fd), *unit)),
+        oom: None,
+        own: handles.own.as_ref().map(|(directory, kill)| (add(directory), kill.as_ref().map(&mut add))),
+        processes,
+        cpus: cpus(sandbox),
+    }
+}

@@ -1,0 +1,332 @@
+//! Live sandboxes: several commands in the same one.
+
+mod support;
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cofferdam::{Child, Command, ErrorKind, Exit, Instance, Limit, MIB, Sandbox, Stdio, Syscalls};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use support::processes::{eventually, marked, marker};
+use support::{Need, host};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn sandbox() -> Sandbox {
+    Sandbox::new().wall_time(LONG)
+}
+
+fn start() -> Instance {
+    sandbox().start().expect("it starts")
+}
+
+fn shell(script: &str) -> Command {
+    Command::new("sh").args(["-c", script])
+}
+
+/// A command that has said "ready" after the first part of its script.
+fn ready(instance: &Instance, command: Command) -> (Child, BufReader<io::PipeReader>) {
+    let mut child = instance.spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped())).expect("it starts");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    (child, output)
+}
+
+fn commands_follow_each_other_in_the_same_files() {
+    let instance = start();
+    instance.run(shell("echo one >/tmp/file; mkdir /tmp/d")).expect("it runs").exit_ok().expect("success");
+    let out = instance.run(shell("cat /tmp/file; ls -d /tmp/d; readlink /proc/self/ns/net /proc/self/ns/pid")).expect("it runs");
+    let again = instance.run(shell("cat /tmp/file; ls -d /tmp/d; readlink /proc/self/ns/net /proc/self/ns/pid")).expect("it runs");
+    assert!(out.text().starts_with("one\n/tmp/d\nnet:["), "{}", out.text());
+    assert_eq!(out.text(), again.text(), "the same namespaces");
+    let fresh = start().run(shell("cat /tmp/file")).expect("it runs");
+    assert_ne!(fresh.status, Exit::Code(0), "another instance has other files");
+}
+
+fn each_command_has_its_own_outcome() {
+    let instance = start();
+    assert_eq!(instance.run(shell("exit 3")).expect("it runs").status, Exit::Code(3));
+    assert_eq!(instance.run(shell("kill -ABRT $$")).expect("it runs").status, Exit::Signal(6));
+    let out = instance.run(shell("cat; echo err >&2").stdin("input")).expect("it runs");
+    assert_eq!((out.text().as_ref(), &out.stderr[..]), ("input", &b"err\n"[..]));
+    let missing = instance.run("no-such-program").expect_err("it can't start");
+    assert_eq!(missing.kind(), ErrorKind::NotFound, "{missing}");
+    let directory = instance.run(Command::new("true").current_dir("/nowhere")).expect_err("it can't start");
+    assert_eq!(directory.kind(), ErrorKind::BadWorkingDirectory, "{directory}");
+    assert!(instance.run("true").expect("it goes on").success());
+}
+
+fn limits_of_a_command_end_that_command_alone() {
+    let instance = start();
+    let (mut server, _output) = ready(&instance, shell("echo ready; exec sleep 1000"));
+    let spin = "while :; do :; done";
+    let limit = |command: Command| instance.run(command).expect("it runs").status.limit();
+    assert_eq!(limit(Command::new("sleep").arg("1000").wall_time(Duration::from_millis(50))), Some(Limit::WallTime));
+    assert_eq!(limit(shell(spin).cpu_time(Duration::from_millis(100))), Some(Limit::CpuTime));
+    assert_eq!(limit(shell(&format!("({spin}) & ({spin}) & wait")).cpu_time(Duration::from_millis(200))), Some(Limit::CpuTime));
+    assert_eq!(limit(Command::new("sleep").arg("1000").idle_time(Duration::from_millis(200))), Some(Limit::IdleTime));
+    assert_eq!(limit(shell("yes").output(1000)), Some(Limit::Output));
+    assert_eq!(server.try_wait().expect("a status"), None, "the other one lives");
+    server.kill().expect("a signal");
+    assert_eq!(server.wait().expect("its end"), Exit::Killed);
+}
+
+fn a_command_leaves_nobody_behind_and_takes_nobody_along() {
+    let instance = start();
+    let (other, left, detached) = (marker(), marker(), marker());
+    let (mut server, _output) = ready(&instance, shell(&format!("echo ready; exec sleep {other}")));
+    let script = format!("sleep {left} & (setsid sleep {detached} &) ; exit 0");
+    assert!(instance.run(shell(&script)).expect("it runs").success());
+    assert_eq!(marked(&left), [], "a child of the command");
+    assert_eq!(marked(&other).len(), 1, "another command's process");
+    if support::is_root() {
+        // Without a control group a process that detached itself belongs to nobody.
+        assert_eq!(marked(&detached), [], "a process with a session of its own");
+    }
+    server.kill().expect("a signal");
+    server.wait().expect("its end");
+    eventually(LONG, "the last command's end ends everybody", || marked(&detached).is_empty());
+}
+
+fn commands_run_at_once() {
+    let instance = start();
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..20)
+            .map(|i| {
+                let instance = &instance;
+                scope.spawn(move || instance.run(shell(&format!("sleep 1; echo {i}"))))
+            })
+            .collect();
+        for (i, run) in runs.into_iter().enumerate() {
+            assert_eq!(run.join().expect("no panic").expect("it runs").text(), format!("{i}\n"));
+        }
+    });
+    assert!(begun.elapsed() < Duration::from_secs(15), "one after another they would take 20 s: {:?}", begun.elapsed());
+}
+
+fn a_table_that_is_full_says_so() {
+    let instance = start();
+    let mut children: Vec<Child> = (0..64).map(|_| instance.spawn(["sleep", "1000"]).expect("it starts")).collect();
+    let error = instance.spawn(["sleep", "1000"]).expect_err("no more");
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+    children.pop().expect("one of them").kill().expect("a signal");
+    eventually(LONG, "there's room again", || instance.run("true").is_ok());
+    drop(children);
+    assert!(instance.run("true").expect("it runs").success());
+}
+
+fn dropping_it_ends_everything() {
+    let instance = start();
+    let name = marker();
+    let (mut child, _output) = ready(&instance, shell(&format!("echo ready; exec sleep {name}")));
+    assert_eq!(marked(&name).len(), 1);
+    drop(instance);
+    assert_eq!(marked(&name), []);
+    assert_eq!(child.wait().expect("its end"), Exit::Killed);
+}
+
+fn dropping_a_child_ends_that_command_alone() {
+    let instance = start();
+    let (one, other) = (marker(), marker());
+    let first = ready(&instance, shell(&format!("echo ready; exec sleep {one}")));
+    let second = ready(&instance, shell(&format!("echo ready; exec sleep {other}")));
+    drop(first);
+    assert_eq!((marked(&one).len(), marked(&other).len()), (0, 1));
+    drop(second);
+}
+
+fn signals_and_kill_reach_all_commands() {
+    let instance = start();
+    let script = "trap 'echo got; exit 7' USR1; echo ready; while :; do sleep 0.01; done";
+    let mut both: Vec<_> = (0..2).map(|_| ready(&instance, shell(script))).collect();
+    instance.signal(10).expect("a signal");
+    for (child, _) in &mut both {
+        assert_eq!(child.wait().expect("its end"), Exit::Code(7));
+    }
+    let (mut child, _output) = ready(&instance, shell("echo ready; exec sleep 1000"));
+    instance.kill().expect("a signal");
+    assert_eq!(child.wait().expect("its end"), Exit::Killed);
+    assert!(instance.run("true").expect("it goes on").success());
+    assert_eq!(instance.signal(99).expect_err("no signal").kind(), ErrorKind::Invalid);
+}
+
+fn a_paused_instance_stands_still() {
+    let instance = start();
+    let (mut child, mut output) =
+        ready(&instance, shell("echo ready; while :; do echo x; sleep 0.01; done").idle_time(Duration::from_millis(300)));
+    instance.pause().expect("it stops");
+    instance.pause().expect("and once more");
+    assert_eq!(instance.run("true").expect_err("not now").kind(), ErrorKind::Invalid);
+    let pipe = output.get_ref();
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a flag");
+    // What was on its way when it stopped.
+    thread::sleep(Duration::from_millis(100));
+    let _ = io::copy(&mut output, &mut io::sink());
+    thread::sleep(Duration::from_millis(900));
+    assert_eq!(child.try_wait().expect("a status"), None, "idle time doesn't count");
+    let usage = instance.usage();
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(instance.usage().cpu(), usage.cpu());
+    assert_eq!(output.read(&mut [0]).expect_err("nothing new").kind(), io::ErrorKind::WouldBlock);
+    instance.resume().expect("it goes on");
+    eventually(LONG, "it writes again", || output.read(&mut [0]).is_ok());
+    child.kill().expect("a signal");
+    assert_eq!(child.wait().expect("its end"), Exit::Killed);
+}
+
+fn usage_is_each_commands_own() {
+    let instance = start();
+    let spin = shell("i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done");
+    let busy = instance.run(spin).expect("it runs").usage;
+    let quiet = instance.run(["sleep", "0.1"]).expect("it runs").usage;
+    assert!(busy.cpu() > 3 * quiet.cpu(), "{busy:?} {quiet:?}");
+    assert!(quiet.cpu() < Duration::from_millis(50), "{quiet:?}");
+    assert!(quiet.wall >= Duration::from_millis(100) && quiet.wall < Duration::from_secs(10), "{quiet:?}");
+    if support::is_root() {
+        let all = instance.usage();
+        assert!(all.cpu() >= busy.cpu(), "{all:?}");
+    }
+}
+
+fn memory_is_one_limit_for_all() {
+    let instance = sandbox().memory(64 * MIB).start().expect("it starts");
+    let (mut other, _output) = ready(&instance, shell("echo ready; exec sleep 1000"));
+    let hog = "x=$(head -c 200000000 /dev/zero | tr '\\0' a); echo $x | wc -c";
+    let out = instance.run(shell(hog)).expect("it runs");
+    assert_eq!(out.status, Exit::Limit(Limit::Memory), "{out}");
+    assert_eq!(other.wait().expect("its end"), Exit::Limit(Limit::Memory), "everything ends");
+    // What ran out of memory before says nothing about the next one.
+    assert!(instance.run("true").expect("it runs").success());
+    let out = instance.run(shell(hog)).expect("it runs");
+    assert_eq!(out.status, Exit::Limit(Limit::Memory), "and once more: {out}");
+    instance.update(&sandbox().memory(1 << 30)).expect("a larger limit");
+    let out = instance.run(shell(hog)).expect("it runs");
+    assert_eq!(out.text(), "200000001\n", "{out}");
+}
+
+fn limits_can_change_while_it_runs() {
+    let instance = start();
+    instance.update(&Sandbox::new().wall_time(Duration::from_millis(50))).expect("other limits");
+    assert_eq!(instance.run(["sleep", "1000"]).expect("it runs").status, Exit::Limit(Limit::WallTime));
+    assert_eq!(instance.update(&Sandbox::new().wall_time(Duration::ZERO)).expect_err("nonsense").kind(), ErrorKind::Invalid);
+}
+
+/// A workload that stops and kills whatever comes to have its id.
+fn a_hostile_command_holds_up_nobody_for_long() {
+    let instance = start();
+    let hostile = "echo ready; while :; do kill -STOP -1; done";
+    let bash = Command::new("bash").args(["-c", hostile]);
+    let (child, _output) = ready(&instance, bash);
+    for _ in 0..30 {
+        // It's stopped before or after exec, and then runs into its limit: nothing hangs.
+        let out = instance.run(Command::new("true").wall_time(Duration::from_millis(100)));
+        match out {
+            Ok(out) => assert!(out.success() || out.status == Exit::Limit(Limit::WallTime), "{out}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Setup, "{error}"),
+        }
+    }
+    drop(child);
+    assert!(instance.run("true").expect("it runs").success());
+}
+
+fn connections_reach_servers_inside() {
+    let instance = start();
+    let server = "import socket\ns = socket.create_server(('127.0.0.1', 8080))\nu = socket.socket(socket.AF_UNIX)\nu.bind('/tmp/sock')\nu.listen()\n\
+                  for s in s, u:\n  c = s.accept()[0]\n  c.sendall(b'got ' + c.recv(100))\n  c.close()\n";
+    let refused = instance.connect(([127, 0, 0, 1], 8080).into(), Duration::from_millis(20)).expect_err("nobody listens");
+    assert!(refused.to_string().starts_with("cannot connect to 127.0.0.1:8080: Connection refused"), "{refused}");
+    let mut child = instance.spawn(["python3", "-c", server]).expect("it starts");
+    let mut answer = String::new();
+    let mut tcp = instance.connect(([127, 0, 0, 1], 8080).into(), LONG).expect("a connection");
+    tcp.write_all(b"tcp").expect("a request");
+    tcp.read_to_string(&mut answer).expect("an answer");
+    let mut unix = instance.connect_unix("/tmp/sock", LONG).expect("a connection");
+    unix.write_all(b" unix").expect("a request");
+    unix.read_to_string(&mut answer).expect("an answer");
+    assert_eq!(answer, "got tcpgot  unix");
+    assert!(child.wait().expect("its end").success());
+    assert_eq!(instance.connect_unix("relative", LONG).expect_err("no path").kind(), ErrorKind::Invalid);
+}
+
+/// A server that doesn't accept: its queue is full, and connecting would wait forever.
+fn a_connection_that_is_never_accepted_ends_with_its_limit() {
+    let instance = start();
+    let server = "import socket, time\nu = socket.socket(socket.AF_UNIX)\nu.bind('/tmp/sock')\nu.listen(0)\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+    let (_child, _output) = ready(&instance, Command::new("python3").args(["-c", server]));
+    let _first = instance.connect_unix("/tmp/sock", LONG).expect("one waits in the queue");
+    instance.connect_unix("/tmp/sock", Duration::from_millis(200)).expect_err("the next one doesn't fit");
+    assert!(instance.run("true").expect("it runs").success());
+}
+
+/// The filter's listener comes from a courier, beside other commands as in a sandbox of
+/// its own.
+fn forbidden_calls_end_that_command_alone() {
+    let instance = sandbox().syscalls(Syscalls::Strict).start().expect("it starts");
+    let (mut other, _output) = ready(&instance, shell("echo ready; exec sleep 1000"));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    let out = instance.run(["unshare", "--ipc", "true"]).expect("it runs");
+                    assert!(matches!(out.status, Exit::Limit(Limit::Syscall(call)) if call.to_string().contains("unshare")), "{out}");
+                    assert!(instance.run("true").expect("it runs").success());
+                }
+            });
+        }
+    });
+    assert_eq!(other.try_wait().expect("a status"), None);
+    let missing = instance.run("no-such-program").expect_err("it can't start");
+    assert_eq!(missing.kind(), ErrorKind::NotFound, "{missing}");
+}
+
+/// Landlock, no_new_privs and the filter: what the kernel says of a later command.
+fn later_commands_stand_behind_the_same_fences() {
+    let instance = start();
+    let script =
+        "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd)' /proc/self/status; echo x 2>/dev/null >/proc/sys/kernel/hostname || echo closed";
+    let own = sandbox().run(shell(script)).expect("it runs");
+    let (first, second) = (instance.run(shell(script)).expect("it runs"), instance.run(shell(script)).expect("it runs"));
+    assert!(own.text().contains("Seccomp:\t2") && own.text().contains("closed"), "{}", own.text());
+    assert_eq!((first.text(), second.text()), (own.text(), own.text()));
+    assert_eq!((first.missing, second.missing), (own.missing.clone(), own.missing));
+}
+
+fn nothing_is_left_of_its_groups() {
+    host::alone("nothing_is_left_of_its_groups", || {
+        for _ in 0..3 {
+            let instance = start();
+            let child = instance.spawn(["sleep", "1000"]).expect("it starts");
+            drop(instance);
+            drop(child);
+        }
+        assert!(cofferdam::quiesce(Duration::from_secs(20)).expect("an answer"), "a group couldn't be removed");
+    });
+}
+
+fn main() {
+    support::main(vec![
+        test!(commands_follow_each_other_in_the_same_files),
+        test!(each_command_has_its_own_outcome),
+        test!(limits_of_a_command_end_that_command_alone),
+        test!(a_command_leaves_nobody_behind_and_takes_nobody_along),
+        test!(commands_run_at_once),
+        test!(a_table_that_is_full_says_so),
+        test!(dropping_it_ends_everything),
+        test!(dropping_a_child_ends_that_command_alone),
+        test!(signals_and_kill_reach_all_commands),
+        test!(a_paused_instance_stands_still),
+        test!(usage_is_each_commands_own),
+        test!(memory_is_one_limit_for_all, root),
+        test!(limits_can_change_while_it_runs),
+        test!(a_hostile_command_holds_up_nobody_for_long),
+        test!(connections_reach_servers_inside, Need::Tool("python3")),
+        test!(a_connection_that_is_never_accepted_ends_with_its_limit, Need::Tool("python3")),
+        test!(forbidden_calls_end_that_command_alone, Need::Tool("unshare")),
+        test!(later_commands_stand_behind_the_same_fences),
+        test!(nothing_is_left_of_its_groups),
+    ]);
+}
