@@ -26,17 +26,21 @@
 //!
 //! * `outcome`: `exited`, `signaled`, `limit`, `killed` or `error`
 //! * `code`, `signal` (`"SIGABRT"`; a real-time signal is `"SIG40"`)
-//! * `limit`: `wall_time`, `cpu_time`, `idle_time`, `memory`, `output`
+//! * `limit`: `wall_time`, `cpu_time`, `idle_time`, `memory`, `output`, `syscall`
+//! * `syscall`: for the latter, its `name` (or null) and `number`
 //! * `error`: `kind` and `message`. Kinds: `invalid`, `unsupported`, `image`,
 //!   `mount`, `setup`, `exhausted`, `lost`, `io`, `failed`, and for a command that
 //!   can't be started `not_found`, `permission_denied`, `is_a_directory`,
 //!   `exec_format`, `interpreter_not_found`, `argument_list_too_long`,
 //!   `text_file_busy`, `filesystem_loop`, `name_too_long`, `bad_working_directory`,
 //!   `exec`
-//! * `usage`: `wall_us`, `cpu_us`, `user_us`, `system_us`, `peak_memory`,
-//!   `peak_processes`, `oom_kills`
+//! * `usage`: `wall_us`, `cpu_us`, `user_us`, `system_us`, `setup_us`, `throttled_us`,
+//!   `peak_memory`, `peak_resident`, `page_cache`, `peak_processes`, `oom_kills`,
+//!   `fork_failures`, `context_switches`, `preemptions`, `read_bytes`, `written_bytes`,
+//!   `scratch`, `scratch_files`, `scratch_full`: see the crate's `Usage`
+//! * `evidence`: the outcome and what speaks for it, in one line
 //! * `stdout`, `stderr`: `bytes` and `truncated`
-//! * `missing`: layers that `--prefer` left out
+//! * `layers`: what stood around the run; `missing`: what could not be had
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -47,7 +51,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cofferdam::{Command, Error, Exit, Image, Layer, Network, Output, Sandbox, Stdio, StreamEnd, Syscalls};
+use cofferdam::{Command, Error, Exit, Image, Layer, Limit, Network, Output, Sandbox, Stdio, StreamEnd, SyscallProfile, Syscalls};
 use serde_json::{Value, json};
 
 /// What the command line asked for.
@@ -98,10 +102,6 @@ impl From<lexopt::Error> for Problem {
 
 fn invalid(message: impl Into<String>) -> Problem {
     Problem::Ours { kind: "invalid", message: message.into() }
-}
-
-fn not_yet(option: &str) -> Problem {
-    Problem::Ours { kind: "unsupported", message: format!("{option} is not supported yet") }
 }
 
 fn main() -> ExitCode {
@@ -191,8 +191,8 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
         Err(problem) => {
             let error = json!({"kind": problem.kind(), "message": problem.message()});
             return Some(json!({
-                "outcome": "error", "code": null, "signal": null, "limit": null, "error": error,
-                "usage": null, "stdout": null, "stderr": null, "missing": null,
+                "outcome": "error", "code": null, "signal": null, "limit": null, "syscall": null, "error": error,
+                "usage": null, "evidence": null, "stdout": null, "stderr": null, "layers": null, "missing": null,
             }));
         }
     };
@@ -202,16 +202,27 @@ fn describe(result: &Result<Done, Problem>) -> Option<Value> {
         Exit::Limit(limit) => ("limit", None, None, Some(limit.name())),
         _ => ("killed", None, None, None),
     };
+    let syscall = match output.status {
+        Exit::Limit(Limit::Syscall(call)) => json!({"name": call.name(), "number": call.number()}),
+        _ => Value::Null,
+    };
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let usage = &output.usage;
     let stream = |end: StreamEnd| json!({"bytes": end.bytes, "truncated": end.truncated});
     Some(json!({
-        "outcome": name, "code": code, "signal": signal, "limit": limit, "error": null,
+        "outcome": name, "code": code, "signal": signal, "limit": limit, "syscall": syscall, "error": null,
         "usage": {
             "wall_us": micros(usage.wall), "cpu_us": micros(usage.cpu()), "user_us": micros(usage.user), "system_us": micros(usage.system),
-            "peak_memory": usage.peak_memory, "peak_processes": usage.peak_processes, "oom_kills": usage.oom_kills,
+            "setup_us": micros(usage.setup), "throttled_us": usage.throttled.map(micros),
+            "peak_memory": usage.peak_memory, "peak_resident": usage.peak_resident, "page_cache": usage.page_cache,
+            "peak_processes": usage.peak_processes, "oom_kills": usage.oom_kills, "fork_failures": usage.fork_failures,
+            "context_switches": usage.context_switches, "preemptions": usage.preemptions,
+            "read_bytes": usage.read_bytes, "written_bytes": usage.written_bytes,
+            "scratch": usage.scratch, "scratch_files": usage.scratch_files, "scratch_full": usage.scratch_full,
         },
+        "evidence": output.to_string(),
         "stdout": stream(output.stdout_stream), "stderr": stream(output.stderr_stream),
+        "layers": output.layers.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
         "missing": output.missing.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
     }))
 }
@@ -370,8 +381,9 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
         },
         "syscalls" => match text()? {
             "default" => sandbox.syscalls(Syscalls::Default),
+            "strict" => sandbox.syscalls(Syscalls::Strict),
             "unfiltered" => sandbox.syscalls(Syscalls::Unfiltered),
-            other => return Err(not_yet(&format!("--syscalls {other}"))),
+            file => sandbox.syscalls(SyscallProfile::open(file)?),
         },
         "prefer" => {
             let layer = Layer::from_name(&text()?.replace('-', "_"));

@@ -1,7 +1,7 @@
 //! A command that is running.
 
 use std::io::{PipeReader, PipeWriter};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -104,9 +104,7 @@ impl Child {
     /// has ended. Use it to look: signals are safer through
     /// [`signal`](Self::signal), for which no other process can take the number.
     pub fn id(&self) -> Option<u32> {
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.pidfd.as_raw_fd())).ok()?;
-        let pid: i64 = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-        u32::try_from(pid).ok().filter(|pid| *pid > 0)
+        crate::sys::pidfd::number(self.pidfd.as_fd())
     }
 }
 

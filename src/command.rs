@@ -46,6 +46,8 @@ pub struct Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FdKind {
     Plain,
+    /// A standard stream of the host's.
+    Inherited,
     Socket,
     Directory,
 }
@@ -365,7 +367,7 @@ impl Stdio {
 
     /// The host program's own stream, directly: what the workload does to it
     /// (offset, O_NONBLOCK, terminal modes) the host sees. Limits on output don't
-    /// reach it.
+    /// reach it. It may be a socket, as a service's often is; a directory is refused.
     pub fn inherit() -> Stdio {
         Stdio(Stream::Inherit)
     }

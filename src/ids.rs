@@ -10,11 +10,12 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex};
 
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::namespaces::RANGE;
@@ -36,6 +37,8 @@ pub(crate) struct Ranges {
 #[derive(Debug)]
 struct State {
     taken: Vec<u32>,
+    /// Of them, those of sandboxes that didn't end in time, each with its socket.
+    outlasting: Vec<(u32, Arc<OwnedFd>)>,
     /// Where to look first: round robin, so that a range rests after its use.
     next: u32,
 }
@@ -51,6 +54,13 @@ impl Claim {
     pub(crate) fn first(&self) -> u32 {
         self.unit * RANGE
     }
+
+    /// Keeps the range until nobody has the other end of this socket, which is init's and
+    /// PID 1's: processes that can't be killed yet still have the ids.
+    pub(crate) fn outlast(self, sandbox: Arc<OwnedFd>) {
+        let mut state = self.ranges.state.lock().unwrap_or_else(|e| e.into_inner());
+        state.outlasting.push((self.unit, sandbox));
+    }
 }
 
 impl Drop for Claim {
@@ -59,9 +69,9 @@ impl Drop for Claim {
             return;
         }
         let mut state = self.ranges.state.lock().unwrap_or_else(|e| e.into_inner());
-        state.taken.retain(|unit| *unit != self.unit);
-        // Unlocking can't fail for a reason that matters: the lock ends with us.
-        let _ = self.ranges.lock(self.unit, libc::F_UNLCK as i16);
+        if !state.outlasting.iter().any(|(unit, _)| *unit == self.unit) {
+            self.ranges.release(&mut state, self.unit);
+        }
     }
 }
 
@@ -89,7 +99,7 @@ impl Ranges {
             .into();
         // Two processes that start at once begin in different places.
         let owner = std::process::id();
-        Ok(Ranges { file, state: Mutex::new(State { taken: Vec::new(), next: owner }), owner })
+        Ok(Ranges { file, state: Mutex::new(State { taken: Vec::new(), outlasting: Vec::new(), next: owner }), owner })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -102,6 +112,7 @@ impl Ranges {
         // The last id of all, 2^32 - 1, means "none" to the kernel.
         let count = RANGES.min(u32::MAX / RANGE - first);
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
+        self.release_outlasted(&mut state);
         for _ in 0..count {
             let unit = first + state.next % count;
             state.next = state.next.wrapping_add(1);
@@ -118,6 +129,23 @@ impl Ranges {
             }
         }
         Err(Error::new(ErrorKind::Exhausted, format!("cannot find free ids: all {count} ranges from {base} on belong to live sandboxes")))
+    }
+
+    fn release(&self, state: &mut State, unit: u32) {
+        state.taken.retain(|taken| *taken != unit);
+        // Unlocking can't fail for a reason that matters: the lock ends with us.
+        let _ = self.lock(unit, libc::F_UNLCK as i16);
+    }
+
+    /// Releases the ranges of late sandboxes that have ended meanwhile.
+    fn release_outlasted(&self, state: &mut State) {
+        let ended = |(_, socket): &(u32, Arc<OwnedFd>)| {
+            let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+            poll(&mut polled, PollTimeout::ZERO).is_ok() && polled[0].revents().is_some_and(|r| r.contains(PollFlags::POLLHUP))
+        };
+        for (unit, _) in state.outlasting.extract_if(.., |late| ended(late)).collect::<Vec<_>>() {
+            self.release(state, unit);
+        }
     }
 
     fn lock(&self, unit: u32, kind: i16) -> nix::Result<()> {

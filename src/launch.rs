@@ -8,6 +8,7 @@
 //! host that ignores SIGCHLD or reaps everything itself only makes init's own exit
 //! status disappear, which nobody asks for.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -54,6 +55,7 @@ pub(crate) struct Init {
     pub(crate) ranges: Option<Arc<Ranges>>,
     pub(crate) places: Arc<Places>,
     groups: AtomicU64,
+    seen: Mutex<HashSet<u64>>,
 }
 
 /// Where a process keeps its init. A forked child of the host finds a foreign pid
@@ -198,7 +200,7 @@ impl Init {
             ));
         }
         let ranges = if facts.privileged { Some(Arc::new(Ranges::open()?)) } else { None };
-        let places = Arc::new(Places::find());
+        let places = Arc::new(Places::find(facts.privileged));
         let mut why = String::from("/etc/subuid or /etc/subgid gives this user no ids (add a line with usermod --add-subuids)");
         let mut last = None;
         for (start, ids) in starts(&facts) {
@@ -210,7 +212,18 @@ impl Init {
                         _ => Err(why),
                     };
                     let process = Mutex::new(process);
-                    return Ok(Init { control, process, pidfd, facts, start, subordinate, ranges, places, groups: AtomicU64::new(1) });
+                    return Ok(Init {
+                        control,
+                        process,
+                        pidfd,
+                        facts,
+                        start,
+                        subordinate,
+                        ranges,
+                        places,
+                        groups: AtomicU64::new(1),
+                        seen: Mutex::default(),
+                    });
                 }
                 Err(error) => {
                     why = error.to_string();
@@ -226,6 +239,24 @@ impl Init {
     /// Readable when init has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Whether a sandbox of this kind has been looked at in full; see
+    /// [`Draft::kind`](crate::plan::Draft::kind).
+    pub(crate) fn has_seen(&self, kind: u64) -> bool {
+        self.seen.try_lock().is_ok_and(|seen| seen.contains(&kind))
+    }
+
+    /// It has, and was right.
+    pub(crate) fn see(&self, kind: u64) {
+        /// Recipes of one host; beyond them it's looked again.
+        const MOST: usize = 1024;
+        if let Ok(mut seen) = self.seen.try_lock() {
+            if seen.len() >= MOST {
+                seen.clear();
+            }
+            seen.insert(kind);
+        }
     }
 
     /// A number that no other group of this init has.
@@ -321,12 +352,17 @@ pub(crate) fn sealed(name: &std::ffi::CStr, contents: &[u8]) -> Result<OwnedFd> 
         };
         fill_and_seal(fd, contents)
     };
-    make().map_err(|e| Error::io("make", "a file in memory", e))
+    make().map_err(|error| match error.raw_os_error() {
+        Some(errno @ libc::EFBIG) => Error::failed(ErrorKind::Exhausted, "make", "a file in memory", errno, Some(FILE_SIZE)),
+        _ => Error::io("make", "a file in memory", error),
+    })
 }
+
+const FILE_SIZE: &str = "the host program's own limit on the size of files is too small for what a run needs (RLIMIT_FSIZE, `ulimit -f`)";
 
 fn fill_and_seal(fd: OwnedFd, contents: &[u8]) -> io::Result<OwnedFd> {
     let file = File::from(fd);
-    std::os::unix::fs::FileExt::write_all_at(&file, contents, 0)?;
+    sys::write::unharmed(|| std::os::unix::fs::FileExt::write_all_at(&file, contents, 0))?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file.into())
@@ -373,7 +409,7 @@ fn executable_memfd() -> io::Result<OwnedFd> {
 
 fn unnamed_file(directory: &std::path::Path) -> io::Result<OwnedFd> {
     let mut writer = OpenOptions::new().write(true).mode(0o500).custom_flags(libc::O_TMPFILE).open(directory)?;
-    writer.write_all(BINARY)?;
+    sys::write::unharmed(|| writer.write_all(BINARY))?;
     // Executing a file that is open for writing is ETXTBSY.
     let reader = File::open(format!("/proc/self/fd/{}", writer.as_raw_fd()))?;
     drop(writer);

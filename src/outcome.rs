@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cgroup::Counters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::message::Report;
+use crate::policy::SystemCall;
 use crate::probe::Layer;
 
 /// What a run left: its verdict, what it printed, what it used.
@@ -28,7 +29,10 @@ pub struct Output {
     /// How the main process ended, whatever the verdict: `Exit::Code` or
     /// `Exit::Signal`.
     pub raw: Exit,
-    /// Layers that the recipe preferred and that could not be had.
+    /// Layers that stood around the run.
+    pub layers: Vec<Layer>,
+    /// Layers that could not be had: those that the recipe preferred, and
+    /// [`Layer::Landlock`] where the kernel has none.
     pub missing: Vec<Layer>,
     pub(crate) limits: Values,
 }
@@ -62,6 +66,7 @@ impl fmt::Display for Output {
             Limit::CpuTime => write!(f, "{}, used {:.3} s", time(limits.cpu_time), usage.cpu().as_secs_f64()),
             Limit::WallTime => write!(f, "{}, used {:.3} s of CPU", time(limits.wall_time), usage.cpu().as_secs_f64()),
             Limit::IdleTime => write!(f, "{}, used {:.3} s of CPU before", time(limits.idle_time), usage.cpu().as_secs_f64()),
+            Limit::Syscall(_) => Ok(()),
             Limit::Output => {
                 let (out, err) = (self.stdout_stream.bytes, self.stderr_stream.bytes);
                 write!(
@@ -124,7 +129,7 @@ impl Output {
 /// Why a command is gone. Never an error.
 ///
 /// When several things are true the first of this order is the verdict: killed by
-/// the caller, output limit, memory limit, CPU time, wall time, idle time, signal, exit
+/// the caller, forbidden system call, output limit, memory limit, CPU time, wall time, idle time, signal, exit
 /// code.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,6 +158,10 @@ pub enum Limit {
     CpuTime,
     /// [`Sandbox::idle_time`](crate::Sandbox::idle_time).
     IdleTime,
+    /// It made this system call, which its policy
+    /// ([`Syscalls::Strict`](crate::Syscalls::Strict) or a profile) ends a run for. The
+    /// call itself has had no effect.
+    Syscall(SystemCall),
 }
 
 impl Limit {
@@ -164,6 +173,7 @@ impl Limit {
             Limit::Memory => "memory",
             Limit::CpuTime => "cpu_time",
             Limit::IdleTime => "idle_time",
+            Limit::Syscall(_) => "syscall",
         }
     }
 }
@@ -206,6 +216,7 @@ impl fmt::Display for Limit {
             Limit::Memory => "memory limit",
             Limit::CpuTime => "CPU time limit",
             Limit::IdleTime => "idle time limit",
+            Limit::Syscall(call) => return write!(f, "forbidden system call {call}"),
         })
     }
 }
@@ -252,13 +263,23 @@ pub struct Usage {
     /// From exec to the end of the main process, on CLOCK_MONOTONIC.
     pub wall: Duration,
     /// CPU time in user mode. Without a group: of all processes but those that ended
-    /// unnoticed because their parent ignores SIGCHLD.
+    /// unnoticed because their parent ignores SIGCHLD, and nothing at all of a run whose
+    /// first process was stopped from outside and so had to be ended from outside.
     pub user: Duration,
     /// CPU time in the kernel, without our own set-up.
     pub system: Duration,
     /// The most memory in use at a time, bytes. In a group: of all processes, with page
     /// cache and scratch files. Without: the largest resident set of any one process.
     pub peak_memory: Option<u64>,
+    /// The most memory that any one process had in its address space at a time, bytes
+    /// (getrusage(2), `ru_maxrss`): its own and the files that it has mapped, but no other
+    /// page cache. With one process it tells how much of [`peak_memory`](Self::peak_memory)
+    /// was the program's.
+    pub peak_resident: Option<u64>,
+    /// Page cache of files outside the scratch layer that was still there at the end,
+    /// bytes: memory that the kernel would have taken back, and that counts in
+    /// [`peak_memory`](Self::peak_memory). Known where memory is limited.
+    pub page_cache: Option<u64>,
     /// The most processes and threads at a time; needs a group with `pids.peak`
     /// (Linux 6.1, cgroup v2 and v1).
     pub peak_processes: Option<u64>,
@@ -314,6 +335,8 @@ impl Facts {
         let cause = |bit| self.report.cause & bit != 0;
         if cause(Report::KILLED) {
             Exit::Killed
+        } else if cause(Report::SYSCALL) {
+            Exit::Limit(Limit::Syscall(SystemCall::of_report(self.report.syscall)))
         } else if self.output_exceeded {
             Exit::Limit(Limit::Output)
         } else if self.out_of_memory() {
@@ -346,6 +369,7 @@ impl Facts {
     }
 
     pub(crate) fn usage(&self) -> Usage {
+        let known = |number: u64| (number != Report::UNKNOWN).then_some(number);
         let (report, counters) = (&self.report, &self.counters);
         let (user, system) = match counters.cpu {
             Some(all) => {
@@ -361,18 +385,20 @@ impl Facts {
             user,
             system,
             peak_memory: counters.peak_memory.or((report.peak > 0).then_some(report.peak)),
+            peak_resident: (report.peak > 0).then_some(report.peak),
+            page_cache: counters.page_cache,
             peak_processes: counters.peak_processes,
             oom_kills: counters.oom_kills,
             fork_failures: counters.fork_failures,
             throttled: counters.throttled,
             setup: Duration::from_nanos(report.began.saturating_sub(self.asked)),
-            scratch: Some(report.scratch),
-            scratch_files: Some(report.scratch_files),
-            scratch_full: Some(report.full != 0),
-            context_switches: Some(report.switches),
-            preemptions: Some(report.preemptions),
-            read_bytes: Some(report.read),
-            written_bytes: Some(report.written),
+            scratch: known(report.scratch),
+            scratch_files: known(report.scratch_files),
+            scratch_full: known(report.scratch).map(|_| report.full != 0),
+            context_switches: known(report.switches),
+            preemptions: known(report.preemptions),
+            read_bytes: known(report.read),
+            written_bytes: known(report.written),
         }
     }
 }
@@ -405,6 +431,9 @@ mod tests {
         assert_eq!(facts(0, 0, true).verdict(), Exit::Limit(Limit::Output), "it printed too much and then ended by itself");
         assert_eq!(facts(killed, Report::CPU | Report::WALL, false).verdict(), Exit::Limit(Limit::CpuTime));
         assert_eq!(facts(killed, Report::IDLE, false).verdict(), Exit::Limit(Limit::IdleTime));
+        let forbidden = facts(killed, Report::SYSCALL | Report::CPU, true).verdict();
+        assert!(matches!(forbidden, Exit::Limit(Limit::Syscall(_))), "{forbidden}");
+        assert_eq!(facts(killed, Report::SYSCALL | Report::KILLED, false).verdict(), Exit::Killed);
     }
 
     #[test]
@@ -417,6 +446,7 @@ mod tests {
             stderr_stream: StreamEnd::default(),
             usage,
             raw: Exit::Signal(9),
+            layers: Vec::new(),
             missing: Vec::new(),
             limits: Values { output: Some(1024), memory: Some(256 << 20), cpu_time: Some(Duration::from_secs(1)), ..Values::default() },
         };

@@ -2,8 +2,12 @@
 
 use std::fmt;
 use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
+use crate::cpu;
 use crate::limits::Resource;
+use crate::plan::proc::Present;
 use crate::plan::start::Start;
 
 /// One of the things that stand between a workload and the host.
@@ -60,11 +64,27 @@ pub enum Layer {
     /// A control group that pins the run to CPUs (with
     /// [`Sandbox::cpuset`](crate::Sandbox::cpuset)). *Optional.*
     CpuPinning = 17,
+    /// Landlock, the second fence: only what the mounts make writable can be written; no
+    /// signal and no abstract socket reaches out of the sandbox; no TCP where the system
+    /// call policy knows no sockets. Which of these the kernel has is its version's
+    /// matter (Linux 5.19 to 6.12). Not required by default: where it's missing
+    /// [`Output::missing`](crate::Output::missing) says so. *Optional.*
+    Landlock = 18,
+    /// The threads of one processor core never run two sandboxes at a time, nor one and
+    /// the host: what they share tells much. It needs a kernel with core scheduling
+    /// (CONFIG_SCHED_CORE), and nothing where cores have one thread. Not required by
+    /// default, and only told as missing to whom
+    /// [prefers](crate::Sandbox::prefer) it. *Optional.*
+    CoreScheduling = 19,
+    /// Before the command is executed the host reads from outside what its process is,
+    /// and compares it with the recipe. It needs to see that process in its own /proc.
+    /// *Optional.*
+    ReadBack = 20,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 18] = [
+    pub const ALL: [Layer; 21] = [
         Layer::UserNamespace,
         Layer::MountNamespace,
         Layer::PidNamespace,
@@ -83,6 +103,9 @@ impl Layer {
         Layer::CpuBandwidth,
         Layer::CpuAccount,
         Layer::CpuPinning,
+        Layer::Landlock,
+        Layer::CoreScheduling,
+        Layer::ReadBack,
     ];
 
     /// The name in snake_case.
@@ -106,6 +129,9 @@ impl Layer {
             Layer::CpuBandwidth => "cpu_bandwidth",
             Layer::CpuAccount => "cpu_account",
             Layer::CpuPinning => "cpu_pinning",
+            Layer::Landlock => "landlock",
+            Layer::CoreScheduling => "core_scheduling",
+            Layer::ReadBack => "read_back",
         }
     }
 
@@ -117,7 +143,8 @@ impl Layer {
     /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
     pub fn optional(self) -> bool {
         use Layer::{
-            CgroupNamespace, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, MemoryLimit, ProcessLimit, SubordinateIds, SyscallFilter,
+            CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit,
+            ReadBack, SubordinateIds, SyscallFilter,
         };
         matches!(
             self,
@@ -130,7 +157,15 @@ impl Layer {
                 | CpuBandwidth
                 | CpuAccount
                 | CpuPinning
+                | Landlock
+                | CoreScheduling
+                | ReadBack
         )
+    }
+
+    /// Whether a recipe goes on without it unless it's [required](crate::Sandbox::require).
+    pub(crate) fn by_choice(self) -> bool {
+        matches!(self, Layer::SubordinateIds | Layer::Landlock | Layer::CoreScheduling)
     }
 
     pub(crate) fn bit(self) -> u64 {
@@ -154,6 +189,8 @@ impl fmt::Display for Layer {
 pub enum LayerState {
     /// It was made, just now.
     Works,
+    /// It was made, as far as this kernel has it; the text says what stands.
+    Partial(String),
     /// The recipe has no use for it, for the reason given.
     Unused(String),
     /// It can't be had; the text says why and what would help.
@@ -193,6 +230,7 @@ impl fmt::Display for Report {
         for (layer, state) in &self.layers {
             let (word, text) = match state {
                 LayerState::Works => ("works", ""),
+                LayerState::Partial(what) => ("partial", what.as_str()),
                 LayerState::Unused(why) => ("unused", why.as_str()),
                 LayerState::Missing(why) => ("MISSING", why.as_str()),
                 LayerState::Untried => ("untried", "an earlier failure came first"),
@@ -217,6 +255,11 @@ pub(crate) struct Facts {
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
+    pub(crate) cpu: cpu::Facts,
+    /// Parts of /proc that can be masked.
+    pub(crate) proc: Present,
+    /// The version of Landlock, or why there's none.
+    pub(crate) landlock: Result<u32, String>,
 }
 
 impl Facts {
@@ -234,6 +277,8 @@ impl Facts {
         const SYS_CHROOT: u64 = 1 << 18;
         const SYS_ADMIN: u64 = 1 << 21;
         const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
+        // What is limited unasked must not be above the host's own limits.
+        let implicit = Resource::DEFAULTS.iter().map(|(resource, ..)| *resource).chain([Resource::CpuSeconds]);
         let nested = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map));
         let has = |needed: u64| effective.is_some_and(|set| set & needed == needed);
         let privileged = !nested && has(NEEDED);
@@ -244,7 +289,10 @@ impl Facts {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
-            hard_limits: Resource::DEFAULTS.iter().map(|(resource, ..)| (*resource, hard_limit(*resource))).collect(),
+            hard_limits: implicit.map(|resource| (resource, hard_limit(resource))).collect(),
+            cpu: cpu::Facts::gather(),
+            proc: Present::look(),
+            landlock: landlock(),
         }
     }
 
@@ -255,7 +303,34 @@ impl Facts {
     /// Facts for tests of plans, which look at no machine.
     #[cfg(test)]
     pub(crate) fn of_root() -> Facts {
-        Facts { privileged: true, nested: false, uid: 0, gid: 0, cgroup_namespace: true, network_admin: true, hard_limits: Vec::new() }
+        Facts {
+            privileged: true,
+            nested: false,
+            uid: 0,
+            gid: 0,
+            cgroup_namespace: true,
+            network_admin: true,
+            hard_limits: Vec::new(),
+            cpu: cpu::Facts::all(),
+            proc: Present::all(),
+            landlock: Ok(7),
+        }
+    }
+}
+
+fn landlock() -> Result<u32, String> {
+    match crate::sys::landlock::abi() {
+        Ok(abi) if abi < crate::policy::landlock::LEAST => {
+            Err("the first version of Landlock refuses renames between directories (Linux 5.19 has the second)".into())
+        }
+        Ok(abi) => Ok(abi),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Err("Landlock is switched off (add landlock to the kernel's lsm= list)".into())
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            Err("this kernel was built without CONFIG_SECURITY_LANDLOCK, or a system call filter around this program hides it".into())
+        }
+        Err(error) => Err(format!("Landlock can't be used: {error}")),
     }
 }
 
@@ -296,12 +371,50 @@ pub(crate) struct Subordinate {
 
 impl Subordinate {
     pub(crate) fn of(uid: u32) -> Option<Subordinate> {
-        let name = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
-        let find = |path: &str| range(&fs::read_to_string(path).ok()?, uid, name.as_deref());
-        let (uid, uids) = find("/etc/subuid")?;
-        let (gid, gids) = find("/etc/subgid")?;
+        let [uids, gids] = [fs::read_to_string("/etc/subuid").ok()?, fs::read_to_string("/etc/subgid").ok()?];
+        // Most users have no line at all, or one with their number.
+        let named = [&uids, &gids].iter().any(|table| range(table, uid, None).is_none() && has_names(table));
+        let name = if named { user_name(uid) } else { None };
+        let find = |table| range(table, uid, name.as_deref());
+        let ((uid, uids), (gid, gids)) = (find(&uids)?, find(&gids)?);
         Some(Subordinate { uid, gid, count: uids.min(gids).min(65_535) })
     }
+}
+
+fn has_names(table: &str) -> bool {
+    table.lines().any(|line| line.starts_with(|c: char| !c.is_ascii_digit() && c != '#'))
+}
+
+/// The name of a user.
+///
+/// Never by getpwuid(3), which loads modules into the host program (nsswitch.conf(5)): a
+/// child that another thread forks meanwhile finds its dynamic loader in the middle of
+/// that, and dies of it. Users that aren't in the file are looked up in another process.
+fn user_name(uid: u32) -> Option<String> {
+    let listed = fs::read_to_string("/etc/passwd").ok().and_then(|table| name_in(&table, uid));
+    listed.or_else(|| {
+        let mut id = Command::new("id")
+            .args(["-un", &uid.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut name = String::new();
+        let read = id.stdout.take()?.take(1000).read_to_string(&mut name);
+        // Somebody else may have reaped it: what it said is the answer.
+        let _ = id.wait();
+        read.ok().map(|_| name.trim().to_string()).filter(|name| !name.is_empty())
+    })
+}
+
+/// passwd(5)
+fn name_in(table: &str, uid: u32) -> Option<String> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
+        (id.parse() == Ok(uid)).then(|| name.to_string())
+    })
 }
 
 fn range(table: &str, uid: u32, name: Option<&str>) -> Option<(u32, u32)> {
@@ -339,6 +452,16 @@ mod tests {
         assert_eq!(range(table, 1001, None), Some((200_000, 65_536)));
         assert_eq!(range(table, 1002, Some("empty")), None);
         assert_eq!(range(table, 1003, Some("broken")), None);
+        assert!(has_names(table) && !has_names("# comment\n1001:200000:65536\n"));
+    }
+
+    #[test]
+    fn users_are_found_in_a_table() {
+        let table = "root:x:0:0:root:/root:/bin/sh\n+nis\nalice:x:1000:1000::/home/alice:/bin/sh\nbob:x:no\n";
+        assert_eq!(name_in(table, 1000).as_deref(), Some("alice"));
+        assert_eq!(name_in(table, 1001), None);
+        // By a process of its own: this one is in every table.
+        assert_eq!(user_name(0).as_deref(), Some("root"));
     }
 
     #[test]

@@ -8,14 +8,16 @@ use crate::capability::Capability;
 use crate::cgroup::{CpuSet, Limits};
 use crate::child::Child;
 use crate::command::Command;
+use crate::cpu::Speculation;
 use crate::error::{Error, Result};
 use crate::image::{HostLayout, Image, Root, USER_HOME, hosts};
 use crate::limits::Resource;
 use crate::net::Network;
 use crate::outcome::{Output, Values};
+use crate::plan::change::Change;
 use crate::plan::explain::Explanation;
 use crate::plan::limits::Rlimit;
-use crate::policy::Syscalls;
+use crate::policy::{SyscallPolicy, Syscalls};
 use crate::probe::{Layer, Report};
 use crate::{MIB, supervise};
 
@@ -46,7 +48,10 @@ pub struct Sandbox {
     pub(crate) user: (u32, u32),
     pub(crate) hostname: String,
     pub(crate) network: Network,
-    pub(crate) syscalls: Syscalls,
+    pub(crate) syscalls: SyscallPolicy,
+    pub(crate) nesting: bool,
+    pub(crate) speculation: Speculation,
+    pub(crate) aslr: bool,
     pub(crate) capabilities: u64,
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) limits: Limits,
@@ -58,6 +63,7 @@ pub struct Sandbox {
     pub(crate) id_base: u32,
     require: u64,
     prefer: u64,
+    pub(crate) changes: Vec<Change>,
     /// The first thing that made no sense; told when the recipe is used.
     problem: Option<String>,
 }
@@ -107,7 +113,10 @@ impl Sandbox {
             user: (0, 0),
             hostname: "sandbox".into(),
             network: Network::None,
-            syscalls: Syscalls::Default,
+            syscalls: Syscalls::Default.into(),
+            nesting: false,
+            speculation: Speculation::Kernel,
+            aslr: true,
             capabilities: 0,
             rlimits: Vec::new(),
             limits: Limits::default(),
@@ -119,6 +128,7 @@ impl Sandbox {
             id_base: ID_BASE,
             require: 0,
             prefer: 0,
+            changes: Vec::new(),
             problem: None,
         }
     }
@@ -157,6 +167,11 @@ impl Sandbox {
     }
 
     /// Like [`bind`](Self::bind), writable: what the workload writes there stays.
+    ///
+    /// As an ordinary user with subordinate ids, only user 0 of the sandbox, which is the
+    /// default, is that user: a run of another [user](Self::user) has a subordinate id and
+    /// can write what permissions give to everybody. Without subordinate ids every user of
+    /// a sandbox is the host's.
     ///
     /// As root, a file that the sandbox's root makes there belongs to the host's
     /// root. It can't be made set-user-ID: the default system call filter refuses
@@ -249,9 +264,40 @@ impl Sandbox {
         self
     }
 
-    /// The system call filter. Default: [`Syscalls::Default`].
-    pub fn syscalls(mut self, syscalls: Syscalls) -> Sandbox {
-        self.syscalls = syscalls;
+    /// The system call filter: one of [`Syscalls`], a
+    /// [`SyscallProfile`](crate::SyscallProfile), or one of these with single calls
+    /// [allowed](Syscalls::allow) or [refused](Syscalls::deny). Default:
+    /// [`Syscalls::Default`].
+    pub fn syscalls(mut self, syscalls: impl Into<SyscallPolicy>) -> Sandbox {
+        self.syscalls = syscalls.into();
+        if let Some(problem) = self.syscalls.problem() {
+            self.check_that(false, || problem);
+        }
+        self
+    }
+
+    /// Lets the workload make sandboxes of its own: a browser's, Bazel's, Nix's, or this
+    /// library's. It opens much of the kernel to the workload, and for that reason is
+    /// never on by accident: namespaces and mounts pass the system call filter, user
+    /// namespaces aren't limited, /proc is shown without masks (the kernel demands it
+    /// from whoever mounts another one), and Landlock leaves files alone (it refuses all
+    /// mounts). The run's [user](Self::user) shouldn't be 0, whom the kernel lets map
+    /// itself only with [`Capability::Setfcap`].
+    pub fn nesting(mut self) -> Sandbox {
+        self.nesting = true;
+        self
+    }
+
+    /// Speculative execution of the workload. Default: [`Speculation::Kernel`].
+    pub fn speculation(mut self, speculation: Speculation) -> Sandbox {
+        self.speculation = speculation;
+        self
+    }
+
+    /// Whether programs are loaded at random addresses. Default: yes, whatever the host
+    /// program runs with. Without, a crash can be reproduced, and an exploit too.
+    pub fn aslr(mut self, on: bool) -> Sandbox {
+        self.aslr = on;
         self
     }
 
@@ -412,7 +458,7 @@ impl Sandbox {
     }
 
     /// Makes it an error if this layer can't be had. That's the default for all
-    /// but [`Layer::SubordinateIds`].
+    /// but [`Layer::SubordinateIds`], [`Layer::Landlock`] and [`Layer::CoreScheduling`].
     pub fn require(mut self, layer: Layer) -> Sandbox {
         self.require |= layer.bit();
         self.prefer &= !layer.bit();
@@ -457,6 +503,23 @@ impl Sandbox {
         supervise::spawn(self, command.into())
     }
 
+    /// Leaves steps out of the plan: all whose purpose is this text, as
+    /// [`explain`](Self::explain) prints it. For the crate's own tests, which show that
+    /// each fence holds by itself and that a test fails without it; not part of the API.
+    #[doc(hidden)]
+    pub fn without_step(mut self, purpose: &str) -> Sandbox {
+        self.changes.push(Change::Drop(purpose.into()));
+        self
+    }
+
+    /// Clears bits of an argument, or of the first word of the structure that it points
+    /// to; else like [`without_step`](Self::without_step).
+    #[doc(hidden)]
+    pub fn with_bits_cleared(mut self, purpose: &str, argument: usize, bits: u64) -> Sandbox {
+        self.changes.push(Change::Clear(purpose.into(), argument, bits));
+        self
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
         match &self.problem {
             Some(problem) => Err(Error::invalid(problem.clone())),
@@ -475,6 +538,14 @@ impl Sandbox {
 
     pub(crate) fn requires(&self, layer: Layer) -> bool {
         self.require & layer.bit() != 0
+    }
+
+    pub(crate) fn mounts(&self) -> &[Mount] {
+        &self.mounts
+    }
+
+    pub(crate) fn files(&self) -> &[FileSpec] {
+        &self.files
     }
 
     /// Parents before what lies in them.
@@ -503,6 +574,15 @@ impl Sandbox {
     /// Whether a path lies in one of the recipe's mounts, or where we mount something.
     pub(crate) fn covers(&self, path: &Path) -> bool {
         path.starts_with("/dev/shm") || self.mounts.iter().any(|m| path.starts_with(&m.inside))
+    }
+
+    /// Whether a mount's place may lie in another mount: one of the recipe's or of ours
+    /// lies on the way to it by name. The host's own tree has links into `/usr`, none of
+    /// which leads to what can be written.
+    pub(crate) fn mounts_within(&self, mount: &Mount) -> bool {
+        let ours = ["/dev", "/proc"].iter().any(|place| mount.inside.starts_with(place));
+        let others = self.mounts.iter().filter(|other| !std::ptr::eq(*other, mount));
+        matches!(self.root.root, Root::Host(_)) || ours || others.map(|other| &other.inside).any(|place| mount.inside.starts_with(place))
     }
 
     /// Home directory of the run's user.
@@ -538,13 +618,15 @@ impl Sandbox {
     /// The limits that a control group is to have.
     pub(crate) fn group_limits(&self) -> Limits {
         let user_can_change = self.capabilities & (1 << Capability::Setuid.number()) != 0;
-        Limits { cpu_account: self.cpu_time.is_some() || self.idle_time.is_some(), strict_processes: user_can_change, ..self.limits }
+        let in_reach = self.nesting || self.syscalls.may_mount() || self.prefers(Layer::SyscallFilter);
+        let cpu_account = self.cpu_time.is_some() || self.idle_time.is_some();
+        Limits { cpu_account, strict_processes: user_can_change, in_reach, ..self.limits }
     }
 
     /// The capabilities that the command gets.
     pub(crate) fn kept_capabilities(&self) -> u64 {
         let setfcap = 1 << Capability::Setfcap.number();
-        let refused = if self.writes_to_host() && self.syscalls == Syscalls::Default { setfcap } else { 0 };
+        let refused = if self.writes_to_host() && !self.syscalls.is_unfiltered() { setfcap } else { 0 };
         self.capabilities & !refused
     }
 

@@ -1,12 +1,15 @@
 //! What a command is given, what comes back, and how it ends.
 
+#![allow(unsafe_code, reason = "descriptors that std doesn't make")]
+
 mod support;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -235,6 +238,17 @@ fn streams_can_be_files_and_pipes() {
 fn inherited_streams_are_the_hosts_own() {
     if host::inside() {
         run(shell("echo inherited-out; echo inherited-err >&2").stdout(Stdio::inherit()).stderr(Stdio::inherit()));
+        let put_in_place = |fd: OwnedFd| {
+            // SAFETY: nobody reads standard input here.
+            unsafe { libc::dup2(fd.as_raw_fd(), 0) };
+        };
+        put_in_place(File::open("/").expect("a directory").into());
+        let error = sandbox().run(Command::new("true").stdin(Stdio::inherit())).expect_err("a way out");
+        assert!(error.to_string().contains("standard input is a directory"), "{error}");
+        let (mut ours, theirs) = UnixStream::pair().expect("sockets");
+        put_in_place(theirs.into());
+        ours.write_all(b"by socket\n").expect("written");
+        assert_eq!(run(shell("read x; echo $x").stdin(Stdio::inherit())).text(), "by socket\n");
         return;
     }
     let log = host::Host::start("inherited_streams_are_the_hosts_own").success();
@@ -295,6 +309,18 @@ fn sockets_and_directories_must_be_asked_for_by_name() {
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
         assert!(error.to_string().contains(word), "{error}");
     }
+    // What only looks like a file: a namespace, a process, a path that is open for nothing.
+    let namespace = || File::open("/proc/self/ns/mnt").expect("a namespace");
+    // SAFETY: a plain number; the descriptor is new.
+    let process = unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) as i32) };
+    let path = File::options().read(true).custom_flags(libc::O_PATH).open(directory.join("file")).expect("a path");
+    for fd in [OwnedFd::from(namespace()), process, path.into()] {
+        let error = sandbox().run(Command::new("true").fd(3, fd)).expect_err("no file");
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains("neither a file"), "{error}");
+    }
+    let error = sandbox().run(Command::new("true").stdin(namespace())).expect_err("no file");
+    assert!(error.to_string().contains("standard input is neither a file"), "{error}");
     assert_eq!(run(shell("cd /proc/self/fd/3 && cat file").directory_fd(3, open())).text(), "of the host");
     let (mut ours, theirs) = UnixStream::pair().expect("sockets");
     ours.write_all(b"question\n").expect("written");

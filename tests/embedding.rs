@@ -89,17 +89,6 @@ fn forked_child_passed(child: Pid) {
     assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
 }
 
-/// For children forked while another thread is in the middle of starting init: what is
-/// promised is that they don't hang. Now and then, on a busy machine, one dies of
-/// SIGSEGV instead, for a reason that isn't known yet; that is told.
-fn forked_child_is_not_stuck(child: Pid) {
-    match waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, 0)) => {}
-        Ok(WaitStatus::Signaled(_, Signal::SIGSEGV, _)) => eprintln!("the forked child {child} died of SIGSEGV"),
-        other => panic!("{other:?}"),
-    }
-}
-
 // Hosts
 
 fn a_host_may_ignore_sigchld() {
@@ -267,6 +256,38 @@ fn sixty_four_threads_run_at_once() {
     });
 }
 
+/// Files in memory count too, and what's beyond the limit is a deadly signal.
+fn a_tiny_limit_on_files_is_an_error_and_no_signal() {
+    host::alone("a_tiny_limit_on_files_is_an_error_and_no_signal", || {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let limit = Resource::RLIMIT_FSIZE;
+        let (soft, hard) = getrlimit(limit).expect("a limit");
+        // Not even init fits: neither in memory nor in a file.
+        setrlimit(limit, 1000, hard).expect("a limit");
+        let error = sandbox().run("true").expect_err("no room");
+        assert!(error.to_string().contains("File too large"), "{error}");
+        setrlimit(limit, soft, hard).expect("a limit");
+        works();
+        // init does, but not what it's asked for.
+        setrlimit(limit, 1000, hard).expect("a limit");
+        for result in [sandbox().run("true"), sandbox().run(Command::new("cat").stdin(vec![0; 1 << 20]))] {
+            let error = result.expect_err("no room");
+            assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+            assert!(error.to_string().contains("RLIMIT_FSIZE"), "{error}");
+        }
+        setrlimit(limit, soft, hard).expect("a limit");
+        // What is passed on into a file that may not grow is lost, and nothing else is.
+        let relay = nix::sys::memfd::memfd_create(c"relay", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("a file");
+        let mut child =
+            sandbox().spawn(shell("read x; head -c 100000 /dev/zero; exit 4").stdin(Stdio::piped()).stdout(Stdio::relay(relay)));
+        let child = child.as_mut().expect("it starts");
+        setrlimit(limit, 1000, hard).expect("a limit");
+        assert_eq!(child.wait().expect("a verdict"), Exit::Code(4));
+        setrlimit(limit, soft, hard).expect("a limit");
+        works();
+    });
+}
+
 // Forks
 
 fn a_forked_child_has_an_init_of_its_own() {
@@ -311,9 +332,24 @@ fn a_child_forked_while_init_starts_is_not_stuck() {
                 fork(works)
             })
             .collect();
-        children.into_iter().for_each(forked_child_is_not_stuck);
+        children.into_iter().for_each(forked_child_passed);
         stop.store(true, Ordering::Relaxed);
         busy.join().expect("a thread");
+    });
+}
+
+/// What a thread forks while another one loads a module gets a broken dynamic loader:
+/// looking up a user's name would load some (nsswitch.conf(5)).
+fn no_modules_are_loaded_into_the_host() {
+    host::alone("no_modules_are_loaded_into_the_host", || {
+        let mapped = || -> BTreeSet<String> {
+            let maps = fs::read_to_string("/proc/self/maps").expect("our mappings");
+            maps.lines().filter_map(|line| line.find('/').map(|at| line[at..].to_string())).filter(|file| file.contains(".so")).collect()
+        };
+        let before = mapped();
+        works();
+        Sandbox::new().check().expect("a report");
+        assert_eq!(mapped(), before);
     });
 }
 
@@ -521,6 +557,23 @@ fn a_dropped_child_is_dead_on_return() {
     }
 }
 
+/// While init can't reap its processes they may still use them.
+fn ids_of_a_sandbox_that_does_not_end_stay_its_own() {
+    host::alone("ids_of_a_sandbox_that_does_not_end_stay_its_own", || {
+        // The last range that there is.
+        let only = || sandbox().id_base(65_534 << 16);
+        let child = only().spawn(["sleep", "100"]).expect("it starts");
+        let init = own_init();
+        signal_to(&init, Signal::SIGSTOP);
+        drop(child);
+        let error = only().spawn(["sleep", "100"]).expect_err("no ids");
+        assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+        signal_to(&init, Signal::SIGCONT);
+        eventually(LONG, "it has ended", || only().run("true").is_ok());
+        works();
+    });
+}
+
 // A file system that never answers
 
 /// Mounts a FUSE file system without a server, and returns what would be its end.
@@ -588,8 +641,8 @@ fn a_hung_bind_delays_no_other_sandbox() {
     let copy: u32 = host.hear("copy ").parse().expect("a pid");
     host.hear("ready");
     let below: Vec<Process> = descendants(host.pid()).into_iter().filter(|p| p.pid != copy).collect();
-    // init, the child that hangs, and the PID 1 that waits for it.
-    assert_eq!(sandboxes(below.clone()).len(), 3, "{below:?}");
+    // init and the child that hangs.
+    assert_eq!(sandboxes(below.clone()).len(), 2, "{below:?}");
     host.kill();
     let result = catch_unwind(|| eventually(SOON, "everything of the host's is gone", || alive(&below).is_empty()));
     kill(Pid::from_raw(copy as i32), Signal::SIGKILL).expect("a signal");
@@ -661,8 +714,10 @@ fn main() {
         test!(a_child_outlives_the_thread_that_started_it),
         test!(two_gibibytes_of_memory_are_no_hindrance),
         test!(sixty_four_threads_run_at_once),
+        test!(a_tiny_limit_on_files_is_an_error_and_no_signal),
         test!(a_forked_child_has_an_init_of_its_own),
         test!(a_child_forked_while_init_starts_is_not_stuck),
+        test!(no_modules_are_loaded_into_the_host),
         test!(a_child_forked_while_init_starts_does_not_hide_its_end),
         test!(a_forked_childs_copy_of_a_child_can_be_dropped),
         test!(nothing_is_left_of_a_killed_host),
@@ -672,6 +727,7 @@ fn main() {
         test!(a_sandbox_is_not_killed_in_the_place_of_one_that_ended),
         test!(a_killed_pid_1_is_a_loss_and_not_a_signal_of_the_command),
         test!(a_dropped_child_is_dead_on_return),
+        test!(ids_of_a_sandbox_that_does_not_end_stay_its_own, root),
         test!(a_hung_bind_delays_no_other_sandbox, root),
     ];
     // These see to both users themselves: only one of them can build.

@@ -39,7 +39,7 @@ fn exit_codes_say_what_happened() {
         (&["--rootfs", "/no/such/root", "true"], 125),
         (&["--nonsense", "true"], 125),
         (&["--wall-time", "soon", "true"], 125),
-        (&["--syscalls", "strict", "true"], 125),
+        (&["--syscalls", "/no/such/profile", "true"], 125),
         (&[], 125),
         (&["--check"], 0),
         (&["--explain"], 0),
@@ -52,7 +52,7 @@ fn exit_codes_say_what_happened() {
 }
 
 fn json_has_every_member_and_null_where_it_does_not_apply() {
-    let members = ["outcome", "code", "signal", "limit", "error", "usage", "stdout", "stderr", "missing"];
+    let members = ["outcome", "code", "signal", "limit", "syscall", "error", "usage", "stdout", "stderr", "layers", "missing"];
     let cases: &[(&[&str], &str, &str)] = &[
         (&["sh", "-c", "printf hi; exit 3"], "exited", "code"),
         (&["sh", "-c", "kill -SEGV $$"], "signaled", "signal"),
@@ -72,9 +72,14 @@ fn json_has_every_member_and_null_where_it_does_not_apply() {
     }
     let object = json(&run(&["--json", "-", "sh", "-c", "printf hi; exit 3"]));
     assert_eq!((&object["code"], &object["stdout"]["bytes"], &object["stdout"]["truncated"]), (&3.into(), &2.into(), &false.into()));
-    for name in ["wall_us", "cpu_us", "user_us", "system_us", "peak_memory"] {
+    for name in ["wall_us", "cpu_us", "user_us", "system_us", "setup_us", "peak_memory", "peak_resident", "context_switches", "scratch"] {
         assert!(object["usage"][name].is_u64(), "{name}: {object}");
     }
+    // What takes a control group or a limit may be null, but it's there.
+    for name in ["throttled_us", "page_cache", "peak_processes", "oom_kills", "fork_failures", "read_bytes", "written_bytes"] {
+        assert!(object["usage"].get(name).is_some(), "{name}: {object}");
+    }
+    assert_eq!((&object["usage"]["scratch_full"], &object["evidence"]), (&false.into(), &"exit code 3".into()));
     assert_eq!(json(&run(&["--json", "-", "sh", "-c", "kill -SEGV $$"]))["signal"], "SIGSEGV");
     assert_eq!(json(&run(&["--json", "-", "/nope"]))["error"]["kind"], "not_found");
 }

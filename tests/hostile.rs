@@ -232,7 +232,7 @@ fn what_a_command_writes_to_a_file_of_the_host_cannot_be_made_set_id() {
 fn a_hosts_session_keyring_stays_with_it() {
     if host::inside() {
         for syscalls in [Syscalls::Default, Syscalls::Unfiltered] {
-            assert_eq!(attack(sandbox().syscalls(syscalls), "key").text(), "keyctl refused\n", "{syscalls:?}");
+            assert_eq!(attack(sandbox().syscalls(syscalls.clone()), "key").text(), "keyctl refused\n", "{syscalls:?}");
         }
         return;
     }
@@ -324,6 +324,27 @@ fn an_image_leads_none_of_our_files_into_a_writable_bind() {
     let _ = sandbox.file("/data/meant", "x").run("true");
     assert_eq!(fs::read_to_string(data.join("hosts")).expect("it's there"), "precious");
     assert!(!data.join("hostname").exists() && !data.join("new").exists());
+}
+
+fn an_image_leads_no_mount_into_a_writable_bind() {
+    let data = fresh_dir("data-");
+    fs::create_dir(data.join("given")).expect("a directory");
+    let recipe = || {
+        let links = |root: &Path| {
+            symlink("/data", root.join("link")).expect("a link");
+            symlink("bin", root.join("plain")).expect("a link");
+        };
+        image("link-", links).bind_rw(&data, "/data")
+    };
+    refused(recipe().tmpfs("/link/made/here", MIB).run("true"), "/link/made/here");
+    refused(recipe().bind(&data, "/link/given").run("true"), "/link/given");
+    refused(recipe().bind(data.join("given"), "/link/made").run("true"), "/link/made");
+    assert!(!data.join("made").exists(), "nothing was made in the host's directory");
+    // What stays in the image, and what the caller names, is meant.
+    assert!(recipe().tmpfs("/plain/new/place", MIB).run("true").expect("it runs").success());
+    assert_eq!(sh(&recipe().tmpfs("/data/given", MIB), "echo x > /data/given/y; ls /data/given").text(), "y\n");
+    assert_eq!(sh(&recipe().tmpfs("/dev/shm", MIB).tmpfs("/dev/shm", 2 * MIB), "df -k /dev/shm | tail -n 1 | wc -l").text().trim(), "1");
+    assert_eq!(fs::read_dir(data.join("given")).expect("a directory").count(), 0);
 }
 
 fn device_nodes_and_set_id_programs_of_an_image_are_dead() {
@@ -510,6 +531,7 @@ fn main() {
         test!(a_hosts_session_keyring_stays_with_it, Need::Tool("gcc")),
         test!(precedence_is_not_inherited, root, Need::Tool("chrt")),
         test!(an_image_that_is_not_what_it_should_be_is_refused_or_replaced, Need::Tool("busybox"), Need::Overlay),
+        test!(an_image_leads_no_mount_into_a_writable_bind, Need::Tool("busybox"), Need::Overlay),
         test!(an_image_leads_none_of_our_files_into_a_writable_bind, Need::Tool("busybox"), Need::Overlay),
         test!(device_nodes_and_set_id_programs_of_an_image_are_dead, root, Need::Tool("busybox")),
         test!(nothing_of_the_machine_can_be_written_through_proc),

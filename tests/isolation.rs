@@ -54,15 +54,22 @@ fn every_namespace_is_its_own() {
     }
 }
 
+/// Whether this is an ordinary user with further ids: see [`support::with_subordinate_ids`].
+fn has_subordinate_ids() -> bool {
+    !is_root() && *Sandbox::new().check().expect("a report").state(Layer::SubordinateIds) == LayerState::Works
+}
+
 fn ids_are_never_the_hosts_root() {
-    let map = text(&sandbox(), ["cat", "/proc/self/uid_map"]);
+    // As it's seen from here: in the host's numbers.
+    let child = sandbox().spawn(["sleep", "100"]).expect("it starts");
+    let map = fs::read_to_string(format!("/proc/{}/uid_map", child.id().expect("alive"))).expect("its map");
     let outside: Vec<u64> = map.lines().map(|line| line.split_whitespace().nth(1).expect("a number").parse().expect("a number")).collect();
     if is_root() {
         assert!(outside.iter().all(|first| *first >= 65_536), "{map}");
     } else {
         let own = u64::from(nix::unistd::geteuid().as_raw());
-        // Seen from inside the parent is init's own namespace, where 0 is the user.
-        assert!(outside.iter().all(|first| *first == 0 || *first == own), "{map}");
+        assert_eq!(outside[0], own, "{map}");
+        assert_eq!(outside.get(1).copied(), has_subordinate_ids().then_some(200_000), "{map}");
     }
     assert_eq!(sh(&sandbox(), "id -u; id -g"), "0\n0\n");
     assert_eq!(
@@ -276,8 +283,16 @@ fn writable_binds_keep_owners_and_refuse_set_id_bits() {
     if is_root() {
         std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).expect("chown");
     }
-    let sandbox = sandbox().bind_rw(&dir, "/data").user(1000, 1000);
-    assert_eq!(sh(&sandbox, "echo kept > /data/new; stat -c %u:%g /data/new"), "1000:1000\n");
+    let bound = sandbox().bind_rw(&dir, "/data");
+    let user = if has_subordinate_ids() {
+        // Only the sandbox's root is the host's user.
+        assert_eq!(sh(&bound.clone().user(1000, 1000), "touch /data/new || stat -c %u:%g /data"), "0:0\n");
+        0
+    } else {
+        1000
+    };
+    let sandbox = bound.user(user, user);
+    assert_eq!(sh(&sandbox, "echo kept > /data/new; stat -c %u:%g /data/new"), format!("{user}:{user}\n"));
     assert_eq!(fs::read_to_string(dir.join("new")).expect("it's there"), "kept\n");
     use std::os::unix::fs::MetadataExt;
     let owner = fs::metadata(dir.join("new")).expect("metadata").uid();
@@ -447,17 +462,7 @@ fn subordinate_ids_are_used_where_there_are_some() {
         assert_eq!(sh(&user, "id -u; id -g; touch /tmp/x; stat -c %u:%g /tmp/x"), "1000\n1000\n1000:1000\n");
         return;
     }
-    let etc = fresh_dir("etc-");
-    let id = support::ORDINARY;
-    let script = format!(
-        "set -e; cp -a /etc/. {etc}; cd {etc}; rm -f subuid subgid
-        echo ordinary:x:{id}:{id}::/nonexistent:/bin/sh >> passwd
-        echo ordinary:200000:65536 | tee subuid > subgid
-        mount --bind {etc} /etc
-        exec setpriv --reuid={id} --regid={id} --clear-groups \"$@\"",
-        etc = etc.display()
-    );
-    support::again(&["unshare", "--mount", "sh", "-c", &script, "sh"], "subordinate_ids_are_used_where_there_are_some");
+    support::with_subordinate_ids("subordinate_ids_are_used_where_there_are_some");
 }
 
 fn capabilities_are_what_was_asked_for() {
@@ -501,7 +506,7 @@ fn init_starts_where_memfds_cannot_be_executed() {
 }
 
 fn main() {
-    support::main(vec![
+    support::main_with_subordinate_ids(vec![
         test!(privileges_are_gone),
         test!(every_namespace_is_its_own),
         test!(ids_are_never_the_hosts_root),

@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    cofferdam::fuzz_plan(bytes);
+    cofferdam::internals::plan(bytes);
 });

@@ -62,6 +62,8 @@ pub(crate) struct Limits {
     pub(crate) cpu_account: bool,
     /// Only a group can limit processes: the workload may change its user.
     pub(crate) strict_processes: bool,
+    /// The workload may mount what shows its group.
+    pub(crate) in_reach: bool,
 }
 
 /// A set of CPUs by number.
@@ -159,7 +161,12 @@ struct Member {
     directory: OwnedFd,
     /// What it's used for here.
     uses: u8,
+    /// Where the command is, if not in the group itself.
+    inner: Option<OwnedFd>,
 }
+
+/// Name of a group below one with limits, in which its command is; init knows it too.
+const INNER: &str = "cmd-0";
 
 /// Which descriptors the sandbox needs of its group, in this order.
 #[derive(Clone, Copy, Debug)]
@@ -180,6 +187,8 @@ pub(crate) struct Counters {
     pub(crate) system: Option<Duration>,
     pub(crate) throttled: Option<Duration>,
     pub(crate) peak_memory: Option<u64>,
+    /// What's left of files that were read and written, without tmpfs.
+    pub(crate) page_cache: Option<u64>,
     pub(crate) oom_kills: Option<u64>,
     /// The group's own limit stood in the way at least once.
     pub(crate) limit_hits: Option<u64>,
@@ -217,9 +226,11 @@ impl Group {
 
     /// Makes it, and sets its limits.
     pub(crate) fn make(&mut self) -> Result<()> {
+        let lasting = |fd| crate::sys::not_standard(fd).map_err(|e| Error::io("copy", "a descriptor", e));
         for (hierarchy, uses) in self.chosen.clone() {
-            let directory = crate::sys::not_standard(self.make_in(hierarchy)?).map_err(|e| Error::io("copy", "a descriptor", e))?;
-            self.members.push(Member { hierarchy, directory, uses });
+            let directory = lasting(self.make_in(hierarchy)?)?;
+            let inner = if self.needs_inner(hierarchy, uses) { Some(lasting(self.make_inner(hierarchy, &directory)?)?) } else { None };
+            self.members.push(Member { hierarchy, directory, uses, inner });
         }
         self.members.iter().try_for_each(|member| self.set(member))
     }
@@ -244,6 +255,27 @@ impl Group {
             let hint =
                 (errno == Errno::ENOSPC || errno == Errno::EAGAIN).then_some("the limit on groups is reached (cgroup.max.descendants)");
             Error::failed(kind, "make the control group", &hierarchy.describe(), errno as i32, hint)
+        })
+    }
+
+    /// Whether the command has to be kept off the group that limits it. Its cgroup
+    /// namespace begins where it is; a workload that may mount would find the files of its
+    /// own limits there, and unless root runs it they belong to an id that it can have.
+    /// It's not for nothing (some 100 us), so not where nobody may mount. On v1, where an
+    /// ordinary user's groups are rare, the counters of a group leave out those below.
+    fn needs_inner(&self, hierarchy: usize, uses: u8) -> bool {
+        self.limits.in_reach && self.places.exposed && self.places.hierarchies[hierarchy].v2 && uses & !controller::ACCOUNT != 0
+    }
+
+    /// A group below, without controllers and so without limits to change.
+    fn make_inner(&self, hierarchy: usize, directory: &OwnedFd) -> Result<OwnedFd> {
+        let make = || -> nix::Result<OwnedFd> {
+            mkdirat(directory, INNER, Mode::from_bits_truncate(0o755))?;
+            openat(directory, INNER, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        };
+        make().map_err(|errno| {
+            let what = self.places.hierarchies[hierarchy].describe();
+            Error::failed(ErrorKind::Exhausted, "make a control group below", &what, errno as i32, Some("cgroup.max.depth may be reached"))
         })
     }
 
@@ -295,7 +327,8 @@ impl Group {
         for member in &self.members {
             let v2 = self.places.hierarchies[member.hierarchy].v2;
             let join = if v2 { v2::JOIN } else { v1::JOIN };
-            fds.push(open(&member.directory, join, OFlag::O_WRONLY).map_err(failed(join))?);
+            let joined = member.inner.as_ref().unwrap_or(&member.directory);
+            fds.push(open(joined, join, OFlag::O_WRONLY).map_err(failed(join))?);
             if member.uses & controller::ACCOUNT != 0 && needs.cpu.is_some() {
                 let (file, _) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
                 cpu = Some(open(&member.directory, file, OFlag::O_RDONLY).map_err(failed(file))?);
@@ -343,7 +376,7 @@ impl Group {
         let mut counters = Counters::default();
         for member in &self.members {
             if self.places.hierarchies[member.hierarchy].v2 {
-                v2::count(&member.directory, member.uses, &mut counters);
+                v2::count(&member.directory, &self.limits, member.uses, &mut counters);
             } else {
                 v1::count(&member.directory, &self.limits, member.uses, &mut counters);
             }
@@ -358,6 +391,9 @@ impl Drop for Group {
         if !self.handed_over && self.places.is_ours() {
             for member in &self.members {
                 let home = &self.places.hierarchies[member.hierarchy].home;
+                if member.inner.is_some() {
+                    let _ = unlinkat(&member.directory, INNER, UnlinkatFlags::RemoveDir);
+                }
                 let _ = unlinkat(home, Group::name(self.number).as_str(), UnlinkatFlags::RemoveDir);
             }
         }
@@ -423,6 +459,12 @@ pub(crate) fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
 /// The number after `key` in a file of lines like `key 123`.
 pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// Page cache by `memory.stat`: all of it without what lies in tmpfs.
+pub(crate) fn page_cache(directory: &OwnedFd, all: &str, tmpfs: &str) -> Option<u64> {
+    let text = read(directory, "memory.stat").ok()?;
+    Some(field(&text, all)?.saturating_sub(field(&text, tmpfs)?))
 }
 
 pub(crate) fn number(directory: &OwnedFd, file: &str) -> Option<u64> {

@@ -23,9 +23,8 @@ use std::time::Duration;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fstat, mkdirat};
-use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{controller, read, write};
 
@@ -60,6 +59,8 @@ pub(crate) struct Places {
     held_by_v1: u8,
     /// The process that made them. A forked child's copy means nothing.
     owner: u32,
+    /// Who owns our groups exists in sandboxes too.
+    pub(super) exposed: bool,
 }
 
 /// Why a group gave no place, or one with less than all controllers.
@@ -93,10 +94,12 @@ struct Mounted {
 }
 
 impl Places {
-    /// Looks for places, sweeps what dead hosts left there, and makes ours.
-    pub(crate) fn find() -> Places {
+    /// Looks for places, sweeps what dead hosts left there, and makes ours. Unless we're
+    /// `privileged` our own id is one of the sandboxes' ids.
+    pub(crate) fn find(privileged: bool) -> Places {
         let nonce = nonce();
-        let mut places = Places { hierarchies: Vec::new(), nonce, obstacles: Vec::new(), held_by_v1: 0, owner: std::process::id() };
+        let (owner, exposed) = (std::process::id(), !privileged);
+        let mut places = Places { hierarchies: Vec::new(), nonce, obstacles: Vec::new(), held_by_v1: 0, owner, exposed };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
         let mut covered = 0;
@@ -328,6 +331,9 @@ fn sweep(base: &OwnedFd, v2: bool) {
         for group in subdirectories(&home) {
             if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
                 end_all(&directory, v2);
+                for command in subdirectories(&directory) {
+                    let _ = unlinkat(directory.as_fd(), command.as_str(), UnlinkatFlags::RemoveDir);
+                }
             }
             let _ = unlinkat(home.as_fd(), group.as_str(), UnlinkatFlags::RemoveDir);
         }
@@ -342,11 +348,20 @@ fn end_all(group: &OwnedFd, v2: bool) {
     }
     // The members are a dead host's workload: its PID 1 died with init, so these
     // are on their way out already.
-    for pid in read(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|l| l.parse().ok()) {
-        if pid > 0 {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    for pid in members(group) {
+        // By the time that it's open the number may be another process's. If it's still
+        // a member's then this is the member, or dead.
+        if let Ok(pidfd) = crate::sys::pidfd::of(pid)
+            && members(group).contains(&pid)
+        {
+            let _ = crate::sys::pidfd::kill(pidfd.as_fd());
         }
     }
+}
+
+/// Processes in a group; not those of another PID namespace, which are shown as 0.
+fn members(group: &OwnedFd) -> Vec<u32> {
+    read(group, "cgroup.procs").unwrap_or_default().lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
 }
 
 fn subdirectories(directory: &impl AsFd) -> Vec<String> {
@@ -406,15 +421,11 @@ fn mounted(mountinfo: &str, groups: &str) -> Vec<Mounted> {
     all.sort_by_key(|m| !m.v2);
     // A v2 tree without controllers is the last resort: v1 comes first then.
     if all.iter().any(|m| !m.v2 && m.controllers & controller::MEMORY != 0) {
+        // Its `cgroup.procs` is joined under a lock for which the first comer after a
+        // pause waits some milliseconds; `tasks` of v1 doesn't need it.
         all.sort_by_key(|m| m.v2);
-        // But it counts CPU time better than cpuacct does: with user and system.
-        all.retain(|m| m.v2 || m.controllers & !controller::ACCOUNT != 0 || !has_v2(mountinfo));
     }
     all
-}
-
-fn has_v2(mountinfo: &str) -> bool {
-    mountinfo.lines().any(|line| line.contains(" - cgroup2 "))
 }
 
 /// Mount points have spaces and the like as octal escapes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Counters, Limits, Setting, bandwidth, controller, field, number, open, read, same, same_pages, write};
+use super::{Counters, Limits, Setting, bandwidth, controller, field, number, open, page_cache, read, same, same_pages, write};
 use crate::probe::Layer;
 
 /// Joined by writing `0`. Not `cgroup.procs`: that takes a lock for which the first
@@ -69,10 +69,17 @@ pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
 
 pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {
-        let nanos = |file| number(directory, file).map(Duration::from_nanos);
-        counters.cpu = nanos("cpuacct.usage");
-        counters.user = nanos("cpuacct.usage_user");
-        counters.system = nanos("cpuacct.usage_sys");
+        let used = number(directory, "cpuacct.usage");
+        counters.cpu = used.map(Duration::from_nanos);
+        // Sampled at ticks, unlike their sum, which is what the scheduler counted: only
+        // their proportion is used, as the kernel does for a process (cputime_adjust).
+        let sampled = read(directory, "cpuacct.stat").ok().and_then(|text| field(&text, "user").zip(field(&text, "system")));
+        // Too short for a sample: then PID 1 knows better.
+        if let (Some(used), Some((user, system))) = (used, sampled.filter(|(user, system)| user + system > 0)) {
+            let user = (u128::from(used) * u128::from(user) / u128::from(user + system)) as u64;
+            counters.user = Some(Duration::from_nanos(user));
+            counters.system = Some(Duration::from_nanos(used - user));
+        }
     }
     if uses & controller::CPU != 0 {
         counters.throttled = read(directory, "cpu.stat").ok().and_then(|text| field(&text, "throttled_time")).map(Duration::from_nanos);
@@ -82,6 +89,8 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
     }
     if uses & controller::MEMORY != 0 && limits.memory.is_some() {
+        // Only here, because this file takes as long to read as all the others.
+        counters.page_cache = page_cache(directory, "total_cache", "total_shmem");
         // Whichever of the two limits is met first counts; they are the same.
         let hits = |file| number(directory, file).unwrap_or(0);
         let counted = hits("memory.failcnt") + hits("memory.memsw.failcnt");

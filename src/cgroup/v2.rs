@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::{Counters, Limits, Setting, bandwidth, controller, field, number, read, same, same_pages};
+use super::{Counters, Limits, Setting, bandwidth, controller, field, number, page_cache, read, same, same_pages};
 use crate::probe::Layer;
 
 /// Joined by writing `0`.
@@ -52,7 +52,7 @@ pub(super) fn settings(limits: &Limits, uses: u8) -> Vec<Setting> {
 /// parent's.
 pub(super) const EFFECTIVE_CPUS: &str = "cpuset.cpus.effective";
 
-pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0
         && let Ok(text) = read(directory, "cpu.stat")
     {
@@ -65,6 +65,10 @@ pub(super) fn count(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
     }
     if uses & controller::MEMORY != 0 {
         counters.peak_memory = number(directory, "memory.peak");
+        if limits.memory.is_some() {
+            // Only here, because this file takes as long to read as all the others.
+            counters.page_cache = page_cache(directory, "file", "shmem");
+        }
         if let Ok(text) = read(directory, "memory.events") {
             counters.oom_kills = field(&text, "oom_kill");
             counters.limit_hits = field(&text, "oom").zip(field(&text, "max")).map(|(oom, max)| oom + max);

@@ -15,6 +15,7 @@ const SOURCES: &[&str] = &[
     "src/init/server.rs",
     "src/init/interpret.rs",
     "src/init/inside.rs",
+    "src/init/listener.rs",
     "src/init/memory.rs",
     "src/init/network.rs",
     "src/init/arch/x86_64.rs",

@@ -11,6 +11,7 @@
 
 use crate::arch::{clone_onto, nr};
 use crate::interpret::{Context, Failure, Ran};
+use crate::listener;
 use crate::message::{Report, Request};
 use crate::sys::*;
 use crate::wire::{self, NO_SLOT, Stage, Watch, slot};
@@ -37,6 +38,10 @@ struct Command {
     cpu: i32,
     oom_event: i32,
     oom_count: i32,
+    /// Tells of calls that its filter forbids.
+    listener: i32,
+    /// The first of them.
+    syscall: u64,
     /// When to look at the counter again; 0 for never.
     next_check: u64,
     /// What it said last, and since when.
@@ -59,6 +64,8 @@ const FREE: Command = Command {
     cpu: -1,
     oom_event: -1,
     oom_count: -1,
+    listener: -1,
+    syscall: 0,
     next_check: 0,
     last_cpu: 0,
     active: 0,
@@ -69,10 +76,28 @@ const LOOK: u64 = 2_000_000;
 
 /// What the command's process leaves behind for PID 1. It shares our memory
 /// until exec (CLONE_VM), and we're suspended meanwhile (CLONE_VFORK).
-struct Shared {
+pub struct Shared {
     context: *mut Context,
     failure: Failure,
     failed: bool,
+    /// With a courier: the command's own process.
+    pub main: i32,
+}
+
+impl Shared {
+    /// What kept the command from being executed, unless something else did before.
+    pub fn fail(&mut self, errno: i32) {
+        if !self.failed {
+            (self.failed, self.failure) = (true, Failure::outside(errno));
+        }
+    }
+
+    /// The courier's end of its channel, and the listener that the command left.
+    pub fn handed(&self) -> (i32, i32) {
+        // SAFETY: `start`'s own context, whose frame is suspended.
+        let context = unsafe { &*self.context };
+        (context.channel[1], context.slots[listener::SLOT])
+    }
 }
 
 const STACK: usize = 64 * 1024;
@@ -104,6 +129,7 @@ pub fn main(mut context: Context) -> ! {
     } else if !inside.start(&mut context) {
         exit(1);
     }
+    crate::network::now(context.slots[slot::MAKER as usize]);
     context.drop_plan();
     // Pipe ends and sources belong to the command.
     inside.close_foreign();
@@ -127,8 +153,15 @@ fn fail(reply: i32, command: u32, failure: Failure) -> ! {
     exit(1)
 }
 
+/// Reaps one child, which is dead or about to be; its CPU time in nanoseconds.
+fn wait_for(pid: i32) -> u64 {
+    let mut usage = Rusage::default();
+    let _ = call(nr::WAIT4, [pid as usize, 0, 0x4000_0000, &raw mut usage as usize, 0, 0]);
+    usage.user_ns() + usage.system_ns()
+}
+
 /// The command's process: from here to exec.
-extern "C" fn command_main(shared: usize) -> ! {
+pub extern "C" fn command_main(shared: usize) -> ! {
     // SAFETY: the address of a live local of `start`, whose frame is suspended
     // until we exec or exit; nothing else touches it meanwhile.
     let shared = unsafe { &mut *(shared as *mut Shared) };
@@ -193,39 +226,62 @@ impl Inside {
             report_failure(self.reply, name, Failure::outside(EMFILE));
             return false;
         };
-        let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false };
+        let listens = context.plan.flags() & wire::LISTEN != 0;
+        if listens {
+            match listener::channel() {
+                Ok(channel) => context.channel = channel,
+                Err(errno) => {
+                    report_failure(self.reply, name, Failure::outside(errno));
+                    return false;
+                }
+            }
+        }
+        let channel = context.channel[0];
+        let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false, main: 0 };
         let mut pidfd = -1i32;
         let flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
         let stack = &raw mut COMMAND_STACK as u64;
         let args = [flags, &raw mut pidfd as u64, 0, 0, SIGCHLD, stack, STACK as u64, 0];
+        let entry = if listens { listener::courier } else { command_main };
         // SAFETY: `args` is a clone_args with its own stack, used by one command
-        // at a time because CLONE_VFORK suspends us; `command_main` never returns.
-        let result = unsafe { clone_onto(args.as_ptr(), size_of_val(&args), command_main, &raw mut shared as usize) };
+        // at a time because CLONE_VFORK suspends us; both entries never return.
+        let result = unsafe { clone_onto(args.as_ptr(), size_of_val(&args), entry, &raw mut shared as usize) };
         // SAFETY: `shared` is alive; read after the child has let go of our memory.
-        let (failed, failure) = unsafe { ((&raw const shared.failed).read_volatile(), (&raw const shared.failure).read_volatile()) };
+        let Shared { mut failed, mut failure, main, .. } = unsafe { (&raw const shared).read_volatile() };
         if result < 0 {
             report_failure(self.reply, name, Failure::outside(-result as i32));
             return false;
         }
+        let (mut pid, mut listener, mut courier) = (result as i32, -1, 0);
+        if listens {
+            courier = wait_for(pid);
+            close(pidfd);
+            pid = main;
+            match listener::take(channel) {
+                Some(handed) => (pidfd, listener) = handed,
+                // It was killed before it could hand over.
+                None if !failed => (failed, failure, pidfd) = (true, Failure::outside(EIO), -1),
+                None => pidfd = -1,
+            }
+            close(channel);
+        }
         if failed {
             close(pidfd);
-            let mut usage = Rusage::default();
-            let _ = call(nr::WAIT4, [result as usize, 0, 0x4000_0000, &raw mut usage as usize, 0, 0]);
+            close(listener);
+            if pid > 0 {
+                let _ = kill(pid, SIGKILL);
+                wait_for(pid);
+            }
             report_failure(self.reply, name, failure);
             return false;
         }
         let began = context.began;
         let flags = context.plan.flags();
-        if flags & wire::NOTIFY_START != 0 {
-            let started = Report { kind: Report::STARTED, command: name, began, missing: context.missing, ..Report::default() };
-            report(self.reply, &started, &[pidfd]);
-        }
-        close(pidfd);
         let limit = context.plan.wall_limit();
         let watch = context.plan.watch();
         let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
         self.commands[place] = Command {
-            pid: result as i32,
+            pid,
             name,
             flags,
             wall_deadline: if limit == 0 { 0 } else { began.saturating_add(limit) },
@@ -233,24 +289,38 @@ impl Inside {
             cpu: watched(watch.cpu),
             oom_event: watched(watch.oom_event),
             oom_count: watched(watch.oom_count),
+            listener,
             watch,
-            setup: context.executed,
+            setup: context.executed + courier,
             charged: context.charged(),
             missing: context.missing,
             next_check: if watch.cpu_limit | watch.idle_limit == 0 { 0 } else { began },
             active: began,
             ..FREE
         };
+        self.promise();
+        if flags & wire::NOTIFY_START != 0 {
+            let started = Report { kind: Report::STARTED, command: name, began, missing: context.missing, ..Report::default() };
+            report(self.reply, &started, &[pidfd]);
+        }
+        close(pidfd);
         true
+    }
+
+    /// Tells init when to end the sandbox if we don't: at the first wall limit that we
+    /// have still to see to.
+    fn promise(&self) {
+        let limits = self.commands.iter().filter(|c| c.pid != 0).map(|c| c.wall_deadline);
+        crate::server::promise(limits.filter(|limit| *limit != 0).min().unwrap_or(u64::MAX));
     }
 
     /// Closes everything but what PID 1 itself needs.
     fn close_foreign(&self) {
-        let mut keep = [-1i32; 2 + 3 * COMMANDS];
+        let mut keep = [-1i32; 2 + 4 * COMMANDS];
         keep[0] = self.reply;
         keep[1] = self.children;
-        for (places, command) in keep[2..].chunks_mut(3).zip(&self.commands) {
-            places.copy_from_slice(&[command.cpu, command.oom_event, command.oom_count]);
+        for (places, command) in keep[2..].chunks_mut(4).zip(&self.commands) {
+            places.copy_from_slice(&[command.cpu, command.oom_event, command.oom_count, command.listener]);
         }
         close_all_but(&mut keep);
     }
@@ -261,11 +331,11 @@ impl Inside {
         let entry = |fd: i32, events: u64| u64::from(fd as u32) | events << 32;
         loop {
             // A negative descriptor is passed over.
-            let mut poll = [entry(-1, 0); 2 + COMMANDS];
+            let mut poll = [entry(-1, 0); 2 + 2 * COMMANDS];
             poll[0] = entry(self.reply, POLLIN | POLLRDHUP);
             poll[1] = entry(self.children, POLLIN);
-            for (place, command) in poll[2..].iter_mut().zip(&self.commands) {
-                *place = entry(command.oom_event, POLLIN);
+            for (places, command) in poll[2..].chunks_mut(2).zip(&self.commands) {
+                places.copy_from_slice(&[entry(command.oom_event, POLLIN), entry(command.listener, POLLIN)]);
             }
             let time = if self.more { Some(0) } else { self.timeout() };
             let time = time.map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
@@ -281,8 +351,11 @@ impl Inside {
                 self.reap();
             }
             for i in 0..COMMANDS {
-                if poll[2 + i] >> 48 != 0 && self.commands[i].pid != 0 {
+                if poll[2 + 2 * i] >> 48 != 0 && self.commands[i].pid != 0 {
                     self.out_of_memory(i);
+                }
+                if poll[3 + 2 * i] >> 48 != 0 && self.commands[i].pid != 0 {
+                    self.forbidden_call(i);
                 }
             }
             self.deadlines();
@@ -323,6 +396,8 @@ impl Inside {
             if cause != 0 {
                 command.cause |= cause;
                 (command.wall_deadline, command.stop_deadline, command.next_check) = (0, 0, 0);
+                // What we kill may take its time to die.
+                self.promise();
                 self.kill(i);
             }
         }
@@ -346,6 +421,24 @@ impl Inside {
             let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
         }
         // Something was freed after all.
+    }
+
+    /// A process waits in a call that its filter forbids, or none is left that could.
+    fn forbidden_call(&mut self, i: usize) {
+        let command = &mut self.commands[i];
+        let told = listener::told(command.listener);
+        // One is enough; and at the end of all its processes a listener hangs up, for
+        // good. Closed later, by when nobody can be woken by it any more.
+        if let Some(syscall) = told
+            && command.cause & Report::SYSCALL == 0
+        {
+            command.cause |= Report::SYSCALL;
+            command.syscall = syscall;
+            return self.kill(i);
+        }
+        if told.is_none() {
+            close(core::mem::replace(&mut command.listener, -1));
+        }
     }
 
     fn kill(&self, i: usize) {
@@ -381,6 +474,7 @@ impl Inside {
         let ended = clock(1);
         let command = self.commands[i];
         self.commands[i] = FREE;
+        self.promise();
         let last = command.flags & wire::LAST_COMMAND != 0;
         let mut usage = own;
         if last {
@@ -414,8 +508,9 @@ impl Inside {
             preemptions,
             read,
             written,
+            syscall: command.syscall,
         };
-        for fd in [command.cpu, command.oom_event, command.oom_count] {
+        for fd in [command.cpu, command.oom_event, command.oom_count, command.listener] {
             close(fd);
         }
         report(self.reply, &report_ended, &[]);

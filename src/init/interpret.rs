@@ -5,7 +5,7 @@
 //! it's reported as (step, errno), and the host knows what that step was for.
 
 use crate::arch::nr;
-use crate::message::Request;
+use crate::message::{Report, Request};
 use crate::sys::*;
 use crate::wire::{ANY, AT_FDCWD as WIRE_CWD, Kind, MAX_FDS, NO_LAYER, NO_SLOT, Plan, SLOTS, Stage, Step, op, slot};
 
@@ -165,6 +165,8 @@ impl Context {
             op::SELF_OPEN => plain(self_open(a[0] as *const u8)),
             op::RAISE_FILES => plain(raise_files()),
             op::USER_XATTR => plain(user_xattr(a[0])),
+            op::ALLOW => plain(allow(a[0] as i32, a[1], a[2] as *const u8, a[3] as u64)),
+            op::STAND => plain(self.stand()),
             op::ID_MAP => plain(id_map(a[0], a[1])),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
@@ -180,10 +182,17 @@ impl Context {
         self.channel = pair;
         let tid = crate::server::pid1_place();
         let pid = fork(flags | CLONE_PARENT, 0, tid)?;
+        // PID 1 has inherited what was opened before.
+        self.made = [false; SLOTS];
         if pid == 0 {
             close(self.channel[0]);
             self.channel[0] = -1;
-            self.made = [false; SLOTS];
+            for slot in &mut self.slots[slot::TEMPORARY as usize..] {
+                if *slot >= 0 {
+                    close(*slot);
+                    *slot = -1;
+                }
+            }
             return Ok(0);
         }
         close(self.channel[1]);
@@ -263,7 +272,7 @@ impl Context {
             Kind::Slot => stat(a[2] as i32, c"".as_ptr().cast())?.0 & 0o170000 != DIRECTORY,
             _ => a[2] == 1,
         };
-        make_path(a[0] as i32, a[1] as *mut u8, file, 0, a[3], a[4], a[5]).map(|fd| fd as usize)
+        make_path(a[0] as i32, a[1] as *mut u8, file, staying(a[3]), a[3] & 0o7777, a[4], a[5]).map(|fd| fd as usize)
     }
 
     /// See [`op::FILE`].
@@ -281,9 +290,7 @@ impl Context {
         } else {
             // SAFETY: as above; the byte is a slash and is put back.
             unsafe { path.add(cut - 1).write(0) };
-            const RESOLVE_NO_XDEV: u64 = 1;
-            let stay = if a[3] & op::STAY as usize != 0 { RESOLVE_NO_XDEV } else { 0 };
-            let parent = make_path(root, path, false, stay, 0o755, a[4], a[5]);
+            let parent = make_path(root, path, false, staying(a[3]), 0o755, a[4], a[5]);
             // SAFETY: as above.
             unsafe { path.add(cut - 1).write(b'/') };
             parent?
@@ -312,6 +319,19 @@ impl Context {
         }
     }
 
+    /// See [`op::STAND`].
+    fn stand(&self) -> Result<usize> {
+        let own = call(nr::GETPID, [0; 6])?;
+        let pidfd = call(nr::PIDFD_OPEN, [own, 0, 0, 0, 0, 0])?;
+        let standing = Report { kind: Report::STANDING, ..Report::default() };
+        send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd as i32])?;
+        match receive_request(self.slots[slot::REPLY as usize], true)? {
+            Some((request, _)) if request.kind == Request::PROCEED => Ok(0),
+            // A host that lets go is no reason to execute.
+            _ => Err(EPROTO),
+        }
+    }
+
     fn join(&mut self, file: usize) -> Result<usize> {
         self.joined.get_or_insert_with(|| clock(CPU_TIME));
         call(nr::WRITE, [file, c"0".as_ptr() as usize, 1, 0, 0, 0])
@@ -332,7 +352,7 @@ impl Context {
 
     /// See [`op::FDS`]. Sources that stand below the highest wanted number are
     /// first moved above it, so that no `dup3` overwrites one still needed.
-    fn arrange(&self, pairs: *const u32, count: usize) -> Result<usize> {
+    fn arrange(&mut self, pairs: *const u32, count: usize) -> Result<usize> {
         const F_DUPFD_CLOEXEC: usize = 1030;
         const CLOSE_RANGE_CLOEXEC: usize = 4;
         // SAFETY: the decoder checked place, alignment and count.
@@ -342,6 +362,13 @@ impl Context {
         for (source, pair) in sources.iter_mut().zip(pairs) {
             let fd = self.slots[pair[0] as usize];
             *source = if (fd as usize) < above { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32 } else { fd };
+        }
+        // Two more are needed after this: the way to the host, and a courier's channel,
+        // which is in the same table (see listener.rs).
+        for fd in [&mut self.slots[slot::REPLY as usize], &mut self.channel[1]] {
+            if (0..above as i32).contains(fd) {
+                *fd = call(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
+            }
         }
         call(nr::CLOSE_RANGE, [0, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0])?;
         for (source, pair) in sources.iter().zip(pairs) {
@@ -367,6 +394,12 @@ fn text(at: *const u8) -> &'static [u8] {
     }
     // SAFETY: as above.
     unsafe { core::slice::from_raw_parts(at, length) }
+}
+
+/// What [`op::STAY`] in a mode means to openat2(2).
+fn staying(mode: usize) -> u64 {
+    const RESOLVE_NO_XDEV: u64 = 1;
+    if mode & op::STAY as usize != 0 { RESOLVE_NO_XDEV } else { 0 }
 }
 
 /// Opens `path` as if `root` were the root directory; `resolve` are further RESOLVE_
@@ -500,6 +533,32 @@ fn raise_files() -> Result<usize> {
     call(nr::PRLIMIT64, [0, RLIMIT_NOFILE, 0, limit.as_mut_ptr() as usize, 0, 0])?;
     limit[0] = limit[1];
     call(nr::PRLIMIT64, [0, RLIMIT_NOFILE, limit.as_ptr() as usize, 0, 0, 0])
+}
+
+/// See [`op::ALLOW`].
+fn allow(ruleset: i32, directory: usize, path: *const u8, rights: u64) -> Result<usize> {
+    /// What a rule on a file may name: WRITE_FILE and TRUNCATE, of all that we use.
+    const ON_FILES: u64 = 1 << 1 | 1 << 14;
+    const LANDLOCK_RULE_PATH_BENEATH: usize = 1;
+    // The ruleset couldn't be made, and the recipe goes on without.
+    if ruleset < 0 {
+        return Ok(0);
+    }
+    let below = !text(path).is_empty();
+    let place = if below { call(nr::OPENAT, [directory, path as usize, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0, 0, 0])? } else { directory };
+    let add = |rights: u64| {
+        // struct landlock_path_beneath_attr is packed: 12 bytes.
+        let rule = [rights, place as u64];
+        call(nr::LANDLOCK_ADD_RULE, [ruleset as usize, LANDLOCK_RULE_PATH_BENEATH, rule.as_ptr() as usize, 0, 0, 0])
+    };
+    let added = match add(rights) {
+        Err(EINVAL) => add(rights & ON_FILES),
+        other => other,
+    };
+    if below {
+        close(place as i32);
+    }
+    added
 }
 
 /// mount_setattr(2) with a descriptor inside its structure.

@@ -11,6 +11,7 @@
 //! | `interpret.rs` | performs the steps of a plan |
 //! | `inside.rs` | PID 1 of a sandbox: starts commands, reaps, keeps time, reports |
 //! | `network.rs` | network namespaces, made ahead |
+//! | `listener.rs` | commands whose filter tells PID 1 of forbidden calls |
 //! | `sys.rs`, `arch/` | system calls |
 //! | `memory.rs` | what the compiler takes from a C library elsewhere |
 //! | `../plan/wire.rs`, `../plan/message.rs` | the format of plans and of messages, shared with the crate |
@@ -28,6 +29,7 @@
 mod arch;
 mod inside;
 mod interpret;
+mod listener;
 mod memory;
 #[path = "../plan/message.rs"]
 #[allow(dead_code, reason = "each side uses its half")]

@@ -46,53 +46,48 @@ fn make() -> Result<i32> {
 /// init's side of the maker.
 pub struct Maker {
     pub pid: i32,
+    /// Where it leaves what it has made, one at most.
     channel: i32,
-    /// One has been asked for, and not taken yet.
-    asked: bool,
+    /// An eventfd that says when: right after a command's exec, by its PID 1. At that
+    /// time a processor is free; earlier it would hold up the set-up.
+    pub signal: i32,
 }
 
 impl Maker {
-    pub const NONE: Maker = Maker { pid: 0, channel: -1, asked: false };
+    pub const NONE: Maker = Maker { pid: 0, channel: -1, signal: -1 };
 
-    /// A namespace, if one is ready.
-    pub fn take(&mut self) -> i32 {
-        if !self.asked {
+    /// A namespace, if one is ready. Starts the maker if need be; failing to is
+    /// harmless, because sandboxes can do without.
+    pub fn take(&mut self, init: i32) -> i32 {
+        if self.pid == 0 {
+            let _ = self.start(init);
             return -1;
         }
-        let mut answer = [0];
-        match receive(self.channel, &mut answer, false) {
-            Ok(received) => {
-                self.asked = false;
-                if received.count == 1 { received.fds[0] } else { -1 }
-            }
-            Err(_) => -1,
+        match receive(self.channel, &mut [0], false) {
+            Ok(received) if received.count == 1 => received.fds[0],
+            _ => -1,
         }
-    }
-
-    /// Has the next one made, by a maker that is started if need be. Failing is
-    /// harmless: sandboxes can do without.
-    pub fn ask(&mut self, init: i32) {
-        if self.asked || (self.pid == 0 && self.start(init).is_err()) {
-            return;
-        }
-        self.asked = send(self.channel, &[0], &[]).is_ok();
     }
 
     fn start(&mut self, init: i32) -> Result<()> {
         let mut pair = [-1i32; 2];
         // AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC
         call(nr::SOCKETPAIR, [1, 5 | O_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0])?;
-        let mut tid = 0;
-        match fork(0, SIGCHLD, &raw mut tid) {
-            Ok(0) => serve(pair[1], init),
+        let started = call(nr::EVENTFD2, [0, O_CLOEXEC, 0, 0, 0, 0]).and_then(|signal| {
+            *self = Maker { pid: 0, channel: pair[0], signal: signal as i32 };
+            let mut tid = 0;
+            fork(0, SIGCHLD, &raw mut tid)
+        });
+        match started {
+            Ok(0) => serve(pair[1], self.signal, init),
             Ok(pid) => {
                 close(pair[1]);
-                *self = Maker { pid, channel: pair[0], asked: false };
+                self.pid = pid;
                 Ok(())
             }
             Err(errno) => {
-                close(pair[0]);
                 close(pair[1]);
+                self.ended();
                 Err(errno)
             }
         }
@@ -101,33 +96,51 @@ impl Maker {
     /// It has ended; the next question starts another.
     pub fn ended(&mut self) {
         close(self.channel);
+        close(self.signal);
         *self = Maker::NONE;
-    }
-
-    /// Keeps this from being closed in the children of init. Negative if there's none.
-    pub fn channel(&self) -> i32 {
-        self.channel
     }
 }
 
-/// The maker: makes one namespace per message and stays in it until the next (an
-/// ordinary user couldn't return to where it was). It ends with init.
-fn serve(channel: i32, init: i32) -> ! {
+/// PID 1: a command has been executed, so the next namespace may be made.
+pub fn now(signal: i32) {
+    let one = 1u64;
+    let _ = call(nr::WRITE, [signal as usize, &raw const one as usize, 8, 0, 0, 0]);
+}
+
+/// The maker: makes a namespace when told to and none is waiting, and stays in it
+/// until the next (an ordinary user couldn't return to where it was). It ends with
+/// init.
+fn serve(channel: i32, signal: i32, init: i32) -> ! {
     const PR_SET_PDEATHSIG: usize = 1;
     const PR_SET_NAME: usize = 15;
+    const PR_SET_TIMERSLACK: usize = 29;
     const SIOCGSKNS: usize = 0x894c;
+    const SIOCOUTQ: usize = 0x5411;
     let _ = prctl(PR_SET_NAME, c"cofferdam-net".as_ptr() as usize);
     let _ = prctl(PR_SET_PDEATHSIG, SIGKILL);
     if call(nr::GETPPID, [0; 6]) != Ok(init as usize) {
         exit(1);
     }
-    close_all_but(&mut [channel]);
+    close_all_but(&mut [channel, signal]);
+    let _ = prctl(PR_SET_TIMERSLACK, 1000);
     loop {
-        let mut question = [0];
-        match receive(channel, &mut question, true) {
-            Ok(received) if received.length == 1 => {}
-            _ => exit(0),
+        let mut count = 0u64;
+        match call(nr::READ, [signal as usize, &raw mut count as usize, 8, 0, 0, 0]) {
+            Ok(8) => {}
+            Err(EINTR) => continue,
+            _ => exit(1),
         }
+        let mut waiting = 0i32;
+        if call(nr::IOCTL, [channel as usize, SIOCOUTQ, &raw mut waiting as usize, 0, 0, 0]).is_err() {
+            exit(1);
+        }
+        if waiting > 0 {
+            continue;
+        }
+        // Woken while PID 1 and the host are still busy, it would be put on the workload's
+        // processor, and stay there.
+        let pause = [0u64, 100_000];
+        let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
         let Ok(socket) = make() else { exit(1) };
         // The namespace of a socket (ioctl_ns(2) knows /proc only).
         let namespace = call(nr::IOCTL, [socket as usize, SIOCGSKNS, 0, 0, 0, 0]);

@@ -15,7 +15,7 @@ use crate::interpret::{Context, Failure, Ran};
 use crate::message::{Report, Request};
 use crate::network::Maker;
 use crate::sys::*;
-use crate::wire::{MAX_FDS, Stage, slot};
+use crate::wire::{MAX_FDS, Stage, WALL_LIMIT, slot};
 
 const CONTROL: i32 = 0;
 const SANDBOXES: usize = 8192;
@@ -42,10 +42,37 @@ struct Entry {
     generation: u32,
     /// Raw wait status of PID 1.
     status: u32,
+    /// When its wall limit is over, on CLOCK_MONOTONIC: PID 1 writes it when a command has
+    /// been executed, and `u64::MAX` when it has seen to it.
+    deadline: u64,
+    /// When it was asked for, and its wall limit.
+    asked: u64,
+    limit: u64,
+    /// When to look whether PID 1 did; 0 for never.
+    look: u64,
+    /// PID 1 didn't, so we have.
+    overdue: bool,
     /// Number of its control group, and the hierarchies (a bit each) it's in.
     group: u64,
     hierarchies: u32,
 }
+
+const UNUSED: Entry = Entry {
+    outer: 0,
+    pid1: 0,
+    reply: -1,
+    dying: false,
+    gone: false,
+    generation: 0,
+    status: 0,
+    deadline: 0,
+    asked: 0,
+    limit: 0,
+    look: 0,
+    overdue: false,
+    group: 0,
+    hierarchies: 0,
+};
 
 struct Server {
     table: *mut Entry,
@@ -69,9 +96,16 @@ struct Server {
     networks: Maker,
     /// What it had ready for the sandbox that is being started.
     network: i32,
-    /// The next one is to be made once nothing waits for us.
-    wants_network: bool,
+    /// The first [`Entry::look`] of all.
+    next_look: u64,
 }
+
+/// How long after the wall limit PID 1 is thought to have failed. It may be stopped,
+/// or stuck; a machine that's busy makes it late, but hardly by so much, and what
+/// we do then is what it would have done.
+const GRACE: u64 = 1_000_000_000;
+/// The most that set-up takes: see `Live::started` of the crate.
+const SETUP: u64 = 60 * GRACE;
 
 const HIERARCHIES: usize = 8;
 
@@ -82,13 +116,21 @@ const TAG_HOST: u64 = u64::MAX - 2;
 const EPOLLIN: u32 = 1;
 const EPOLLRDHUP: u32 = 0x2000;
 
-/// Where the clone of PID 1 is to leave its pid; set in the outer child.
-static mut PID1_PLACE: *mut i32 = core::ptr::null_mut();
+/// The sandbox's own entry; set in the outer child, and PID 1 has it from there.
+static mut ENTRY: *mut Entry = core::ptr::null_mut();
 
+/// Where the clone of PID 1 is to leave its pid.
 pub fn pid1_place() -> *mut i32 {
     // SAFETY: written once, before the child that reads it does anything else;
-    // this program has no threads.
-    unsafe { PID1_PLACE }
+    // this program has no threads. The entry lies in memory that we share with init.
+    unsafe { &raw mut (*ENTRY).pid1 }
+}
+
+/// PID 1 promises to end the sandbox then; `u64::MAX` takes the promise back.
+pub fn promise(deadline: u64) {
+    // SAFETY: as above. init reads it whenever it likes: one aligned word, and the place
+    // is this sandbox's until PID 1 has been reaped.
+    unsafe { (&raw mut (*ENTRY).deadline).write_volatile(deadline) }
 }
 
 pub fn main() -> ! {
@@ -198,7 +240,7 @@ impl Server {
             generation: 0,
             networks: Maker::NONE,
             network: -1,
-            wants_network: false,
+            next_look: u64::MAX,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
         server.watch(server.children, EPOLLIN, TAG_CHILDREN).ok()?;
@@ -223,9 +265,7 @@ impl Server {
     fn serve(&mut self) -> ! {
         loop {
             let mut events = [EpollEvent { events: 0, tag: 0 }; 64];
-            // A group that was busy is tried again.
-            let timeout = if self.unremoved > 0 { 5 } else { usize::MAX };
-            let wait = [self.epoll as usize, events.as_mut_ptr() as usize, events.len(), timeout, 0, 0];
+            let wait = [self.epoll as usize, events.as_mut_ptr() as usize, events.len(), self.timeout(), 0, 0];
             let Ok(count) = call(nr::EPOLL_PWAIT, wait) else { continue };
             if self.unremoved > 0 {
                 self.remove_groups();
@@ -241,13 +281,61 @@ impl Server {
                     tag => self.let_go(tag as u32 as usize, (tag >> 32) as u32),
                 }
             }
+            // Afterwards: what has ended by itself is known by now.
+            self.end_overdue();
+        }
+    }
+
+    /// Milliseconds until something has to be done, as epoll_wait(2) takes them.
+    fn timeout(&self) -> usize {
+        // A group that was busy is tried again.
+        if self.unremoved > 0 {
+            return 5;
+        }
+        match self.next_look {
+            u64::MAX => usize::MAX,
+            look => (look.saturating_sub(clock(1)) / 1_000_000 + 1).min(i32::MAX as u64) as usize,
+        }
+    }
+
+    /// Ends sandboxes whose PID 1 has failed to at its wall limit.
+    fn end_overdue(&mut self) {
+        if self.next_look == u64::MAX {
+            return;
+        }
+        let now = clock(1);
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = u64::MAX;
+        for index in 0..self.used {
+            let entry = self.entry(index);
+            if entry.outer == 0 || entry.gone || entry.look == 0 {
+                continue;
+            }
+            if now >= entry.look {
+                // SAFETY: one word of our own table, which PID 1 may just be writing.
+                let deadline = unsafe { (&raw const entry.deadline).read_volatile() };
+                let due = match deadline {
+                    // Still being set up, which the host doesn't wait for longer.
+                    0 => entry.asked.saturating_add(entry.limit).saturating_add(SETUP),
+                    deadline => deadline,
+                };
+                entry.look = if due == u64::MAX { now + GRACE } else { due.saturating_add(GRACE) };
+                if now >= entry.look {
+                    (entry.overdue, entry.look) = (true, 0);
+                    self.kill_sandbox(index);
+                    continue;
+                }
+            }
+            self.next_look = self.next_look.min(self.entry(index).look);
         }
     }
 
     fn entry(&mut self, index: usize) -> &mut Entry {
         // SAFETY: indices come from `start_sandbox` or our own epoll tags, below
         // SANDBOXES; the mapping lives as long as we do. Children write only
-        // `pid1`, before they are reaped.
+        // `pid1` and `deadline`, before they are reaped.
         unsafe { &mut *self.table.add(index) }
     }
 
@@ -293,23 +381,28 @@ impl Server {
         let generation = self.generation;
         self.watch(reply, EPOLLRDHUP, u64::from(generation) << 32 | index as u64)?;
         let (group, hierarchies) = (request.value, request.time as u32);
-        *self.entry(index) = Entry { outer: -2, pid1: 0, reply, dying: false, gone: false, generation, status: 0, group, hierarchies };
-        let place = &raw mut self.entry(index).pid1;
-        self.network = if request.command == 1 { self.networks.take() } else { -1 };
+        // PID 1 knows when the limit's time began; not before now, in any case.
+        let (asked, limit) = (clock(1), word_at(received.fds[1], WALL_LIMIT));
+        let look = if limit == 0 { 0 } else { asked.saturating_add(limit).saturating_add(GRACE) };
+        *self.entry(index) = Entry { outer: -2, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
+        let entry: *mut Entry = self.entry(index);
+        self.network = if request.command == 1 { self.networks.take(self.pid) } else { -1 };
         let mut tid = 0;
         let forked = fork(0, SIGCHLD, &raw mut tid);
         if forked == Ok(0) {
             // SAFETY: see `pid1_place`.
-            unsafe { PID1_PLACE = place };
+            unsafe { ENTRY = entry };
             outer(self, received)
         }
         if self.network >= 0 {
             close(self.network);
         }
-        self.wants_network |= request.command == 1;
         match forked {
             Ok(pid) => {
                 self.entry(index).outer = pid;
+                if look != 0 {
+                    self.next_look = self.next_look.min(look);
+                }
                 self.used = self.used.max(index + 1);
                 self.live += 1;
                 Ok(())
@@ -379,17 +472,14 @@ impl Server {
                 self.gone(index);
             }
         }
-        // An outer child has ended, so a processor is free and a workload starts.
-        if core::mem::take(&mut self.wants_network) {
-            self.networks.ask(self.pid);
-        }
     }
 
     /// Every process of a sandbox has been reaped. Its control group stays until the
     /// host has read the counters and let go.
     fn gone(&mut self, index: usize) {
-        let (reply, status) = (self.entry(index).reply, self.entry(index).status);
-        report(reply, &Report { kind: Report::GONE, status, ..Report::default() }, &[]);
+        let Entry { reply, status, overdue, .. } = *self.entry(index);
+        let cause = if overdue { Report::WALL } else { 0 };
+        report(reply, &Report { kind: Report::GONE, status, cause, ended: clock(1), ..Report::default() }, &[]);
         self.entry(index).gone = true;
         if self.entry(index).dying {
             self.clear(index);
@@ -440,7 +530,11 @@ impl Server {
     fn remove_group(&self, group: u64, hierarchies: u32) -> u32 {
         let mut left = 0;
         for (i, [_, home]) in self.homes.iter().enumerate() {
-            if hierarchies >> i & 1 == 1 && remove_directory(*home, b"box-", group) == Err(EBUSY) {
+            if hierarchies >> i & 1 == 1
+                && remove_directory(*home, b"box-", group, b"") == Err(EBUSY)
+                && (remove_directory(*home, b"box-", group, b"/cmd-0").is_err()
+                    || remove_directory(*home, b"box-", group, b"") == Err(EBUSY))
+            {
                 left |= 1 << i;
             }
         }
@@ -500,15 +594,15 @@ impl Server {
         }
         for [base, home] in self.homes {
             if home >= 0 {
-                let _ = remove_directory(base, b"cofferdam-", self.nonce);
+                let _ = remove_directory(base, b"cofferdam-", self.nonce, b"");
             }
         }
         exit(0)
     }
 }
 
-/// rmdir of `<prefix><number>`.
-fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
+/// rmdir of `<prefix><number><below>`.
+fn remove_directory(parent: i32, prefix: &[u8], number: u64, below: &[u8]) -> Result<usize> {
     const AT_REMOVEDIR: usize = 0x200;
     let mut name = [0u8; 40];
     let mut digits = [0u8; 20];
@@ -521,7 +615,7 @@ fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
             break;
         }
     }
-    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..])) {
+    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..]).chain(below)) {
         *place = *byte;
     }
     call(nr::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
@@ -567,6 +661,7 @@ fn outer(server: &Server, received: &Received) -> ! {
     };
     context.slots[..server.slots.len()].copy_from_slice(&server.slots);
     context.slots[slot::NETWORK as usize] = server.network;
+    context.slots[slot::MAKER as usize] = server.networks.signal;
     context.slots[slot::REPLY as usize] = reply;
     context.slots[slot::PLAN as usize] = received.fds[1];
     for (i, fd) in received.fds()[2..].iter().enumerate() {
@@ -583,8 +678,8 @@ fn outer(server: &Server, received: &Received) -> ! {
 /// Closes every descriptor but this sandbox's own and init's fixed ones: a copy
 /// of another sandbox's reply socket would hide its end from the host.
 fn keep_only(server: &Server, received: &Received) {
-    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 1];
-    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain([&server.network])) {
+    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 2];
+    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain([&server.network, &server.networks.signal])) {
         *place = *fd;
     }
     close_all_but(&mut keep);

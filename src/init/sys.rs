@@ -186,7 +186,7 @@ pub fn usage_of_root() -> (u64, u64, bool) {
     // struct statfs: type, bsize, blocks, bfree, bavail, files, ffree, ...
     let mut buffer = [0u64; 15];
     if call(nr::STATFS, [c"/".as_ptr() as usize, buffer.as_mut_ptr() as usize, 0, 0, 0, 0]).is_err() {
-        return (0, 0, false);
+        return (Report::UNKNOWN, Report::UNKNOWN, false);
     }
     let [_, size, blocks, free, available, files, free_files, ..] = buffer;
     (blocks.saturating_sub(free) * size, files.saturating_sub(free_files), available == 0 || free_files == 0)
@@ -341,6 +341,13 @@ pub fn number_after(fd: i32, key: &[u8]) -> Option<u64> {
     let mut digits = text[start..].iter().skip_while(|b| !b.is_ascii_digit()).take_while(|b| b.is_ascii_digit()).peekable();
     digits.peek()?;
     Some(digits.fold(0u64, |n, b| n.wrapping_mul(10).wrapping_add(u64::from(b - b'0'))))
+}
+
+/// A 64-bit number in a file of ours; 0 if it isn't there.
+pub fn word_at(fd: i32, at: usize) -> u64 {
+    let mut word = 0u64;
+    let _ = call(nr::PREAD64, [fd as usize, &raw mut word as usize, size_of_val(&word), at, 0, 0]);
+    word
 }
 
 /// Closes every descriptor but those of the list, which it sorts; negative ones

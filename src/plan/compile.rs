@@ -3,12 +3,12 @@
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use super::landlock::{self, Ruleset};
 use super::wire::{self, Stage, op};
 use super::{Area, Arg, Draft, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
-use crate::policy::Syscalls;
-use crate::policy::bpf::Instruction;
+use crate::policy::filter::{Circumstances, Filter};
 use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
 use namespaces::Ids;
@@ -39,6 +39,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) group: &'a Grouped,
     /// Among its descriptors are files of the host's.
     pub(crate) files: bool,
+    /// Those that the caller gave for writing.
+    pub(crate) writable: &'a [bool],
 }
 
 /// The whole way: a fresh sandbox and, if there is one, its only command.
@@ -52,15 +54,24 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
     let owners = files::Owners { namespace: None, prefer, ordinary: !facts.privileged, substitute };
     draft.stage(Stage::Outer);
     let wanted = facts.privileged && sandbox.maps_owners();
+    let mut outside = files::sources(&mut draft, sandbox);
     let namespace = namespaces::outer(&mut draft, sandbox, facts, ids, wanted);
-    let outside = files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners });
+    files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners }, &mut outside);
     namespaces::hand_over(&mut draft);
 
     draft.stage(Stage::Inner);
     namespaces::alone(&mut draft, sandbox, facts);
-    let dev = files::alone(&mut draft);
+    let dev = files::alone(&mut draft, sandbox, facts);
     namespaces::receive(&mut draft, ids);
-    files::inner(&mut draft, sandbox, &outside, dev, ids.groups());
+    let filter = filter(sandbox, command.as_ref().is_some_and(|wanted| wanted.files))?;
+    if let (Err(why), true) = (&facts.landlock, sandbox.requires(Layer::Landlock)) {
+        return Err(Error::unsupported(format!("cannot restrict the command with Landlock: {why}")).about(Some(Layer::Landlock)));
+    }
+    let ruleset = landlock::ruleset(&mut draft, sandbox, facts, filter.as_ref().is_none_or(|filter| filter.sockets));
+    files::inner(&mut draft, sandbox, &outside, dev, ids.groups(), ruleset);
+    if let (Some(ruleset), Some(wanted)) = (ruleset, &command) {
+        ruleset.allow_passed(&mut draft, wanted.writable);
+    }
     namespaces::settle(&mut draft, ids);
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
@@ -69,7 +80,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
         Some(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            self::command(&mut draft, sandbox, facts, ids, &wanted)?;
+            self::command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
         None => draft.settings.flags |= wire::NO_COMMAND,
     }
@@ -77,8 +88,16 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, command: Optio
 }
 
 /// The command stage.
-fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted<'_>) -> Result<()> {
-    let Wanted { command, numbers, group, files } = wanted;
+fn command(
+    draft: &mut Draft,
+    sandbox: &Sandbox,
+    facts: &Facts,
+    ids: Ids,
+    wanted: &Wanted<'_>,
+    ruleset: Option<Ruleset>,
+    filter: Option<&Filter>,
+) -> Result<()> {
+    let Wanted { command, numbers, group, .. } = wanted;
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -86,7 +105,12 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
     // Dispositions are at their defaults since init's start.
     let none = draft.words(&[0]);
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
+    privileges::processor(draft, sandbox, facts)?;
     join(draft, facts, group);
+    if let Some(ruleset) = ruleset {
+        // Before descriptors are arranged, which may take the place of this one.
+        ruleset.enforce(draft, sandbox);
+    }
     draft.area(Area::Setup);
     let pairs: Vec<u8> = numbers
         .iter()
@@ -98,13 +122,15 @@ fn command(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted
         .collect();
     let pairs = draft.data(&pairs);
     draft.step(op::FDS, &[pairs, numbers.len().into()], "arrange", "the descriptors");
-    limits::command(draft, &limits::rlimits(sandbox, facts, group.processes));
+    limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::Chdir);
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    privileges::fences(draft, sandbox, filter(sandbox, *files).as_deref());
+    draft.area(Area::ReadBack);
+    draft.step(op::STAND, &[], "let the host look at", "the command's process");
+    privileges::fences(draft, sandbox, filter);
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
@@ -155,11 +181,14 @@ fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
     watch
 }
 
-fn filter(sandbox: &Sandbox, files: bool) -> Option<Arc<[Instruction]>> {
-    match sandbox.syscalls {
-        Syscalls::Default => Some(crate::policy::syscalls::default_filter(!sandbox.writes_to_host() && !files)),
-        Syscalls::Unfiltered => None,
-    }
+/// The system call filter of a command; `files` says that it's given some of the host's.
+fn filter(sandbox: &Sandbox, files: bool) -> Result<Option<Arc<Filter>>> {
+    let circumstances = Circumstances {
+        keep_set_id: !sandbox.writes_to_host() && !files,
+        capabilities: sandbox.kept_capabilities(),
+        nesting: sandbox.nesting,
+    };
+    sandbox.syscalls.filter(circumstances)
 }
 
 fn execute(draft: &mut Draft, sandbox: &Sandbox, command: &Command) {
@@ -180,7 +209,7 @@ mod tests {
     use super::super::explain::NAMES;
     use super::super::wire::Plan;
     use super::*;
-    use crate::{Image, MIB, Network};
+    use crate::{Image, MIB, Network, Syscalls};
 
     fn recipes() -> Vec<Sandbox> {
         vec![
@@ -202,7 +231,8 @@ mod tests {
                 let facts = Facts { privileged, ..Facts::of_root() };
                 let command = Command::new("sh").arg("-c").arg("true");
                 let group = Grouped { join: vec![19, 20], cpu: Some((21, 1000)), oom: Some((22, 23)), processes: true, cpus: 2.0 };
-                let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false };
+                let wanted =
+                    Wanted { command: &command, numbers: &vec![0, 1, 2], group: &group, files: false, writable: &[false, true, true] };
                 check(&sandbox(&recipe, &facts, ids, Some(wanted)).expect("a plan"));
             }
         }
@@ -249,7 +279,9 @@ mod tests {
             assert!(last(op::DROP_BOUNDING.into()) < exec);
             if let Some(filter) = places(libc::SYS_seccomp as u32).first() {
                 assert_eq!(*filter, exec - 1, "the filter is the last before exec");
-                assert_eq!(draft.steps[filter - 1].op, libc::SYS_prctl as u32, "no_new_privs before it");
+                let last = places(libc::SYS_prctl as u32).last().copied().expect("some");
+                assert_eq!(draft.notes[last].doing, "set no_new_privs");
+                assert!(last < places(op::STAND)[0], "and the host has seen no_new_privs");
             }
             assert!(last(op::DIE_WITH_INIT.into()) > places(libc::SYS_setresuid as u32)[0], "a change of credentials would undo it");
         });

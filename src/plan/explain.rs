@@ -35,11 +35,7 @@ impl Explanation {
                 .collect();
             let arguments: Vec<String> = arguments.into_iter().rev().collect();
             let result = if step.slot == NO_SLOT { String::new() } else { format!(" = {}", slot_name(step.slot)) };
-            Line {
-                stage: step.stage,
-                purpose: format!("{} {}", note.doing, note.object).trim_end().to_string(),
-                call: format!("{}({}){result}", name(step.op), arguments.join(", ")),
-            }
+            Line { stage: step.stage, purpose: note.purpose(), call: format!("{}({}){result}", name(step.op), arguments.join(", ")) }
         });
         Explanation { lines: lines.collect() }
     }
@@ -117,6 +113,7 @@ const TEXTUAL: &[u32] = &[
     op::PROC_OPEN,
     op::SELF_OPEN,
     op::MAKE_PATH,
+    op::ALLOW,
 ];
 
 /// Every operation that a plan may hold, with its name. System calls are those
@@ -132,6 +129,8 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_fsmount as u32, "fsmount"),
     (libc::SYS_fsopen as u32, "fsopen"),
     (libc::SYS_ioctl as u32, "ioctl"),
+    (libc::SYS_landlock_create_ruleset as u32, "landlock_create_ruleset"),
+    (libc::SYS_landlock_restrict_self as u32, "landlock_restrict_self"),
     (libc::SYS_mkdirat as u32, "mkdirat"),
     (libc::SYS_mknodat as u32, "mknodat"),
     (libc::SYS_mount as u32, "mount"),
@@ -141,6 +140,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_openat as u32, "openat"),
     (libc::SYS_pivot_root as u32, "pivot_root"),
     (libc::SYS_keyctl as u32, "keyctl"),
+    (libc::SYS_personality as u32, "personality"),
     (libc::SYS_prctl as u32, "prctl"),
     (libc::SYS_prlimit64 as u32, "prlimit64"),
     (libc::SYS_rt_sigprocmask as u32, "rt_sigprocmask"),
@@ -175,6 +175,8 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::ID_MAP, "mount_setattr idmap"),
     (op::JOIN, "join group"),
     (op::AWAIT_GROUP, "await group"),
+    (op::ALLOW, "landlock_add_rule"),
+    (op::STAND, "stand before the host"),
     (op::NETWORK, "enter a network namespace"),
 ];
 

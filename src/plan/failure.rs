@@ -5,6 +5,7 @@ use super::{Area, Draft, Note};
 use crate::error::{Error, ErrorKind, exhaustion_hint, is_exhaustion};
 use crate::image::Root;
 use crate::probe::Layer;
+use crate::remedy;
 use crate::sandbox::Sandbox;
 
 /// The error for a failed step.
@@ -29,6 +30,9 @@ fn layer(area: Area) -> Layer {
         Area::Overlay | Area::UserXattr => Layer::Overlay,
         Area::Privileges => Layer::Capabilities,
         Area::Filter => Layer::SyscallFilter,
+        Area::Landlock => Layer::Landlock,
+        Area::Processor => Layer::CoreScheduling,
+        Area::ReadBack => Layer::ReadBack,
         Area::Proc => Layer::PidNamespace,
         Area::Group => Layer::CgroupNamespace,
         Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec => Layer::MountNamespace,
@@ -39,9 +43,9 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
     let exhausted = if is_exhaustion(errno) { ErrorKind::Exhausted } else { ErrorKind::Setup };
     let hint = exhaustion_hint(errno);
     match note.area {
-        Area::Setup | Area::Privileges | Area::Network => (exhausted, hint),
+        Area::Setup | Area::Privileges | Area::Network | Area::Processor | Area::ReadBack => (exhausted, hint),
         Area::Namespaces => match errno {
-            libc::EPERM => (ErrorKind::Unsupported, Some(NO_USER_NAMESPACE)),
+            libc::EPERM | libc::EACCES => (ErrorKind::Unsupported, Some(remedy::user_namespaces())),
             libc::ENOSPC | libc::EUSERS => (
                 ErrorKind::Unsupported,
                 Some(
@@ -55,12 +59,7 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
             _ => (exhausted, hint),
         },
         Area::IdMap => match errno {
-            libc::EPERM | libc::EACCES => (
-                ErrorKind::Unsupported,
-                Some(
-                    "this user may not map these ids; where AppArmor restricts user namespaces, give the program a profile with `userns,` or set kernel.apparmor_restrict_unprivileged_userns=0",
-                ),
-            ),
+            libc::EPERM | libc::EACCES => (ErrorKind::Unsupported, Some(remedy::user_namespaces())),
             libc::EINVAL => (
                 ErrorKind::Unsupported,
                 Some("the ids don't exist in the host's own user namespace; choose others with `Sandbox::id_base`"),
@@ -120,6 +119,22 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
             libc::EINVAL | libc::ENOSYS => {
                 (ErrorKind::Unsupported, Some("this kernel has no seccomp filters; `prefer(Layer::SyscallFilter)` goes on without"))
             }
+            // Only one of a process's filters may have a listener.
+            libc::EBUSY => (
+                ErrorKind::Unsupported,
+                Some(
+                    "something around this program listens to its system calls already; take a policy that ends no run, such as `Syscalls::Default`",
+                ),
+            ),
+            _ => (exhausted, hint),
+        },
+        Area::Landlock => match errno {
+            libc::E2BIG => {
+                (ErrorKind::Unsupported, Some("16 rulesets hold for this program already; `prefer(Layer::Landlock)` goes on without"))
+            }
+            libc::ENOSYS | libc::EOPNOTSUPP => {
+                (ErrorKind::Unsupported, Some("this kernel has no Landlock; `prefer(Layer::Landlock)` goes on without"))
+            }
             _ => (exhausted, hint),
         },
         Area::Limit => match errno {
@@ -137,8 +152,6 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
         Area::Exec => exec(errno, mode),
     }
 }
-
-const NO_USER_NAMESPACE: &str = "user namespaces are refused: set kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0 where these exist; in a container allow them in its seccomp profile; a chrooted process can't have them";
 
 /// The reasons of execve(2). `mode` is the file's, 0 if it isn't there.
 fn exec(errno: i32, mode: u32) -> (ErrorKind, Option<&'static str>) {

@@ -48,6 +48,8 @@ impl Request {
     /// The control group has been made: its descriptors, for
     /// [`AWAIT_GROUP`](super::wire::op::AWAIT_GROUP).
     pub const GROUP: u32 = 10;
+    /// The command's process is as it should be, and may execute.
+    pub const PROCEED: u32 = 11;
 
     /// Bytes of a request.
     pub const SIZE: usize = 24;
@@ -100,7 +102,7 @@ pub struct Report {
     pub peak: u64,
     /// CPU time that our own code used in the control group, nanoseconds.
     pub setup: u64,
-    /// Bytes and files in the scratch layer at the end.
+    /// Bytes and files in the scratch layer at the end, or [`UNKNOWN`](Self::UNKNOWN).
     pub scratch: u64,
     /// See [`scratch`](Self::scratch).
     pub scratch_files: u64,
@@ -114,6 +116,9 @@ pub struct Report {
     pub read: u64,
     /// See [`read`](Self::read).
     pub written: u64,
+    /// With [`SYSCALL`](Self::SYSCALL): number of the call and, in the upper half, the
+    /// kernel's mark of the ABI (AUDIT_ARCH).
+    pub syscall: u64,
 }
 
 impl Report {
@@ -129,12 +134,16 @@ impl Report {
     pub const STARTED: u32 = 5;
     /// A command ended and, if it was the last, everything else with it.
     pub const ENDED: u32 = 6;
-    /// Every process of the sandbox is gone; from init.
+    /// Every process of the sandbox is gone; from init. With [`WALL`](Self::WALL) PID 1 has
+    /// failed to end it and init has: this is its end, with all that's known of it.
     pub const GONE: u32 = 7;
     /// No sandbox is left.
     pub const QUIET: u32 = 8;
     /// The steps of [`Request::DO`] are done; descriptors come along.
     pub const DONE: u32 = 9;
+    /// The command's process, whose pidfd comes along, has given up what it gives up and
+    /// waits.
+    pub const STANDING: u32 = 10;
 
     /// The wall-time limit was reached.
     pub const WALL: u32 = 1;
@@ -146,9 +155,28 @@ impl Report {
     pub const IDLE: u32 = 8;
     /// The control group ran out of memory, and the kernel killed something in it.
     pub const MEMORY: u32 = 16;
+    /// It made a system call that its filter doesn't forgive.
+    pub const SYSCALL: u32 = 32;
+
+    /// A number that isn't known, where it could be.
+    pub const UNKNOWN: u64 = u64::MAX;
 
     /// Bytes of a report.
-    pub const SIZE: usize = 136;
+    pub const SIZE: usize = 144;
+
+    /// The same end, of a run of which nobody has counted what it used.
+    pub fn with_unknown_use(&self) -> Report {
+        let unknown = Report::UNKNOWN;
+        Report {
+            scratch: unknown,
+            scratch_files: unknown,
+            switches: unknown,
+            preemptions: unknown,
+            read: unknown,
+            written: unknown,
+            ..*self
+        }
+    }
 
     /// Its byte form.
     pub fn encode(&self) -> [u8; Self::SIZE] {
@@ -172,6 +200,7 @@ impl Report {
             self.preemptions,
             self.read,
             self.written,
+            self.syscall,
         ];
         for (i, n) in large.iter().enumerate() {
             out[24 + 8 * i..32 + 8 * i].copy_from_slice(&n.to_le_bytes());
@@ -205,6 +234,7 @@ impl Report {
             preemptions: u64_at(bytes, 112)?,
             read: u64_at(bytes, 120)?,
             written: u64_at(bytes, 128)?,
+            syscall: u64_at(bytes, 136)?,
         })
     }
 }

@@ -13,15 +13,18 @@
 //! | inner | PID 1 of the sandbox | `namespaces.rs`, `files.rs` |
 //! | command | the workload's process, up to exec | `privileges.rs`, `limits.rs` |
 
+pub(crate) mod change;
 pub(crate) mod compile;
 pub(crate) mod explain;
 pub(crate) mod failure;
 pub(crate) mod files;
+pub(crate) mod landlock;
 pub(crate) mod limits;
 #[allow(dead_code, unreachable_pub, reason = "each side uses its half; init includes the same file")]
 pub(crate) mod message;
 pub(crate) mod namespaces;
 pub(crate) mod privileges;
+pub(crate) mod proc;
 pub(crate) mod start;
 #[allow(dead_code, unreachable_pub, reason = "the decoding half is init's, which includes the same file")]
 pub(crate) mod wire;
@@ -37,6 +40,13 @@ pub(crate) struct Note {
     pub(crate) doing: &'static str,
     pub(crate) object: Cow<'static, str>,
     pub(crate) area: Area,
+}
+
+impl Note {
+    /// What a step is for, as [`Explanation`](crate::Explanation) prints it.
+    pub(crate) fn purpose(&self) -> String {
+        format!("{} {}", self.doing, self.object).trim_end().to_string()
+    }
 }
 
 /// Which part of the set-up a step belongs to: decides an error's kind and hint.
@@ -55,6 +65,9 @@ pub(crate) enum Area {
     Mount,
     Privileges,
     Filter,
+    Landlock,
+    Processor,
+    ReadBack,
     Limit,
     Group,
     Chdir,
@@ -98,6 +111,8 @@ pub(crate) struct Draft {
     blobs: Vec<u8>,
     relocations: Vec<u64>,
     pub(crate) settings: Settings,
+    /// Layers (a bit each) that the plan itself does without.
+    pub(crate) missing: u64,
     stage: Stage,
     area: Area,
     next_slot: u8,
@@ -114,6 +129,7 @@ impl Draft {
             blobs: vec![0; 8],
             relocations: Vec::new(),
             settings: Settings::default(),
+            missing: 0,
             stage: Stage::Start,
             area: Area::Setup,
             next_slot: slot::LOCAL,
@@ -254,6 +270,29 @@ impl Draft {
         let rest = self.blobs.get(at as usize..).unwrap_or_default();
         let end = rest.iter().position(|b| *b == 0).unwrap_or(rest.len());
         &rest[..end]
+    }
+
+    /// Plans of one kind make sandboxes with the same namespaces and mounts.
+    pub(crate) fn kind(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        let around = |(step, _): &(&Step, &Note)| step.stage != Stage::Command;
+        for (step, note) in self.steps.iter().zip(&self.notes).filter(around) {
+            (step.op, note.doing).hash(&mut hasher);
+            // Offsets of blobs depend on their neighbours; what they hold is named in
+            // the note, but for ids, which are read back every time.
+            if note.area != Area::IdMap {
+                note.object.hash(&mut hasher);
+            }
+            for (kind, argument) in step.kinds.iter().zip(step.args) {
+                if *kind == Kind::Value {
+                    argument.hash(&mut hasher);
+                } else if *kind == Kind::Blob && step.op == libc::SYS_mount_setattr as u32 {
+                    self.blobs.get(argument as usize..).and_then(|rest| rest.first_chunk::<8>()).hash(&mut hasher);
+                }
+            }
+        }
+        hasher.finish()
     }
 
     /// The byte form.

@@ -1,7 +1,7 @@
 //! Steps that make the namespaces and the id maps, in the outer stage, and that
 //! settle PID 1 in them, in the inner one.
 
-use super::wire::op;
+use super::wire::{AT_FDCWD, op};
 use super::{Area, Arg, Draft, Mark};
 use crate::net::Network;
 use crate::probe::{Facts, Layer};
@@ -159,6 +159,21 @@ fn loopback_up(draft: &mut Draft) {
     let request = draft.data(&request);
     draft.step(libc::SYS_ioctl, &[Arg::Slot(socket), libc::SIOCSIFFLAGS.into(), request], "bring up", "the loopback device");
     draft.close(socket);
+}
+
+/// Limits what the kernel counts by user namespace (namespaces(7), "The
+/// /proc/sys/user directory"), when procfs is PID 1's root: no user namespace below this
+/// one, where a workload would have all capabilities; and not so much of what
+/// one user of the host may have in all that its other programs go without.
+pub(crate) fn limits(draft: &mut Draft) {
+    draft.area(Area::Privileges);
+    for (name, most) in [("max_user_namespaces", "0"), ("max_inotify_instances", "64"), ("max_inotify_watches", "65536")] {
+        let (slot, path, text) = (draft.temporary(), draft.text(format!("/sys/user/{name}")), draft.text(most));
+        let args = [AT_FDCWD.into(), path, (libc::O_WRONLY | libc::O_CLOEXEC).into()];
+        draft.step(libc::SYS_openat, &args, "open", format!("user.{name}")).keep_in(slot);
+        draft.step(libc::SYS_write, &[Arg::Slot(slot), text, most.len().into()], "limit", format!("user.{name}"));
+        draft.close(slot);
+    }
 }
 
 /// Last part of the inner stage: PID 1 settles.

@@ -4,14 +4,17 @@
 //! of user clears some), no_new_privs before the filter (which needs it), the
 //! filter last, because every step after it must pass it.
 
+use super::wire::{self, slot};
 use super::{Area, Arg, Draft, Mark};
-use crate::policy::bpf::Instruction;
-use crate::probe::Layer;
+use crate::cpu::Speculation;
+use crate::error::{Error, Result};
+use crate::policy::filter::Filter;
+use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
 
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
-/// Becomes the run's user, with `capabilities` or, by default, none.
+/// Becomes the run's user, with `capabilities` or, by default, none, and for good.
 pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     draft.area(Area::Privileges);
     let (uid, gid) = sandbox.user;
@@ -37,21 +40,55 @@ pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
         let args = [libc::PR_CAP_AMBIENT.into(), libc::PR_CAP_AMBIENT_RAISE.into(), capability.into(), 0.into(), 0.into()];
         draft.step(libc::SYS_prctl, &args, "keep", "a capability");
     }
+    prctl(draft, libc::PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs");
 }
 
-/// no_new_privs and the system call filter.
-pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&[Instruction]>) {
+/// What is a matter of the processor: which sandboxes share a core, how far it
+/// speculates, and where programs lie in memory.
+pub(crate) fn processor(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Result<()> {
+    const PR_SCHED_CORE: i32 = 62;
+    const PR_SCHED_CORE_CREATE: u32 = 1;
+    const WHOLE_PROCESS: u32 = 1;
+    const PR_SPEC_FORCE_DISABLE: u32 = 8;
+    const ADDR_NO_RANDOMIZE: u32 = 0x004_0000;
+    draft.area(Area::Processor);
+    let required = sandbox.requires(Layer::CoreScheduling);
+    match &facts.cpu.cores {
+        Ok(false) => {}
+        Ok(true) => {
+            let args = [PR_SCHED_CORE.into(), PR_SCHED_CORE_CREATE.into(), 0.into(), WHOLE_PROCESS.into(), 0.into()];
+            draft.step(libc::SYS_prctl, &args, "keep cores to", "this sandbox").layer(Layer::CoreScheduling, !required);
+        }
+        Err(why) if required => {
+            return Err(Error::unsupported(format!("cannot keep cores to the sandbox: {why}")).about(Some(Layer::CoreScheduling)));
+        }
+        Err(_) if sandbox.prefers(Layer::CoreScheduling) => draft.missing |= Layer::CoreScheduling.bit(),
+        Err(_) => {}
+    }
+    if sandbox.speculation == Speculation::Restricted {
+        for (kind, name) in facts.cpu.restrictable()? {
+            let args = [libc::PR_SET_SPECULATION_CTRL.into(), kind.into(), PR_SPEC_FORCE_DISABLE.into(), 0.into(), 0.into()];
+            draft.step(libc::SYS_prctl, &args, "switch off", name);
+        }
+    }
+    let personality = if sandbox.aslr { 0 } else { ADDR_NO_RANDOMIZE };
+    draft.step(libc::SYS_personality, &[personality.into()], "set", "the personality");
+    Ok(())
+}
+
+/// The system call filter.
+pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filter>) {
     draft.area(Area::Privileges);
-    if filter.is_none() || sandbox.prefers(Layer::SyscallFilter) {
+    if filter.is_none_or(|filter| !filter.closes_keyrings) || sandbox.prefers(Layer::SyscallFilter) {
         // The host's session keyring is inherited, and whoever possesses it may read its
-        // keys, whatever the ids. The default filter refuses all calls that could.
+        // keys, whatever the ids. Our own presets refuse all calls that could.
         let args = [libc::KEYCTL_JOIN_SESSION_KEYRING.into(), 0.into()];
         draft.step(libc::SYS_keyctl, &args, "make", "a session keyring").tolerate(libc::ENOSYS);
     }
-    prctl(draft, libc::PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs");
     let Some(filter) = filter else { return };
     draft.area(Area::Filter);
     let bytes: Vec<u8> = filter
+        .program
         .iter()
         .flat_map(|i| {
             let [c0, c1] = i.code.to_le_bytes();
@@ -61,12 +98,18 @@ pub(crate) fn fences(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&[Inst
         .collect();
     let program = draft.data(&bytes);
     // struct sock_fprog: a length, padding, a pointer.
-    let header = draft.words(&[filter.len() as u64, 0]);
+    let header = draft.words(&[filter.program.len() as u64, 0]);
     draft.point(header, 8, program);
     let prefer = sandbox.prefers(Layer::SyscallFilter);
-    draft
-        .step(libc::SYS_seccomp, &[libc::SECCOMP_SET_MODE_FILTER.into(), 0.into(), header], "install", "the system call filter")
-        .layer(Layer::SyscallFilter, prefer);
+    let listener = if filter.listens { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32 } else { 0 };
+    let unrestricted = sandbox.speculation == Speculation::Unrestricted;
+    let speculation = if unrestricted { libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u32 } else { 0 };
+    let args = [libc::SECCOMP_SET_MODE_FILTER.into(), (filter.flags | listener | speculation).into(), header];
+    let step = draft.step(libc::SYS_seccomp, &args, "install", "the system call filter").layer(Layer::SyscallFilter, prefer);
+    if filter.listens {
+        step.keep_in(slot::LISTENER);
+        draft.settings.flags |= wire::LISTEN;
+    }
 }
 
 fn prctl(draft: &mut Draft, option: i32, value: u32, doing: &'static str) {

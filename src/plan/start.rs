@@ -72,6 +72,11 @@ pub(crate) fn start_plan(start: Start) -> Draft {
     draft
 }
 
+/// A read-only place in init's root that holds an empty file and an empty directory.
+pub(crate) const COVERS: &str = "/covers";
+pub(crate) const COVER_FILE: &str = "/covers/file";
+pub(crate) const COVER_DIRECTORY: &str = "/covers/directory";
+
 /// A root with nothing but /proc and /dev.
 fn slim_root(draft: &mut Draft) {
     let options = [("size", "1m"), ("nr_inodes", "64"), ("mode", "755")];
@@ -82,6 +87,7 @@ fn slim_root(draft: &mut Draft) {
     make_directory(draft, "proc", 0o555);
     make_directory(draft, "dev", 0o755);
     make_directory(draft, &SCRATCH[1..], 0o755);
+    covers(draft);
     let proc_path = draft.text("/proc");
     let proc = Tree { path: proc_path, recursive: true }.clone_into(draft, "/proc");
     let target = draft.text("proc");
@@ -102,7 +108,7 @@ fn slim_root(draft: &mut Draft) {
         let source = draft.text(&path);
         let node = Tree { path: source, recursive: false }.clone_into(draft, path.clone());
         // The one place where device nodes work; they can't be executed.
-        set_attributes(draft, node, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, None, path.clone());
+        set_attributes(draft, node, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, path.clone());
         let target = draft.text(&path[1..]);
         draft.step(libc::SYS_mknodat, &[Arg::Value(AT_FDCWD), target, (libc::S_IFREG | 0o644).into(), 0.into()], "make", path.clone());
         attach(draft, node, target, path);
@@ -113,6 +119,21 @@ fn slim_root(draft: &mut Draft) {
     draft.close(dev);
     pivot(draft, root);
     draft.close(root);
+}
+
+/// What lies over masked parts of /proc: copies of these mounts.
+fn covers(draft: &mut Draft) {
+    make_directory(draft, &COVERS[1..], 0o755);
+    let options = [("size", "4k"), ("nr_inodes", "4"), ("mode", "755")];
+    let closed = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let covers = new_filesystem(draft, "tmpfs", &options, closed);
+    let target = draft.text(&COVERS[1..]);
+    attach(draft, covers, target, COVERS);
+    make_directory(draft, &COVER_DIRECTORY[1..], 0o555);
+    let file = draft.text(&COVER_FILE[1..]);
+    draft.step(libc::SYS_mknodat, &[Arg::Value(AT_FDCWD), file, (libc::S_IFREG | 0o444).into(), 0.into()], "make", COVER_FILE);
+    set_attributes_with(draft, covers, closed | libc::MOUNT_ATTR_RDONLY, libc::AT_EMPTY_PATH, COVERS);
+    draft.close(covers);
 }
 
 fn make_directory(draft: &mut Draft, name: &'static str, mode: u32) {

@@ -48,8 +48,12 @@ pub mod slot {
     pub const KEPT: u8 = 5;
     /// A network namespace that was made ahead, if one was ready.
     pub const NETWORK: u8 = 5;
+    /// An eventfd that has the next one made.
+    pub const MAKER: u8 = 6;
     /// The sandbox's root directory.
     pub const ROOT: u8 = 8;
+    /// The listener of the command's filter, with [`LISTEN`](super::LISTEN).
+    pub const LISTENER: u8 = 9;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
     /// The first of those for results of steps; what an outer step leaves in
@@ -80,21 +84,21 @@ pub mod op {
     pub const CLONE: u32 = 0x1_0000;
     /// Open `/proc/<PID 1>/<argument 0>` with the flags in argument 1.
     pub const PROC_OPEN: u32 = 0x1_0001;
-    /// Outer: pass the slots that outer steps filled to PID 1, but for
-    /// [`TEMPORARY`](super::slot::TEMPORARY) ones.
+    /// Outer: pass the slots that outer steps filled since [`CLONE`] to PID 1, but for
+    /// [`TEMPORARY`](super::slot::TEMPORARY) ones. It inherited the others.
     pub const HAND_OVER: u32 = 0x1_0002;
     /// Inner: wait for [`HAND_OVER`].
     pub const RECEIVE: u32 = 0x1_0003;
     /// Walk path (1) below directory (0), making what is missing: directories
     /// with mode (3), a last component of kind (2) 0 directory, 1 file; what was
-    /// made belongs to uid (4) and gid (5). Keeps an `O_PATH` descriptor.
+    /// made belongs to uid (4) and gid (5). With [`STAY`] in the mode no link leads
+    /// into another mount. Keeps an `O_PATH` descriptor.
     pub const MAKE_PATH: u32 = 0x1_0004;
     /// Replace path (0) below [`slot::ROOT`](super::slot::ROOT) by a file with
     /// contents (1), length (2), mode (3), uid (4) and gid (5), making missing
-    /// parents as [`MAKE_PATH`] does. With [`STAY`] in the mode no link leads into
-    /// another mount.
+    /// parents as [`MAKE_PATH`] does, and with [`STAY`] as it does.
     pub const FILE: u32 = 0x1_0005;
-    /// See [`FILE`].
+    /// See [`MAKE_PATH`].
     pub const STAY: u32 = 0x1_0000;
     /// Give directory (1) the mode of directory (0) and, if (2) is 1, its owner.
     pub const LIKE: u32 = 0x1_0006;
@@ -128,8 +132,15 @@ pub mod op {
     /// Outer: move into a new network namespace: the one in
     /// [`slot::NETWORK`](super::slot::NETWORK), if it was made ahead. PID 1 inherits it.
     pub const NETWORK: u32 = 0x1_0012;
+    /// Inner: a rule of Landlock ruleset (0) for path (2) below directory (1), or for
+    /// (1) itself if that's empty: rights (3) on it and all below.
+    pub const ALLOW: u32 = 0x1_0013;
+    /// Command: tell the host that it may look, with a pidfd
+    /// ([`Report::STANDING`](super::super::message::Report::STANDING)), and wait for
+    /// [`Request::PROCEED`](super::super::message::Request::PROCEED).
+    pub const STAND: u32 = 0x1_0014;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0012;
+    pub const LAST: u32 = 0x1_0014;
 }
 
 /// How an argument is to be read.
@@ -170,6 +181,8 @@ pub const NO_LAYER: u8 = 0xff;
 
 const STEP: usize = 64;
 const HEADER: usize = 96;
+/// Where [`Plan::wall_limit`] stands: init looks it up without reading the plan itself.
+pub const WALL_LIMIT: usize = 24;
 
 /// Flag: send [`Report::STARTED`] with the command's pidfd.
 pub const NOTIFY_START: u64 = 1;
@@ -177,6 +190,9 @@ pub const NOTIFY_START: u64 = 1;
 pub const NO_COMMAND: u64 = 2;
 /// Flag: the sandbox ends with this command.
 pub const LAST_COMMAND: u64 = 4;
+
+/// Flag: the command's filter tells forbidden calls to a listener.
+pub const LISTEN: u64 = 8;
 
 /// A plan in its byte form, checked.
 #[derive(Clone, Copy, Debug)]
@@ -269,6 +285,7 @@ impl<'a> Plan<'a> {
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),
             op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
+            op::ALLOW => step.kinds[..3] == [Kind::Slot, Kind::Slot, Kind::Blob],
             op::LIKE => step.kinds[0] == Kind::Slot && step.kinds[1] == Kind::Slot,
             _ => true,
         }
@@ -347,7 +364,7 @@ impl<'a> Plan<'a> {
 
     /// Wall-time limit of the command, nanoseconds from exec; 0 for none.
     pub fn wall_limit(&self) -> u64 {
-        u64_at(self.bytes, 24).unwrap_or(0)
+        u64_at(self.bytes, WALL_LIMIT).unwrap_or(0)
     }
 
     /// [`NOTIFY_START`] and its like.

@@ -13,29 +13,74 @@
 pub(crate) enum Verdict {
     /// Let it pass.
     Allow,
+    /// Let it pass, and note it in the kernel's log.
+    Log,
     /// Don't do it; answer this errno.
     Errno(u16),
+    /// Don't do it; send SIGSYS, which the program may handle.
+    Trap,
+    /// Ask a tracer; without one it's ENOSYS.
+    Trace(u16),
+    /// Don't do it, and end the run. See [`compile`].
+    End,
     /// The first rule whose checks all hold decides, else the last verdict.
     Rules(Vec<Rule>, Box<Verdict>),
+}
+
+impl Verdict {
+    pub(crate) const EPERM: Verdict = Verdict::Errno(libc::EPERM as u16);
+    pub(crate) const ENOSYS: Verdict = Verdict::Errno(libc::ENOSYS as u16);
+
+    /// Whether it ends a run, for some arguments at least.
+    pub(crate) fn can_end(&self) -> bool {
+        match self {
+            Verdict::End => true,
+            Verdict::Rules(rules, last) => last.can_end() || rules.iter().any(|rule| rule.verdict.can_end()),
+            _ => false,
+        }
+    }
+
+    /// Whether it lets the call pass, for some arguments at least.
+    pub(crate) fn can_pass(&self) -> bool {
+        match self {
+            Verdict::Allow | Verdict::Log | Verdict::Trace(_) => true,
+            Verdict::Rules(rules, last) => last.can_pass() || rules.iter().any(|rule| rule.verdict.can_pass()),
+            Verdict::Errno(_) | Verdict::Trap | Verdict::End => false,
+        }
+    }
 }
 
 /// A conjunction of checks, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) checks: Vec<Check>,
-    /// [`Verdict::Allow`] or [`Verdict::Errno`].
+    /// Anything but [`Verdict::Rules`].
     pub(crate) verdict: Verdict,
 }
 
-/// A test of the low 32 bits of an argument. The kernel truncates the `int`
-/// arguments that we test, so a 64-bit comparison could be bypassed
-/// (CVE-2019-10063).
+/// A test of one argument, which is named by its place from 0 to 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// The argument is exactly this.
+    /// The low 32 bits are exactly this. The kernel truncates the `int` arguments that
+    /// our own tables test, so a 64-bit comparison could be bypassed (CVE-2019-10063).
     Is(u8, u32),
-    /// The argument has any of these bits.
+    /// The low 32 bits have any of these.
     Has(u8, u32),
+    /// All 64 bits compare so to this: what profiles ask for.
+    Wide(u8, Comparison, u64),
+}
+
+/// How an argument is compared; all numbers are unsigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    /// What is left under this mask is equal.
+    Masked(u64),
 }
 
 /// One instruction, as `struct sock_filter` has it.
@@ -48,8 +93,10 @@ pub(crate) struct Instruction {
 }
 
 const LD_W_ABS: u16 = 0x20;
+const ALU_AND: u16 = 0x54;
 const JMP_JA: u16 = 0x05;
 const JMP_JEQ: u16 = 0x15;
+const JMP_JGT: u16 = 0x25;
 const JMP_JGE: u16 = 0x35;
 const JMP_JSET: u16 = 0x45;
 const RET: u16 = 0x06;
@@ -59,8 +106,18 @@ const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGS: u32 = 16;
 
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
+const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
+const RET_TRACE: u32 = 0x7ff0_0000;
+const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
+
+/// From this bit on a number is one of the x32 ABI (__X32_SYSCALL_BIT).
+pub(crate) const X32: u32 = 0x4000_0000;
+
+/// BPF_MAXINSNS: the longest program that the kernel takes.
+pub(crate) const MOST: usize = 4096;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) const AUDIT_ARCH: u32 = 0xc000_003e;
@@ -69,15 +126,21 @@ pub(crate) const AUDIT_ARCH: u32 = 0xc000_00b7;
 
 /// The program for a table: runs of numbers in ascending order, the first
 /// starting at 0, each with the verdict for all numbers up to the next run.
-pub(crate) fn compile(runs: &[(u32, Verdict)]) -> Vec<Instruction> {
-    let mut program = Backwards { reversed: Vec::new() };
+///
+/// With a `listener` what ends the run is told to it (SECCOMP_RET_USER_NOTIF), so that
+/// number and architecture can be noted before the kill; the call itself is never made,
+/// whether the listener answers or is gone. Without one the kernel kills the process,
+/// and all that's left to see is a SIGSYS, which a program can also send to itself.
+pub(crate) fn compile(runs: &[(u32, Verdict)], listener: bool) -> Vec<Instruction> {
+    let end = if listener { RET_USER_NOTIF } else { RET_KILL_PROCESS };
+    let mut program = Backwards { reversed: Vec::new(), end };
     let mut entry = program.tree(runs);
     if cfg!(target_arch = "x86_64") {
-        let foreign = program.give(RET_KILL_PROCESS);
-        entry = program.branch(JMP_JGE, 0x4000_0000, foreign, entry);
+        let foreign = program.give(end);
+        entry = program.branch(JMP_JGE, X32, foreign, entry);
     }
     entry = program.load(OFFSET_NR, entry);
-    let foreign = program.give(RET_KILL_PROCESS);
+    let foreign = program.give(end);
     entry = program.branch(JMP_JEQ, AUDIT_ARCH, entry, foreign);
     program.load(OFFSET_ARCH, entry);
     program.reversed.reverse();
@@ -89,6 +152,8 @@ pub(crate) fn compile(runs: &[(u32, Verdict)]) -> Vec<Instruction> {
 /// kernel's time to install a filter is one of its length, above all.)
 struct Backwards {
     reversed: Vec<Instruction>,
+    /// What [`Verdict::End`] returns.
+    end: u32,
 }
 
 /// An instruction, counted from the end.
@@ -119,23 +184,72 @@ impl Backwards {
     fn verdict(&mut self, verdict: &Verdict) -> Label {
         match verdict {
             Verdict::Allow => self.give(RET_ALLOW),
+            Verdict::Log => self.give(RET_LOG),
             Verdict::Errno(errno) => self.give(RET_ERRNO | u32::from(*errno)),
+            Verdict::Trap => self.give(RET_TRAP),
+            Verdict::Trace(message) => self.give(RET_TRACE | u32::from(*message)),
+            Verdict::End => self.give(self.end),
             Verdict::Rules(rules, last) => {
                 let mut next = self.verdict(last);
                 for rule in rules.iter().rev() {
                     let mut holds = self.verdict(&rule.verdict);
                     for check in rule.checks.iter().rev() {
-                        let (code, argument, value) = match *check {
-                            Check::Is(argument, value) => (JMP_JEQ, argument, value),
-                            Check::Has(argument, bits) => (JMP_JSET, argument, bits),
-                        };
-                        let test = self.branch(code, value, holds, next);
-                        // Arguments are 64-bit; both architectures are little-endian.
-                        holds = self.load(OFFSET_ARGS + 8 * u32::from(argument), test);
+                        holds = self.check(*check, holds, next);
                     }
                     next = holds;
                 }
                 next
+            }
+        }
+    }
+
+    fn check(&mut self, check: Check, yes: Label, no: Label) -> Label {
+        // Arguments are 64-bit; both architectures are little-endian.
+        let at = |argument: u8| OFFSET_ARGS + 8 * u32::from(argument);
+        match check {
+            Check::Is(argument, value) => {
+                let test = self.branch(JMP_JEQ, value, yes, no);
+                self.load(at(argument), test)
+            }
+            Check::Has(argument, bits) => {
+                let test = self.branch(JMP_JSET, bits, yes, no);
+                self.load(at(argument), test)
+            }
+            Check::Wide(argument, comparison, value) => self.compare(at(argument), comparison, value, yes, no),
+        }
+    }
+
+    /// A comparison in two halves: BPF's accumulator has 32 bits.
+    fn compare(&mut self, low: u32, comparison: Comparison, value: u64, yes: Label, no: Label) -> Label {
+        let high = low + 4;
+        let halves = |value: u64| ((value >> 32) as u32, value as u32);
+        let (value_high, value_low) = halves(value);
+        match comparison {
+            Comparison::NotEqual => self.compare(low, Comparison::Equal, value, no, yes),
+            Comparison::Less => self.compare(low, Comparison::GreaterOrEqual, value, no, yes),
+            Comparison::LessOrEqual => self.compare(low, Comparison::Greater, value, no, yes),
+            Comparison::Equal => {
+                let test = self.branch(JMP_JEQ, value_low, yes, no);
+                let test = self.load(low, test);
+                let test = self.branch(JMP_JEQ, value_high, test, no);
+                self.load(high, test)
+            }
+            Comparison::Greater | Comparison::GreaterOrEqual => {
+                let code = if comparison == Comparison::Greater { JMP_JGT } else { JMP_JGE };
+                let test = self.branch(code, value_low, yes, no);
+                let test = self.load(low, test);
+                let test = self.branch(JMP_JEQ, value_high, test, no);
+                let test = self.branch(JMP_JGT, value_high, yes, test);
+                self.load(high, test)
+            }
+            Comparison::Masked(mask) => {
+                let (mask_high, mask_low) = halves(mask);
+                let test = self.branch(JMP_JEQ, value_low, yes, no);
+                let test = self.and(mask_low, test);
+                let test = self.load(low, test);
+                let test = self.branch(JMP_JEQ, value_high, test, no);
+                let test = self.and(mask_high, test);
+                self.load(high, test)
             }
         }
     }
@@ -155,6 +269,11 @@ impl Backwards {
         self.push(Instruction { code: LD_W_ABS, jt: 0, jf: 0, k: offset })
     }
 
+    fn and(&mut self, mask: u32, then: Label) -> Label {
+        self.near(then, 0);
+        self.push(Instruction { code: ALU_AND, jt: 0, jf: 0, k: mask })
+    }
+
     fn branch(&mut self, code: u16, k: u32, yes: Label, no: Label) -> Label {
         // A trampoline for one target moves the other one further away by one.
         let yes = self.near(yes, usize::from(u8::MAX) - 1);
@@ -171,6 +290,23 @@ impl Backwards {
             distance => self.push(Instruction { code: JMP_JA, jt: 0, jf: 0, k: distance as u32 }),
         }
     }
+}
+
+/// Whether the kernel's checker takes a program (bpf_check_classic): it's not too long,
+/// every jump stays inside, and it ends with a verdict.
+pub(crate) fn is_well_formed(program: &[Instruction]) -> bool {
+    let ends = program.last().is_some_and(|last| last.code == RET);
+    let inside = |(at, i): (usize, &Instruction)| {
+        let left = program.len() - at - 1;
+        match i.code {
+            JMP_JA => (i.k as usize) < left,
+            JMP_JEQ | JMP_JGT | JMP_JGE | JMP_JSET => usize::from(i.jt.max(i.jf)) < left,
+            LD_W_ABS => i.k.is_multiple_of(4) && i.k < 64,
+            RET | ALU_AND => true,
+            _ => false,
+        }
+    };
+    ends && program.len() <= MOST && program.iter().enumerate().all(inside)
 }
 
 /// Runs a program as the kernel would; for tests, which compare compilers.
@@ -196,37 +332,56 @@ pub(crate) fn interpret(program: &[Instruction], arch: u32, number: u32, args: [
             JMP_JEQ => at += taken(a == i.k),
             JMP_JGE => at += taken(a >= i.k),
             JMP_JSET => at += taken(a & i.k != 0),
-            0x25 => at += taken(a > i.k),
-            0x54 => a &= i.k,
+            JMP_JGT => at += taken(a > i.k),
+            ALU_AND => a &= i.k,
             RET => return i.k,
             code => panic!("instruction {code:#x} isn't known here"),
         }
     }
 }
 
+/// What a verdict comes to, computed without a program; for tests, which compare.
+#[cfg(test)]
+pub(crate) fn reference(runs: &[(u32, Verdict)], listener: bool, number: u32, args: [u64; 6]) -> u32 {
+    fn holds(check: &Check, args: [u64; 6]) -> bool {
+        match *check {
+            Check::Is(i, value) => args[usize::from(i)] as u32 == value,
+            Check::Has(i, bits) => args[usize::from(i)] as u32 & bits != 0,
+            Check::Wide(i, comparison, value) => {
+                let argument = args[usize::from(i)];
+                match comparison {
+                    Comparison::Equal => argument == value,
+                    Comparison::NotEqual => argument != value,
+                    Comparison::Less => argument < value,
+                    Comparison::LessOrEqual => argument <= value,
+                    Comparison::Greater => argument > value,
+                    Comparison::GreaterOrEqual => argument >= value,
+                    Comparison::Masked(mask) => argument & mask == value,
+                }
+            }
+        }
+    }
+    fn decide(verdict: &Verdict, end: u32, args: [u64; 6]) -> u32 {
+        match verdict {
+            Verdict::Allow => RET_ALLOW,
+            Verdict::Log => RET_LOG,
+            Verdict::Errno(errno) => RET_ERRNO | u32::from(*errno),
+            Verdict::Trap => RET_TRAP,
+            Verdict::Trace(message) => RET_TRACE | u32::from(*message),
+            Verdict::End => end,
+            Verdict::Rules(rules, last) => {
+                let first = rules.iter().find(|rule| rule.checks.iter().all(|check| holds(check, args)));
+                decide(first.map_or(last, |rule| &rule.verdict), end, args)
+            }
+        }
+    }
+    let verdict = runs.iter().rev().find(|(start, _)| *start <= number).map(|(_, v)| v).expect("a run starts at 0");
+    decide(verdict, if listener { RET_USER_NOTIF } else { RET_KILL_PROCESS }, args)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn reference(runs: &[(u32, Verdict)], number: u32, args: [u64; 6]) -> u32 {
-        let verdict = runs.iter().rev().find(|(start, _)| *start <= number).map(|(_, v)| v).expect("a run starts at 0");
-        fn decide(verdict: &Verdict, args: [u64; 6]) -> u32 {
-            match verdict {
-                Verdict::Allow => RET_ALLOW,
-                Verdict::Errno(errno) => RET_ERRNO | u32::from(*errno),
-                Verdict::Rules(rules, last) => rules
-                    .iter()
-                    .find(|rule| {
-                        rule.checks.iter().all(|check| match *check {
-                            Check::Is(i, value) => args[usize::from(i)] as u32 == value,
-                            Check::Has(i, bits) => args[usize::from(i)] as u32 & bits != 0,
-                        })
-                    })
-                    .map_or_else(|| decide(last, args), |rule| decide(&rule.verdict, args)),
-            }
-        }
-        decide(verdict, args)
-    }
 
     #[test]
     fn every_number_gets_the_verdict_of_its_run() {
@@ -242,23 +397,47 @@ mod tests {
             let verdict = if i % 3 == 0 { rules.clone() } else { Verdict::Errno(i as u16) };
             runs.push((10 + 2 * i, verdict));
         }
-        runs.push((700, Verdict::Errno(38)));
-        let program = compile(&runs);
-        for number in (0..1000).chain([0x3fff_ffff]) {
-            for args in [[0; 6], [16, 0, 0, 0, 0, 0], [16, 0o4755, 1, 0, 0, 0], [1 << 32 | 16, 0, 0, 0, 0, 0]] {
-                assert_eq!(interpret(&program, AUDIT_ARCH, number, args), reference(&runs, number, args), "number {number}, {args:x?}");
+        runs.push((700, Verdict::End));
+        runs.push((701, Verdict::Errno(38)));
+        for listener in [false, true] {
+            let program = compile(&runs, listener);
+            for number in (0..1000).chain([0x3fff_ffff]) {
+                for args in [[0; 6], [16, 0, 0, 0, 0, 0], [16, 0o4755, 1, 0, 0, 0], [1 << 32 | 16, 0, 0, 0, 0, 0]] {
+                    let expected = reference(&runs, listener, number, args);
+                    assert_eq!(interpret(&program, AUDIT_ARCH, number, args), expected, "number {number}, {args:x?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wide_comparisons_see_all_64_bits() {
+        use Comparison::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, Masked, NotEqual};
+        let values = [0, 1, 5, 6, 7, u64::from(u32::MAX), 1 << 32, 1 << 32 | 5, 1 << 32 | 6, 1 << 32 | 7, 2 << 32, 2 << 32 | 6, u64::MAX];
+        for comparison in [Equal, NotEqual, Less, LessOrEqual, Greater, GreaterOrEqual, Masked(u64::MAX), Masked(6), Masked(1 << 32 | 2)] {
+            for value in values {
+                let rule = Rule { checks: vec![Check::Wide(3, comparison, value)], verdict: Verdict::Allow };
+                let runs = [(0, Verdict::Rules(vec![rule], Box::new(Verdict::EPERM)))];
+                let program = compile(&runs, false);
+                for argument in values {
+                    let args = [9, 9, 9, argument, 9, 9];
+                    let expected = reference(&runs, false, 1, args);
+                    assert_eq!(interpret(&program, AUDIT_ARCH, 1, args), expected, "{argument:#x} {comparison:?} {value:#x}");
+                }
             }
         }
     }
 
     #[test]
     fn a_foreign_abi_ends_the_process() {
-        let program = compile(&[(0, Verdict::Allow)]);
-        assert_eq!(interpret(&program, AUDIT_ARCH, 39, [0; 6]), RET_ALLOW);
-        assert_eq!(interpret(&program, 0x4000_0003, 39, [0; 6]), RET_KILL_PROCESS, "i386");
-        if cfg!(target_arch = "x86_64") {
-            assert_eq!(interpret(&program, AUDIT_ARCH, 0x4000_0000 | 39, [0; 6]), RET_KILL_PROCESS, "x32");
-            assert_eq!(interpret(&program, AUDIT_ARCH, u32::MAX, [0; 6]), RET_KILL_PROCESS);
+        for (listener, end) in [(false, RET_KILL_PROCESS), (true, RET_USER_NOTIF)] {
+            let program = compile(&[(0, Verdict::Allow)], listener);
+            assert_eq!(interpret(&program, AUDIT_ARCH, 39, [0; 6]), RET_ALLOW);
+            assert_eq!(interpret(&program, 0x4000_0003, 39, [0; 6]), end, "i386");
+            if cfg!(target_arch = "x86_64") {
+                assert_eq!(interpret(&program, AUDIT_ARCH, 0x4000_0000 | 39, [0; 6]), end, "x32");
+                assert_eq!(interpret(&program, AUDIT_ARCH, u32::MAX, [0; 6]), end);
+            }
         }
     }
 }

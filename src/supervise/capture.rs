@@ -1,7 +1,7 @@
 //! What comes out of a run, kept within bounds whatever the workload prints.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -90,7 +90,7 @@ impl Capture {
     fn write(&mut self) -> io::Result<()> {
         let Some(target) = &mut self.target else { return Ok(()) };
         let chunk = self.kept.len().min(RELAY_CHUNK);
-        match sys::pipe::write(target, &self.kept[..chunk]) {
+        match sys::write::unharmed(|| target.write(&self.kept[..chunk])) {
             Ok(n) => {
                 self.kept.drain(..n);
                 Ok(())

@@ -3,10 +3,12 @@
 use super::start;
 use crate::command::Command;
 use crate::error::{ErrorKind, Result};
-use crate::launch;
+use crate::image::Root;
+use crate::launch::{self, Init};
 use crate::net::Network;
 use crate::plan::wire;
-use crate::probe::{Layer, LayerState, Report};
+use crate::policy::landlock;
+use crate::probe::{Facts, Layer, LayerState, Report};
 use crate::sandbox::Sandbox;
 
 /// Tries a recipe without a command; see [`Sandbox::check`].
@@ -50,24 +52,11 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
             _ => break None,
         }
     };
-    let unused = |layer: Layer| match layer {
-        Layer::NetworkNamespace if sandbox.network == Network::Host => Some("the recipe shares the host's network"),
-        Layer::Overlay if matches!(sandbox.root.root, crate::image::Root::Host(_)) => Some("the host's /usr is shown read-only as it is"),
-        Layer::IdMappedMounts if !init.facts.privileged => Some("only root can make them"),
-        Layer::IdMappedMounts if !sandbox.maps_owners() => Some("the recipe has neither an image nor a bind"),
-        Layer::MemoryLimit if sandbox.limits.memory.is_none() => Some("the recipe limits no memory"),
-        Layer::ProcessLimit if sandbox.limits.processes.is_none() => Some("the recipe limits no processes"),
-        Layer::CpuBandwidth if sandbox.limits.cpus.is_none() => Some("the recipe limits no bandwidth"),
-        Layer::CpuPinning if sandbox.limits.cpuset.is_none() => Some("the recipe pins to no CPUs"),
-        Layer::CpuAccount if !sandbox.group_limits().cpu_account => Some("the recipe limits no CPU time"),
-        Layer::SyscallFilter if sandbox.syscalls == crate::Syscalls::Unfiltered => Some("the recipe asks for none"),
-        _ => None,
-    };
     match failed {
         None => {
             for layer in Layer::ALL {
                 if layer != Layer::SubordinateIds && !probe.prefers(layer) {
-                    set(layer, unused(layer).map_or(LayerState::Works, |why| LayerState::Unused(why.into())));
+                    set(layer, unused(sandbox, &init.facts, layer).map_or(LayerState::Works, |why| LayerState::Unused(why.into())));
                 }
             }
         }
@@ -76,9 +65,51 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
             set(error.layer().unwrap_or(Layer::MountNamespace), LayerState::Missing(error.to_string()));
         }
     }
-    if !init.facts.cgroup_namespace {
-        set(Layer::CgroupNamespace, LayerState::Missing("this kernel was built without CONFIG_CGROUPS".into()));
-        works &= sandbox.prefers(Layer::CgroupNamespace);
+    for (layer, why) in absent(&init.facts) {
+        set(layer, LayerState::Missing(why));
+        works &= if layer.by_choice() { !sandbox.requires(layer) } else { sandbox.prefers(layer) };
+    }
+    if let Some(what) = init.facts.landlock.as_ref().ok().and_then(|abi| Some(format!("version {abi}: {}", landlock::lacks(*abi)?)))
+        && layers[Layer::Landlock as usize].1 == LayerState::Works
+    {
+        layers[Layer::Landlock as usize].1 = LayerState::Partial(what);
     }
     Ok(Report { layers, works })
+}
+
+/// Layers that this kernel doesn't have, with the reason.
+fn absent(facts: &Facts) -> Vec<(Layer, String)> {
+    let mut absent = Vec::new();
+    absent.extend(facts.landlock.as_ref().err().map(|why| (Layer::Landlock, why.clone())));
+    absent.extend(facts.cpu.cores.as_ref().err().map(|why| (Layer::CoreScheduling, why.clone())));
+    absent.extend((!facts.cgroup_namespace).then(|| (Layer::CgroupNamespace, "this kernel was built without CONFIG_CGROUPS".into())));
+    absent
+}
+
+/// Why a recipe has no use for a layer, on a machine like this.
+fn unused(sandbox: &Sandbox, facts: &Facts, layer: Layer) -> Option<&'static str> {
+    Some(match layer {
+        Layer::NetworkNamespace if sandbox.network == Network::Host => "the recipe shares the host's network",
+        Layer::Overlay if matches!(sandbox.root.root, Root::Host(_)) => "the host's /usr is shown read-only as it is",
+        Layer::IdMappedMounts if !facts.privileged => "only root can make them",
+        Layer::IdMappedMounts if !sandbox.maps_owners() => "the recipe has neither an image nor a bind",
+        Layer::MemoryLimit if sandbox.limits.memory.is_none() => "the recipe limits no memory",
+        Layer::ProcessLimit if sandbox.limits.processes.is_none() => "the recipe limits no processes",
+        Layer::CpuBandwidth if sandbox.limits.cpus.is_none() => "the recipe limits no bandwidth",
+        Layer::CpuPinning if sandbox.limits.cpuset.is_none() => "the recipe pins to no CPUs",
+        Layer::CpuAccount if !sandbox.group_limits().cpu_account => "the recipe limits no CPU time",
+        Layer::SyscallFilter if sandbox.syscalls.is_unfiltered() => "the recipe asks for none",
+        Layer::CoreScheduling if facts.cpu.cores == Ok(false) => "each core has one thread",
+        _ => return None,
+    })
+}
+
+/// The layers that stand around a run, but for those that turned out to be missing.
+pub(super) fn applied(sandbox: &Sandbox, init: &Init, missing: u64) -> Vec<Layer> {
+    let absent = absent(&init.facts).iter().fold(missing, |bits, (layer, _)| bits | layer.bit());
+    let stands = |layer: &Layer| match layer {
+        Layer::SubordinateIds => init.subordinate.is_ok(),
+        layer => absent & layer.bit() == 0 && unused(sandbox, &init.facts, *layer).is_none(),
+    };
+    Layer::ALL.into_iter().filter(stands).collect()
 }

@@ -1,9 +1,11 @@
 //! What the command's descriptors are connected to.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::fstatfs;
 
 use super::capture::Capture;
 use crate::command::{Command, FdKind, Stdio, Stream};
@@ -27,18 +29,27 @@ pub(super) struct Passed {
     pub(super) pipes: Pipes,
     /// Some of them are files of the host's, which the workload could change.
     pub(super) files: bool,
+    /// Those that the caller gave, and gave for writing.
+    pub(super) writable: Vec<bool>,
 }
 
 /// Opens what the command's descriptors are connected to.
 pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
-    let mut passed = Passed { fds: Vec::new(), numbers: vec![0, 1, 2], streams: [None, None], pipes: Pipes::default(), files: false };
+    let mut passed = Passed {
+        fds: Vec::new(),
+        numbers: vec![0, 1, 2],
+        streams: [None, None],
+        pipes: Pipes::default(),
+        files: false,
+        writable: Vec::new(),
+    };
     let pipe = || io::pipe().map_err(|e| Error::io("make", "a pipe", e));
     let null = || {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
         file.map(OwnedFd::from).map_err(|e| Error::io("open", "/dev/null", e))
     };
     // Only of what the caller gives: /dev/null, pipes and bytes of ours are harmless.
-    let mut files = false;
+    let mut given = Given::default();
     let taken = |stdio: &mut Stdio| std::mem::replace(stdio, Stdio::null()).0;
     let stdin = match taken(&mut command.stdin) {
         Stream::Null | Stream::Captured => null()?,
@@ -47,11 +58,11 @@ pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
             passed.pipes.stdin = Some(writer);
             reader.into()
         }
-        Stream::Inherit => noted(inherited(io::stdin().as_fd())?, &mut files)?,
+        Stream::Inherit => given.note(inherited(io::stdin().as_fd(), "standard input")?)?,
         Stream::Bytes(bytes) => sealed(c"stdin", &bytes)?,
         Stream::Fd(fd) => {
             check_kind(&fd, FdKind::Plain, "standard input")?;
-            noted(fd, &mut files)?
+            given.note(fd)?
         }
         Stream::Relay(_) => return Err(Error::invalid("an input can't be relayed; pass the descriptor itself")),
     };
@@ -74,44 +85,79 @@ pub(super) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
                 *(if i == 0 { &mut passed.pipes.stdout } else { &mut passed.pipes.stderr }) = Some(reader);
                 writer.into()
             }
-            Stream::Inherit if i == 0 => noted(inherited(io::stdout().as_fd())?, &mut files)?,
-            Stream::Inherit => noted(inherited(io::stderr().as_fd())?, &mut files)?,
+            Stream::Inherit if i == 0 => given.note(inherited(io::stdout().as_fd(), name)?)?,
+            Stream::Inherit => given.note(inherited(io::stderr().as_fd(), name)?)?,
             Stream::Bytes(_) => return Err(Error::invalid(format!("{name} can't be connected to bytes"))),
             Stream::Fd(fd) => {
                 check_kind(&fd, FdKind::Plain, name)?;
-                noted(fd, &mut files)?
+                given.note(fd)?
             }
         };
         passed.fds.push(fd);
     }
     for (number, fd, kind) in std::mem::take(&mut command.fds) {
         check_kind(&fd, kind, &format!("descriptor {number}"))?;
-        passed.fds.push(noted(fd, &mut files)?);
+        passed.fds.push(given.note(fd)?);
         passed.numbers.push(number);
     }
-    passed.files = files;
+    passed.files = given.files;
+    passed.writable = passed.fds.iter().map(|fd| given.writable.contains(&fd.as_raw_fd())).collect();
     Ok(passed)
 }
 
-fn inherited(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
-    fd.try_clone_to_owned().map_err(|e| Error::io("inherit", "a standard stream", e))
+fn inherited(fd: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let fd = fd.try_clone_to_owned().map_err(|e| Error::io("inherit", name, e))?;
+    check_kind(&fd, FdKind::Inherited, name)?;
+    Ok(fd)
 }
 
-/// Takes note of a descriptor of something that could be made set-user-ID: all but
-/// pipes, terminals and the like.
-fn noted(fd: OwnedFd, files: &mut bool) -> Result<OwnedFd> {
-    let stat = fstat(&fd).map_err(|e| Error::io("look at", "a descriptor", e.into()))?;
-    let found = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-    *files |= found != SFlag::S_IFIFO && found != SFlag::S_IFCHR;
-    Ok(fd)
+/// What is known of descriptors that the caller gave.
+#[derive(Default)]
+struct Given {
+    files: bool,
+    /// Numbers, here, of those that can be written.
+    writable: Vec<i32>,
+}
+
+impl Given {
+    /// Takes note of a descriptor: whether it can be written, and whether it's of
+    /// something that could be made set-user-ID: all but pipes, terminals and the like.
+    fn note(&mut self, fd: OwnedFd) -> Result<OwnedFd> {
+        let look = |e: nix::errno::Errno| Error::io("look at", "a descriptor", e.into());
+        let stat = fstat(&fd).map_err(look)?;
+        let found = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        self.files |= found != SFlag::S_IFIFO && found != SFlag::S_IFCHR;
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).map_err(look)?);
+        // A directory is given with all that it holds.
+        if flags & OFlag::O_ACCMODE != OFlag::O_RDONLY || found == SFlag::S_IFDIR {
+            self.writable.push(fd.as_raw_fd());
+        }
+        Ok(fd)
+    }
+}
+
+/// Whether what claims to be a regular file is one, opened to be read or written: not a
+/// namespace, a process or another of the kernel's own objects.
+fn is_file(fd: &OwnedFd) -> nix::Result<bool> {
+    /// File systems that nobody mounts (the kernel's uapi/linux/magic.h): anon_inodefs,
+    /// nsfs, pidfs, secretmem.
+    const INTERNAL: [i64; 4] = [0x0904_1934, 0x6e73_6673, 0x5049_4446, 0x5345_434d];
+    let path_only = fcntl(fd, FcntlArg::F_GETFL)? & libc::O_PATH != 0;
+    Ok(!path_only && !INTERNAL.contains(&(fstatfs(fd)?.filesystem_type().0 as i64)))
 }
 
 /// Refuses descriptors that are a way out of a sandbox.
 fn check_kind(fd: &OwnedFd, kind: FdKind, name: &str) -> Result<()> {
     let stat = fstat(fd).map_err(|e| Error::io("look at", name, e.into()))?;
     let found = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    let plain = match found {
+        SFlag::S_IFREG => is_file(fd).map_err(|e| Error::io("look at", name, e.into()))?,
+        _ => found == SFlag::S_IFIFO || found == SFlag::S_IFCHR,
+    };
     let fits = match kind {
-        FdKind::Plain => found == SFlag::S_IFREG || found == SFlag::S_IFIFO || found == SFlag::S_IFCHR,
+        FdKind::Plain => plain,
+        // A service's output often goes to a socket of the journal's.
+        FdKind::Inherited => plain || found == SFlag::S_IFSOCK,
         FdKind::Socket => found == SFlag::S_IFSOCK,
         FdKind::Directory => found == SFlag::S_IFDIR,
     };

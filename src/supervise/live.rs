@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::Asked;
 use super::capture::Capture;
+use super::proof::{self, Expected};
+use super::{Asked, applied};
 use crate::cgroup::{Counters, Group};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
@@ -34,12 +35,14 @@ pub(crate) struct Live {
     draft: Draft,
     sandbox: Sandbox,
     /// Kept as long as the sandbox may live.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
     group: Group,
     init: Arc<Init>,
+    expected: Expected,
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
+    started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
     gone: bool,
@@ -50,17 +53,19 @@ pub(crate) struct Live {
 
 impl Live {
     pub(super) fn new(began: u64, sandbox: &Sandbox, asked: Asked, streams: [Option<Capture>; 2]) -> Live {
-        let Asked { reply, draft, claim, group, init } = asked;
+        let Asked { reply, draft, claim, group, init, expected } = asked;
         Live {
             reply: Arc::new(reply),
             draft,
             sandbox: sandbox.clone(),
-            _claim: claim,
+            claim,
             group,
             init,
+            expected,
             counters: Counters::default(),
             asked: began,
             streams,
+            started: None,
             ended: None,
             output_exceeded: false,
             gone: false,
@@ -87,16 +92,48 @@ impl Live {
 
     /// Waits for the program's exec; the pidfd of its process.
     pub(super) fn started(&mut self) -> Result<OwnedFd> {
-        if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
-            return Err(Error::new(
-                ErrorKind::Setup,
-                "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
-            ));
+        loop {
+            if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
+                return Err(Error::new(
+                    ErrorKind::Setup,
+                    "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
+                ));
+            }
+            match self.message(true)? {
+                Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
+                    self.look(fds[0].as_fd())?;
+                    self.tell(Request::PROCEED, 0, Duration::ZERO)?;
+                }
+                Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
+                    self.started = Some(report);
+                    return Ok(fds.remove(0));
+                }
+                Some((report, _)) if report.kind == Report::READY => {
+                    return Err(Error::new(ErrorKind::Setup, "the sandbox has no command"));
+                }
+                _ => return Err(self.lost(None)),
+            }
         }
-        match self.message(true)? {
-            Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => Ok(fds.remove(0)),
-            Some((report, _)) if report.kind == Report::READY => Err(Error::new(ErrorKind::Setup, "the sandbox has no command")),
-            _ => Err(self.lost(None)),
+    }
+
+    /// Compares the command's process, which waits, with the recipe.
+    fn look(&mut self, process: BorrowedFd<'_>) -> Result<()> {
+        let kind = self.draft.kind();
+        let seen = self.init.has_seen(kind);
+        let looked = match sys::pidfd::number(process) {
+            Some(pid) => proof::check(&self.sandbox, &self.expected, pid, !seen),
+            None => Err(proof::out_of_sight()),
+        };
+        match looked {
+            Ok(()) => {
+                self.init.see(kind);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Unsupported && self.sandbox.prefers(Layer::ReadBack) => {
+                self.draft.missing |= Layer::ReadBack.bit();
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -121,17 +158,30 @@ impl Live {
             }
             Report::GONE => {
                 self.gone = true;
-                if self.ended.is_some() { Ok(Some((report, fds))) } else { Err(self.lost(Some(report.status))) }
+                match self.started {
+                    _ if self.ended.is_some() => {}
+                    // PID 1 has been stopped from outside, or was stuck. What it would have
+                    // told about the run's use of things nobody knows.
+                    Some(Report { began, missing, .. }) if report.cause & Report::WALL != 0 => {
+                        self.conclude(Report { began, missing, ..report.with_unknown_use() });
+                    }
+                    _ => return Err(self.lost(Some(report.status))),
+                }
+                Ok(Some((report, fds)))
             }
             Report::ENDED => {
-                self.ended = Some(report);
-                // All are dead, so this is final; init removes the group when we let go.
-                self.counters = self.group.counters();
-                let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+                self.conclude(report);
                 Ok(Some((report, fds)))
             }
             _ => Ok(Some((report, fds))),
         }
+    }
+
+    /// All are dead, so the counters are final; init removes the group when we let go.
+    fn conclude(&mut self, report: Report) {
+        self.ended = Some(report);
+        self.counters = self.group.counters();
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
     fn lost(&self, status: Option<u32>) -> Error {
@@ -263,6 +313,7 @@ impl Live {
         if facts.host_out_of_memory() {
             return Err(out_of_memory());
         }
+        let missing = facts.report.missing | self.group.missing | self.draft.missing;
         let [stdout, stderr] = std::mem::take(&mut self.streams).map(|s| s.map(Capture::finish).unwrap_or_default());
         Ok(Output {
             status: facts.verdict(),
@@ -272,7 +323,8 @@ impl Live {
             stderr_stream: stderr.1,
             usage: facts.usage(),
             raw: facts.raw(),
-            missing: Layer::of_bits(facts.report.missing | self.group.missing),
+            layers: applied(&self.sandbox, &self.init, missing),
+            missing: Layer::of_bits(missing),
             limits: self.sandbox.limit_values(),
         })
     }
@@ -303,6 +355,9 @@ impl Drop for Live {
                 Ok(true) => drop(self.message(true)),
                 _ => break,
             }
+        }
+        if let Some(claim) = self.claim.take().filter(|_| !self.gone) {
+            claim.outlast(self.reply.clone());
         }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod capture;
 mod check;
 mod descriptors;
 mod live;
+mod proof;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -23,14 +24,16 @@ use crate::plan::compile::{Grouped, Wanted};
 use crate::plan::explain::Explanation;
 use crate::plan::namespaces::{Ids, Origin, network_origin};
 use crate::plan::start::Start;
-use crate::plan::{Draft, compile, wire};
+use crate::plan::{Draft, compile, limits, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 
+use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 use descriptors::{Passed, pass};
 pub(crate) use live::{Live, tell};
+use proof::Expected;
 
 pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
     for stream in [&command.stdin, &command.stdout, &command.stderr] {
@@ -57,7 +60,7 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
     let group = &grouped(sandbox, &group, 3);
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false };
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, writable: &[] };
     let draft = compile::sandbox(sandbox, &init.facts, ids, Some(wanted))?;
     Ok(Explanation::of(&draft))
 }
@@ -129,7 +132,14 @@ fn start(sandbox: &Sandbox, command: Option<Command>, flags: u64) -> Result<(Liv
     let mut command = command;
     let passed = match &mut command {
         Some(command) => pass(command, sandbox)?,
-        None => Passed { fds: Vec::new(), numbers: Vec::new(), streams: [None, None], pipes: Pipes::default(), files: false },
+        None => Passed {
+            fds: Vec::new(),
+            numbers: Vec::new(),
+            streams: [None, None],
+            pipes: Pipes::default(),
+            files: false,
+            writable: Vec::new(),
+        },
     };
     // A dead init is noticed by the first request after it; the second one starts
     // another. Nothing has happened by then, so trying again is safe.
@@ -156,6 +166,7 @@ struct Asked {
     claim: Option<Claim>,
     group: Group,
     init: Arc<Init>,
+    expected: Expected,
 }
 
 fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<Asked> {
@@ -163,8 +174,18 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = group(sandbox, &init)?;
     let grouped = grouped(sandbox, &group, passed.fds.len());
-    let wanted = command.map(|command| Wanted { command, numbers: &passed.numbers, group: &grouped, files: passed.files });
+    let wanted = command.map(|command| Wanted {
+        command,
+        numbers: &passed.numbers,
+        group: &grouped,
+        files: passed.files,
+        writable: &passed.writable,
+    });
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, wanted)?;
+    draft.change(&sandbox.changes)?;
+    let facts = &init.facts;
+    let limits = limits::rlimits(sandbox, facts, ids, grouped.processes);
+    let expected = Expected { ids, own: (facts.uid, facts.gid), privileged: facts.privileged, limits };
     draft.settings.flags |= flags;
     let bytes = draft.encode();
     if draft.steps.len() > wire::MAX_STEPS {
@@ -177,5 +198,5 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    Ok(Asked { reply, draft, claim, group, init })
+    Ok(Asked { reply, draft, claim, group, init, expected })
 }

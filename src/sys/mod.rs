@@ -8,9 +8,11 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod directory;
+pub(crate) mod landlock;
 pub(crate) mod pidfd;
-pub(crate) mod pipe;
+pub(crate) mod prctl;
 pub(crate) mod socket;
+pub(crate) mod write;
 pub(crate) mod xattr;
 
 /// The descriptor under a number that isn't a standard stream's. In a host that closed

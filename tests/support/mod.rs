@@ -37,6 +37,10 @@ pub enum Need {
     Unified,
     /// Time that passes as on a real processor: promises of precision are measured.
     Clock,
+    /// This version of Landlock, or a later one.
+    Landlock(u32),
+    /// The ABIs of x86_64.
+    X86,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
     Overlay,
 }
@@ -58,6 +62,8 @@ impl Need {
             }
             Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
+            Need::Landlock(least) => (landlock() < least).then(|| format!("needs version {least} of Landlock")),
+            Need::X86 => (!cfg!(target_arch = "x86_64")).then(|| "it's about x86_64".into()),
             Need::DebianRoot => match debian_root() {
                 Ok(path) if !root && !open_to_all(&path) => Some(format!("an ordinary user can't reach {}", path.display())),
                 Ok(_) => None,
@@ -87,6 +93,15 @@ macro_rules! test {
 
 /// Runs the tests and ends the process.
 pub fn main(tests: Vec<Test>) -> ! {
+    run(tests, false)
+}
+
+/// Like [`main`], and as root once more as an ordinary user who has subordinate ids.
+pub fn main_with_subordinate_ids(tests: Vec<Test>) -> ! {
+    run(tests, true)
+}
+
+fn run(tests: Vec<Test>, subordinate: bool) -> ! {
     let mut arguments = Arguments::from_args();
     // Two cores, and sandboxes that use both: more at once only makes time limits lie.
     arguments.test_threads.get_or_insert(2);
@@ -101,6 +116,13 @@ pub fn main(tests: Vec<Test>) -> ! {
         if both && is_root() {
             let trial = Trial::test(format!("{name}::as_ordinary_user"), move || as_ordinary_user(name));
             trials.push(unless_missing(trial, needs, false, &arguments));
+            if subordinate {
+                let trial = Trial::test(format!("{name}::with_subordinate_ids"), move || {
+                    in_subordinate_ids(name, false);
+                    Ok(())
+                });
+                trials.push(unless_missing(trial, &[needs, &[Need::Tool("newuidmap"), Need::Tool("setpriv")]].concat(), false, &arguments));
+            }
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -148,14 +170,43 @@ const AGAIN: &str = "COFFERDAM_TEST_AGAIN";
 /// Runs one test of this binary once more in other surroundings: `through` is the
 /// command line of a program that makes them and executes what follows.
 pub fn again(through: &[&str], name: &str) {
+    rerun(through, name, true);
+}
+
+fn rerun(through: &[&str], name: &str, by_itself: bool) {
     let mut command = Command::new(through[0]);
     command.args(&through[1..]).arg(world_readable_copy()).args([name, "--exact", "--test-threads=1", "--nocapture"]);
-    let output = command.env(AGAIN, "1").output().unwrap_or_else(|error| panic!("{}: {error}", through[0]));
+    if by_itself {
+        command.env(AGAIN, "1");
+    }
+    let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", through[0]));
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{through:?}: {text}");
 }
 
-/// Whether this is such a second run.
+/// Runs one test of this binary once more, as an ordinary user to whom a copy of /etc
+/// gives subordinate ids.
+pub fn with_subordinate_ids(name: &str) {
+    in_subordinate_ids(name, true);
+}
+
+fn in_subordinate_ids(name: &str, by_itself: bool) {
+    static ETC: OnceLock<PathBuf> = OnceLock::new();
+    let etc = ETC.get_or_init(|| {
+        let etc = fresh_dir("etc-");
+        let script = format!(
+            "cp -a /etc/. . && rm -f subuid subgid && echo ordinary:x:{ORDINARY}:{ORDINARY}::/nonexistent:/bin/sh >> passwd &&
+            echo ordinary:200000:65536 | tee subuid > subgid"
+        );
+        let made = Command::new("sh").args(["-c", &script]).current_dir(&etc).status().expect("sh runs");
+        assert!(made.success(), "a copy of /etc");
+        etc
+    });
+    let script = format!("mount --bind {} /etc && exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups \"$@\"", etc.display());
+    rerun(&["unshare", "--mount", "sh", "-c", &script, "sh"], name, by_itself);
+}
+
+/// Whether this is such a second run, which a test has started by itself.
 pub fn is_again() -> bool {
     std::env::var_os(AGAIN).is_some()
 }
@@ -174,12 +225,16 @@ pub fn world_readable_copy() -> PathBuf {
 pub fn copy_for_all(executable: &Path) -> PathBuf {
     let directory = scratch();
     let copy = directory.join(executable.file_name().expect("a name"));
-    // By another process: a child that a thread of ours forks meanwhile would hold the
-    // copy open for writing, and nobody could execute it.
-    let copied = Command::new("cp").arg(executable).arg(&copy).status().expect("cp runs");
-    assert!(copied.success(), "cp {}", executable.display());
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("its mode");
+    copy_program(executable, &copy);
     copy
+}
+
+/// Copies it by another process: a child that a thread of ours forks meanwhile would hold
+/// the copy open for writing, and nobody could execute it.
+fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success(), "cp {}", from.display());
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).expect("its mode");
 }
 
 static SCRATCH: OnceLock<tempfile::TempDir> = OnceLock::new();
@@ -229,6 +284,21 @@ pub fn kernel() -> (u32, u32) {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = text.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// The version of Landlock, as far as `check` tells it; 0 where there's none.
+pub fn landlock() -> u32 {
+    use cofferdam::{Layer, LayerState, Sandbox};
+    static VERSION: OnceLock<u32> = OnceLock::new();
+    *VERSION.get_or_init(|| match Sandbox::new().check().expect("a report").state(Layer::Landlock) {
+        // All that we use came with version 6.
+        LayerState::Works => 6,
+        LayerState::Partial(text) => {
+            let digits = text.trim_start_matches("version ").chars().take_while(char::is_ascii_digit);
+            digits.collect::<String>().parse().expect("a version")
+        }
+        _ => 0,
+    })
 }
 
 /// A Debian root file system by mmdebstrap, made once and kept below cargo's target
@@ -288,8 +358,7 @@ pub fn busybox_root() -> PathBuf {
         let root = fresh_dir("busybox-");
         let bin = root.join("bin");
         fs::create_dir(&bin).expect("bin");
-        fs::copy(which("busybox").expect("busybox"), bin.join("busybox")).expect("busybox");
-        fs::set_permissions(bin.join("busybox"), fs::Permissions::from_mode(0o755)).expect("its mode");
+        copy_program(&which("busybox").expect("busybox"), &bin.join("busybox"));
         let list = Command::new(bin.join("busybox")).arg("--list").output().expect("busybox runs");
         for applet in String::from_utf8_lossy(&list.stdout).lines() {
             let link = bin.join(applet);

@@ -186,6 +186,8 @@ make_scratch() {
     compile workload -static -pthread -fno-optimize-sibling-calls
     compile crash -static
     compile pour -static
+    compile calls -static -pthread
+    compile euid -static
     compile lost -Wl,--dynamic-linker=/no/such/ld.so
     cp tests/vm/guest "$tree/guest"
     chmod 755 "$tree/guest"

@@ -16,11 +16,12 @@ pub mod nr {
     pub const CLOSE: usize = 57;
     pub const MMAP: usize = 222;
     pub const MUNMAP: usize = 215;
+    pub const IOCTL: usize = 29;
     pub const RT_SIGACTION: usize = 134;
     pub const RT_SIGPROCMASK: usize = 135;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
-    pub const IOCTL: usize = 29;
+    pub const EVENTFD2: usize = 19;
     pub const UNSHARE: usize = 97;
     pub const SOCKET: usize = 198;
     pub const SETNS: usize = 268;
@@ -64,6 +65,7 @@ pub mod nr {
     pub const CLOSE_RANGE: usize = 436;
     pub const OPENAT2: usize = 437;
     pub const MOUNT_SETATTR: usize = 442;
+    pub const LANDLOCK_ADD_RULE: usize = 445;
 }
 
 /// A system call with up to six arguments; a negative result is an errno.

@@ -19,11 +19,11 @@ pub mod nr {
     pub const CLOSE: usize = 3;
     pub const MMAP: usize = 9;
     pub const MUNMAP: usize = 11;
+    pub const IOCTL: usize = 16;
     pub const RT_SIGACTION: usize = 13;
     pub const RT_SIGPROCMASK: usize = 14;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
-    pub const IOCTL: usize = 16;
     pub const SOCKET: usize = 41;
     pub const SOCKETPAIR: usize = 53;
     pub const WAIT4: usize = 61;
@@ -55,6 +55,7 @@ pub mod nr {
     pub const PPOLL: usize = 271;
     pub const EPOLL_PWAIT: usize = 281;
     pub const SIGNALFD4: usize = 289;
+    pub const EVENTFD2: usize = 290;
     pub const EPOLL_CREATE1: usize = 291;
     pub const DUP3: usize = 292;
     pub const PRLIMIT64: usize = 302;
@@ -67,6 +68,7 @@ pub mod nr {
     pub const CLOSE_RANGE: usize = 436;
     pub const OPENAT2: usize = 437;
     pub const MOUNT_SETATTR: usize = 442;
+    pub const LANDLOCK_ADD_RULE: usize = 445;
 }
 
 /// A system call with up to six arguments; a negative result is an errno.

@@ -1,0 +1,268 @@
+//! The parts of the comparison.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use cofferdam::{Command, GIB, Sandbox, quiesce};
+
+use crate::Options;
+use crate::figures::{Figures, Goal, Line};
+use crate::launchers::{Launcher, Place, bubblewrap, hakoniwa, interleave, ours, plain, runtime, which};
+
+const QUIET: Duration = Duration::from_secs(30);
+
+pub(crate) fn settle() {
+    assert!(quiesce(QUIET).expect("init answers"), "sandboxes are still there after {QUIET:?}");
+}
+
+/// Everybody side by side. The first row is a bare spawn, the second one ours.
+pub(crate) fn fresh(options: &Options, place: &Place, lines: &mut Vec<Line>) -> Vec<(&'static str, Figures)> {
+    let (sandbox, host) = (place.sandbox(), Sandbox::new());
+    let mut launchers = vec![
+        Launcher::new("std::process::Command", || plain(place)),
+        Launcher::new("cofferdam", || ours(&sandbox)),
+        Launcher::new("cofferdam, nothing before it", || ours(&sandbox)).resting(settle),
+        Launcher::new("cofferdam, host's /usr", || ours(&host)),
+    ];
+    let mut goals = vec![("std::process::Command", Goal::AtMost(4.5))];
+    let mut missing = Vec::new();
+    match which("bwrap") {
+        Some(bwrap) => {
+            launchers.push(Launcher::new("bwrap", move || bubblewrap(&bwrap, place)));
+            goals.push(("bwrap", Goal::AtMost(0.45)));
+        }
+        None => missing.push("bwrap (Debian: bubblewrap)"),
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    for (name, goal) in [("crun", Goal::AtMost(0.2)), ("runc", Goal::None)] {
+        match which(name) {
+            Some(program) if is_root => {
+                launchers.push(Launcher::new(name, move || runtime(&program, place)));
+                goals.push((name, goal));
+            }
+            Some(_) => {}
+            None => missing.push(if name == "crun" { "crun (Debian: crun)" } else { "runc (Debian: runc)" }),
+        }
+    }
+    launchers.push(Launcher::new("hakoniwa", || hakoniwa(place)));
+    goals.push(("hakoniwa", Goal::AtMost(0.35)));
+    interleave(&mut launchers, options.rounds, options.chunk);
+    let rows: Vec<_> = launchers.iter().map(|l| (l.name, Figures::of(&l.times))).collect();
+    for (name, goal) in goals {
+        if let Some((_, peer)) = rows.iter().find(|(n, _)| *n == name) {
+            lines.push(Line::ratio(&format!("fresh / {name}"), rows[1].1, *peer, goal));
+        }
+    }
+    lines.extend(missing.iter().map(|what| Line::told("missing", (*what).into())));
+    rows
+}
+
+/// After a pause, against a stream, each relative to itself: what gets cold. On cgroup
+/// v1 and v2, moving a process by pid waits up to 15 ms then.
+pub(crate) fn idle(options: &Options, place: &Place, lines: &mut Vec<Line>) {
+    let pause = || std::thread::sleep(Duration::from_millis(60));
+    let sandbox = place.sandbox();
+    let mut stream = [Launcher::new("Command", || plain(place)), Launcher::new("cofferdam", || ours(&sandbox))];
+    interleave(&mut stream, options.rounds.div_ceil(2), options.chunk);
+    let mut after =
+        [Launcher::new("Command", || plain(place)).resting(pause), Launcher::new("cofferdam", || ours(&sandbox)).resting(pause)];
+    interleave(&mut after, options.rounds.div_ceil(2), 1);
+    let figures = |launchers: &[Launcher<'_>]| launchers.iter().map(|l| Figures::of(&l.times)).collect::<Vec<_>>();
+    let (stream, after) = (figures(&stream), figures(&after));
+    let at = |of: fn(&Figures) -> f64| (of(&after[1]) / of(&stream[1])) / (of(&after[0]) / of(&stream[0]));
+    lines.push(Line {
+        what: "ours after 60 ms idle ÷ in a stream, ÷ the same of Command".into(),
+        ratio: Some((at(|f| f.p25), at(|f| f.median))),
+        goal: Goal::AtMost(1.5),
+        note: String::new(),
+    });
+}
+
+/// The host program has gigabytes of touched memory, which a launcher that forks would
+/// copy page tables of; or hundreds of threads.
+pub(crate) fn large_host(options: &Options, place: &Place, lines: &mut Vec<Line>) {
+    let sandbox = place.sandbox();
+    let measure = || {
+        let mut launchers = [Launcher::new("cofferdam", || ours(&sandbox))];
+        interleave(&mut launchers, options.rounds.div_ceil(2), options.chunk);
+        std::mem::take(&mut launchers[0].times)
+    };
+    let compare = |name: String, lines: &mut Vec<Line>, before: Vec<Duration>, during: Vec<Duration>, after: Vec<Duration>| {
+        let small: Vec<Duration> = before.into_iter().chain(after).collect();
+        lines.push(Line::ratio(&name, Figures::of(&during), Figures::of(&small), Goal::AtMost(1.1)));
+    };
+    let before = measure();
+    let (stop, wait) = (std::sync::Arc::new(std::sync::Barrier::new(501)), 500);
+    let threads: Vec<_> = (0..wait)
+        .map(|_| {
+            let stop = stop.clone();
+            std::thread::spawn(move || stop.wait())
+        })
+        .collect();
+    let during = measure();
+    stop.wait();
+    threads.into_iter().for_each(|t| drop(t.join()));
+    compare(String::from("host with 500 threads / one"), lines, before, during, measure());
+
+    let bytes = options.gib * GIB as usize;
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    if options.gib == 0 || memory_available(&text).is_some_and(|available| available < (bytes + bytes / 2) as u64) {
+        lines.push(Line::told("host with resident memory", format!("not measured: no {} GiB to spare", options.gib)));
+        return;
+    }
+    let before = measure();
+    // In small pages, of which there are most.
+    let _ = nix::sys::prctl::set_thp_disable(true);
+    let mut memory: Vec<u8> = Vec::with_capacity(bytes);
+    memory.resize(bytes, 1);
+    let _ = nix::sys::prctl::set_thp_disable(false);
+    let during = measure();
+    assert_eq!(std::hint::black_box(&memory)[bytes - 1], 1);
+    drop(memory);
+    compare(format!("host with {} GiB resident / small host", options.gib), lines, before, during, measure());
+}
+
+fn memory_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// Runs per second of so many threads; the best of three passes.
+pub(crate) fn throughput(options: &Options, place: &Place, lines: &mut Vec<Line>) {
+    let sandbox = place.sandbox();
+    let bwrap = which("bwrap");
+    for at_once in [1, 2, 8, 32] {
+        let run_ours = || ours(&sandbox);
+        let (mut mine, mut theirs, mut bare) = (0.0f64, 0.0f64, 0.0f64);
+        for _ in 0..3 {
+            mine = mine.max(rate(options.seconds, at_once, &run_ours));
+            settle();
+            bare = bare.max(rate(options.seconds, at_once, &|| plain(place)));
+            if let Some(bwrap) = &bwrap {
+                theirs = theirs.max(rate(options.seconds, at_once, &|| bubblewrap(bwrap, place)));
+            }
+        }
+        let note = format!("{mine:.0}, {theirs:.0} and {bare:.0} runs/s of ours, bwrap and Command");
+        let goal = if at_once == 8 { Goal::AtLeast(1.7) } else { Goal::None };
+        lines.push(match theirs {
+            0.0 => Line::told(&format!("throughput at {at_once} at once"), note),
+            theirs => Line::single(&format!("runs per second at {at_once} at once / bwrap's"), mine / theirs, goal, note),
+        });
+    }
+}
+
+fn rate(seconds: f64, threads: usize, run: &(dyn Fn() + Sync)) -> f64 {
+    let (count, begin) = (AtomicUsize::new(0), Instant::now());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while begin.elapsed().as_secs_f64() < seconds {
+                    run();
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    count.load(Ordering::Relaxed) as f64 / begin.elapsed().as_secs_f64()
+}
+
+/// Memory of so many live sandboxes that sleep, the kernel's part included.
+pub(crate) fn live(options: &Options, place: &Place, lines: &mut Vec<Line>) {
+    if options.live == 0 {
+        return;
+    }
+    let _ = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard));
+    let sandbox = place.sandbox();
+    let available = || memory_available(&fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or(0);
+    ours(&sandbox);
+    settle();
+    let (before, begin) = (available(), Instant::now());
+    let mut children = Vec::new();
+    for i in 0..options.live {
+        match sandbox.spawn(Command::new("/bin/sleep").arg("1000")) {
+            Ok(child) => children.push(child),
+            Err(error) => {
+                lines.push(Line::told("live sandboxes", format!("{i}, then: {error}")));
+                break;
+            }
+        }
+    }
+    let started = begin.elapsed();
+    let each = before.saturating_sub(available()) as f64 / children.len().max(1) as f64 / (1 << 20) as f64;
+    let begin = Instant::now();
+    let count = children.len();
+    children.into_iter().for_each(drop);
+    settle();
+    let note =
+        format!("{each:.2} MiB each, {count} started in {:.1} s, gone in {:.1} s", started.as_secs_f64(), begin.elapsed().as_secs_f64());
+    lines.push(Line::single("memory per live sleeping sandbox / 1 MiB", each, Goal::AtMost(1.0), note));
+}
+
+/// What is there after so many runs and wasn't before.
+pub(crate) fn left(options: &Options, place: &Place, lines: &mut Vec<Line>) {
+    let sandbox = place.sandbox();
+    for _ in 0..20 {
+        ours(&sandbox);
+    }
+    settle();
+    let before = inventory();
+    for _ in 0..options.left {
+        ours(&sandbox);
+    }
+    settle();
+    let after = inventory();
+    let more: Vec<String> =
+        before.iter().zip(&after).filter(|(b, a)| a.1 > b.1).map(|(b, a)| format!("{}: {} more", b.0, a.1 - b.1)).collect();
+    let sum: usize = before.iter().zip(&after).map(|(b, a)| a.1.saturating_sub(b.1)).sum();
+    let note = if more.is_empty() { String::from("control groups, mounts, descriptors, processes, files") } else { more.join(", ") };
+    lines.push(Line::single(&format!("left after {} runs", options.left), sum as f64, Goal::AtMost(0.0), note));
+}
+
+fn inventory() -> Vec<(&'static str, usize)> {
+    let count = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
+    let lines = |path: &str| fs::read_to_string(path).map_or(0, |text| text.lines().count());
+    vec![
+        ("control groups", ours_below("/sys/fs/cgroup".into(), 4)),
+        ("mounts", lines("/proc/self/mountinfo")),
+        ("descriptors", count("/proc/self/fd")),
+        ("threads", count("/proc/self/task")),
+        ("files in /run/cofferdam", count("/run/cofferdam")),
+        ("files in /tmp", count("/tmp")),
+    ]
+}
+
+/// Directories of our groups, a few levels down.
+fn ours_below(path: PathBuf, depth: usize) -> usize {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    entries
+        .map(|entry| {
+            let own = usize::from(entry.file_name().to_string_lossy().starts_with("box-"));
+            own + if depth > 0 { ours_below(entry.path(), depth - 1) } else { 0 }
+        })
+        .sum()
+}
+
+/// Where the time of a run goes.
+pub(crate) fn phases(options: &Options, place: &Place) -> Vec<(&'static str, Figures)> {
+    let sandbox = place.sandbox();
+    let mut phases = [const { Vec::new() }; 4];
+    for _ in 0..options.rounds {
+        settle();
+        let begin = Instant::now();
+        let child = sandbox.spawn(["/bin/true"]).expect("it starts");
+        let spawned = begin.elapsed();
+        let out = child.wait_with_output().expect("an outcome");
+        let all = begin.elapsed();
+        settle();
+        let gone = begin.elapsed();
+        let wall = out.usage.wall;
+        for (phase, time) in phases.iter_mut().zip([spawned, wall, all.saturating_sub(spawned + wall), gone - all]) {
+            phase.push(time);
+        }
+    }
+    let names = ["spawn(): call to exec", "exec to end", "wait(): what is left then", "taken apart afterwards"];
+    names.into_iter().zip(phases.iter().map(|times| Figures::of(times))).collect()
+}

@@ -1,0 +1,45 @@
+//! Plans with a fence taken out: for tests, which must fail without it.
+
+use super::Draft;
+use super::wire::Kind;
+use crate::error::{Error, Result};
+
+/// A change to all steps whose purpose, as [`Explanation`](crate::Explanation) prints it,
+/// is this text.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// They aren't taken.
+    Drop(String),
+    /// Bits that are cleared in an argument or, if that's a structure, in its first word.
+    Clear(String, usize, u64),
+}
+
+impl Draft {
+    /// Makes the changes; one that concerns no step is an error, so that no test goes on
+    /// without meaning anything.
+    pub(crate) fn change(&mut self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            let (Change::Drop(purpose) | Change::Clear(purpose, ..)) = change;
+            let places: Vec<usize> = (0..self.steps.len()).rev().filter(|i| self.notes[*i].purpose() == *purpose).collect();
+            if places.is_empty() {
+                return Err(Error::invalid(format!("the plan has no step `{purpose}`")));
+            }
+            for i in places {
+                match change {
+                    Change::Drop(_) => {
+                        self.steps.remove(i);
+                        self.notes.remove(i);
+                    }
+                    Change::Clear(_, argument, bits) if self.steps[i].kinds[*argument] == Kind::Blob => {
+                        let at = self.steps[i].args[*argument] as usize;
+                        let word: [u8; 8] = std::array::from_fn(|j| self.blobs[at + j]);
+                        let cleared = u64::from_le_bytes(word) & !bits;
+                        self.blobs[at..at + 8].copy_from_slice(&cleared.to_le_bytes());
+                    }
+                    Change::Clear(_, argument, bits) => self.steps[i].args[*argument] &= !bits,
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! Proof that a sandbox is what its recipe says, from outside, before the command is
+//! executed.
+//!
+//! The command's process stops once it has given up what it gives up, and the host reads
+//! what the kernel shows of it: identity, capabilities, id maps and resource limits for
+//! every run; namespaces and mounts once for every kind of sandbox that an init makes,
+//! because those are the same steps each time and cost as much to read as the rest
+//! together. None of it comes from the process itself. That the system call filter is in
+//! force shows in its own way: the step that installs it is the last before exec, and
+//! a failure of it ends the run.
+//!
+//! Files: `status`, `uid_map`, `gid_map`, `limits`, `mountinfo` and `ns/` of proc(5).
+//! The first process isn't dumpable, and this one still shares its memory: so an
+//! ordinary user's host may read all of these but `ns/`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Root;
+use crate::net::Network;
+use crate::plan::limits::Rlimit;
+use crate::plan::namespaces::Ids;
+use crate::probe::Layer;
+use crate::sandbox::{Mount, MountKind, Sandbox};
+
+/// What must be so.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    pub(crate) ids: Ids,
+    /// The host program's own ids.
+    pub(crate) own: (u32, u32),
+    pub(crate) privileged: bool,
+    pub(crate) limits: Vec<Rlimit>,
+}
+
+/// Compares a stopped process with what it should be. With `all`, namespaces and mounts
+/// too.
+pub(crate) fn check(sandbox: &Sandbox, expected: &Expected, pid: u32, all: bool) -> Result<()> {
+    let process = Process { pid };
+    process.status(sandbox, expected)?;
+    process.maps(expected)?;
+    process.limits(expected)?;
+    if all {
+        process.namespaces(sandbox, expected)?;
+        process.mounts(sandbox)?;
+    }
+    Ok(())
+}
+
+/// There's no looking at it.
+pub(crate) fn out_of_sight() -> Error {
+    let text = "cannot read back the sandbox: its processes don't show in this program's /proc (mount the one of its own PID namespace, or go on without a look with `prefer(Layer::ReadBack)`)";
+    Error::unsupported(text).about(Some(Layer::ReadBack))
+}
+
+struct Process {
+    pid: u32,
+}
+
+impl Process {
+    fn read(&self, name: &str) -> Result<String> {
+        let path = format!("/proc/{}/{name}", self.pid);
+        let bytes = fs::read(&path).map_err(|error| {
+            let why = crate::error::errno_text(&error);
+            let hint = "is /proc mounted with hidepid? `prefer(Layer::ReadBack)` goes on without a look";
+            Error::new(ErrorKind::Unsupported, format!("cannot read back {path}: {why} ({hint})")).about(Some(Layer::ReadBack))
+        })?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn status(&self, sandbox: &Sandbox, expected: &Expected) -> Result<()> {
+        let text = self.read("status")?;
+        let field =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default();
+        let numbers = |name: &str| field(name).split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
+        let (uid, gid) = sandbox.user;
+        for (name, outside) in [("Uid", expected.outside(uid, expected.own.0)), ("Gid", expected.outside(gid, expected.own.1))] {
+            let found = numbers(name);
+            let right = match outside {
+                Some(id) => found == [id; 4],
+                // A subordinate id, whichever: but none of the host's own.
+                None => found.len() == 4 && found.iter().all(|id| *id == found[0] && *id != 0),
+            };
+            same(name, right, field(name), outside.map_or("a subordinate id".into(), |id| id.to_string()))?;
+        }
+        if expected.ids.groups() {
+            same("Groups", field("Groups").is_empty(), field("Groups"), "none".into())?;
+        }
+        let kept = sandbox.kept_capabilities();
+        let ambient = if uid == 0 { 0 } else { kept };
+        for (name, set) in [("CapInh", ambient), ("CapPrm", kept), ("CapEff", kept), ("CapBnd", kept), ("CapAmb", ambient)] {
+            same(name, u64::from_str_radix(field(name), 16) == Ok(set), field(name), format!("{set:016x}"))?;
+        }
+        same("NoNewPrivs", field("NoNewPrivs") == "1", field("NoNewPrivs"), "1".into())?;
+        let levels = field("NSpid").split_whitespace().count();
+        same("NSpid", levels >= 2, field("NSpid"), "a PID namespace below the host's".into())
+    }
+
+    fn maps(&self, expected: &Expected) -> Result<()> {
+        for (name, own) in [("uid_map", expected.own.0), ("gid_map", expected.own.1)] {
+            let text = self.read(name)?;
+            let found: Vec<Vec<u32>> = text.lines().map(|l| l.split_whitespace().filter_map(|n| n.parse().ok()).collect()).collect();
+            let (right, wanted) = match expected.ids {
+                Ids::Range { first } => (found == [vec![0, first, crate::plan::namespaces::RANGE]], format!("0 {first} 65536")),
+                Ids::Single { uid, gid } => {
+                    let inside = if name == "uid_map" { uid } else { gid };
+                    (found == [vec![inside, own, 1]], format!("{inside} {own} 1"))
+                }
+                Ids::Outer { count } => {
+                    let covers = found.iter().filter_map(|line| line.get(2)).sum::<u32>() == count;
+                    (covers && found.first().is_some_and(|line| line[..] == [0, own, 1]), format!("0 {own} 1 and subordinate ids"))
+                }
+            };
+            same(name, right, text.trim(), wanted)?;
+        }
+        Ok(())
+    }
+
+    fn limits(&self, expected: &Expected) -> Result<()> {
+        let text = self.read("limits")?;
+        for limit in &expected.limits {
+            let name = limit.resource.proc_name();
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            let value = |text: Option<&str>| match text? {
+                "unlimited" => Some(u64::MAX),
+                number => number.parse().ok(),
+            };
+            let mut words = line.split_whitespace();
+            let found = (value(words.next()), value(words.next()));
+            same(
+                limit.resource.kernel_name(),
+                found == (Some(limit.soft), Some(limit.hard)),
+                line.trim(),
+                format!("{} {}", limit.soft, limit.hard),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn namespaces(&self, sandbox: &Sandbox, expected: &Expected) -> Result<()> {
+        // Reading these asks for the right to trace.
+        if !expected.privileged {
+            return Ok(());
+        }
+        let mut names = vec!["user", "mnt", "pid", "ipc", "uts"];
+        names.extend((sandbox.network == Network::None).then_some("net"));
+        for name in names {
+            let link = |of: String| fs::read_link(format!("/proc/{of}/ns/{name}"));
+            let found = link(self.pid.to_string()).map_err(|e| Error::io("read back", &format!("the {name} namespace"), e))?;
+            let own = link("self".into()).map_err(|e| Error::io("look at", &format!("the {name} namespace"), e))?;
+            same(&format!("the {name} namespace"), found != own, &found.to_string_lossy(), "one of its own".into())?;
+        }
+        Ok(())
+    }
+
+    /// Every mount keeps set-user-ID programs powerless, and device nodes outside of
+    /// /dev; what is to be read-only is.
+    fn mounts(&self, sandbox: &Sandbox) -> Result<()> {
+        let text = self.read("mountinfo")?;
+        let (mut wanted, binds) = read_only(sandbox);
+        for line in text.lines() {
+            let mut fields = line.split(' ').skip(4);
+            let (Some(place), Some(options)) = (fields.next(), fields.next()) else { continue };
+            let has = |option: &str| options.split(',').any(|o| o == option);
+            same(place, has("nosuid"), options, "nosuid".into())?;
+            let devices = Path::new(place).starts_with("/dev");
+            same(place, has("nodev") || (devices && has("noexec")), options, "nodev, or noexec in /dev".into())?;
+            let in_list = |list: &[String]| list.iter().position(|wanted| wanted == place);
+            if in_list(&wanted).or(in_list(&binds)).is_some() {
+                same(place, has("ro"), options, "ro".into())?;
+            }
+            wanted.retain(|wanted| wanted != place);
+        }
+        same("mountinfo", wanted.is_empty(), "incomplete", format!("with mounts on {}", wanted.join(", ")))
+    }
+}
+
+/// Where something read-only is mounted, as mountinfo writes it: what must be there, and
+/// the recipe's binds. A link may have led those elsewhere, so they needn't.
+fn read_only(sandbox: &Sandbox) -> (Vec<String>, Vec<String>) {
+    let escaped = |path: &str| path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012");
+    let place = |mount: &Mount| escaped(&mount.inside.components().collect::<PathBuf>().to_string_lossy());
+    let places: Vec<String> = sandbox.mounts().iter().map(place).collect();
+    // What the recipe mounts on may be anything.
+    let free = |path: &String| !places.contains(path);
+    let mut wanted: Vec<String> = Vec::new();
+    if let Root::Host(layout) = &sandbox.root.root {
+        wanted.extend(layout.parts.iter().map(|part| escaped(&part.inside)).filter(free));
+    }
+    wanted.extend((!sandbox.nesting).then(|| String::from("/proc/sys")).filter(free));
+    let once = |path: &String| places.iter().filter(|other| *other == path).count() == 1;
+    let read_only = sandbox.mounts().iter().filter(|mount| matches!(mount.kind, MountKind::Bind { writable: false, .. }));
+    (wanted, read_only.map(place).filter(once).collect())
+}
+
+impl Expected {
+    /// What an id of the sandbox is outside; `None` for a subordinate one.
+    fn outside(&self, id: u32, own: u32) -> Option<u32> {
+        match self.ids {
+            Ids::Range { first } => Some(first + id),
+            Ids::Single { .. } => Some(own),
+            Ids::Outer { .. } => (id == 0).then_some(own),
+        }
+    }
+}
+
+fn same(what: &str, right: bool, found: &str, wanted: String) -> Result<()> {
+    if right {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Setup,
+        format!("the sandbox is not what its recipe says: {what} is `{found}`, not {wanted}; nothing was executed"),
+    ))
+}
