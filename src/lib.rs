@@ -5,7 +5,6 @@ mod cgroup;
 mod changes;
 mod child;
 mod command;
-#[allow(dead_code, reason = "images are being built on top of it")]
 mod compress;
 mod cpu;
 mod error;
@@ -15,7 +14,6 @@ mod instance;
 #[doc(hidden)]
 pub mod internals;
 mod launch;
-#[allow(dead_code, unused_imports, reason = "images are being built on top of it")]
 mod layer;
 mod limits;
 mod net;
@@ -29,7 +27,6 @@ mod sandbox;
 mod store;
 mod supervise;
 mod sys;
-#[allow(dead_code, unused_imports, reason = "images are being built on top of it")]
 mod tar;
 
 #[doc = include_str!("../THREATS.md")]

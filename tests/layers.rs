@@ -199,11 +199,13 @@ fn attributes_of_overlayfs_and_rootless_engines_are_dropped() {
 fn a_stream_is_read_to_its_end() {
     let mut bytes = archive("f('a')");
     bytes.extend_from_slice(&[7; 100_000]);
-    let mut rest = &bytes[..];
+    let file = fresh_dir("stream-").join("a");
+    fs::write(&file, &bytes).expect("a file");
+    let stream = File::open(&file).expect("a file");
     let root = fresh_dir("flat-");
     let directory = File::open(&root).expect("a directory");
-    unpack(&mut rest, directory.as_fd(), &flat()).expect("a layer");
-    assert!(rest.is_empty());
+    unpack(BufReader::new(&stream), directory.as_fd(), &flat()).expect("a layer");
+    assert_eq!(std::io::Seek::stream_position(&mut &stream).expect("a position"), bytes.len() as u64);
     assert_eq!(names(&root), ["a"]);
     // And that has the limit of the data.
     let how = Unpack { max_bytes: Some(50_000), ..flat() };
@@ -645,8 +647,11 @@ const ESCAPES: &[&str] = &[
     "s('l', 'x', pax={'linkpath': 'OUTSIDE'}); f('l/evil')",
 ];
 
+/// Name, inode number, mode, owner, time and contents.
+type State = (String, u64, u32, u32, i64, i64, Vec<u8>);
+
 /// All that an attack could change in a directory.
-fn state(directory: &Path) -> Vec<(String, u64, u32, u32, i64, i64, Vec<u8>)> {
+fn state(directory: &Path) -> Vec<State> {
     let one = |name: String, path: &Path| {
         let m = fs::symlink_metadata(path).expect("it's there");
         (name, m.ino(), m.mode(), m.uid(), m.mtime(), m.mtime_nsec(), fs::read(path).unwrap_or_default())
@@ -755,7 +760,7 @@ fn packed(root: &Path, latest: Option<u64>) -> Vec<u8> {
 
 fn a_tree_survives_packing() {
     let sample = sample();
-    fs::set_permissions(sample.join("dir/empty"), fs::Permissions::from_mode(0)).expect("a mode");
+    fs::set_permissions(sample.join("dir/empty"), fs::Permissions::from_mode(0o000)).expect("a mode");
     let how_read = if is_root() { 0 } else { 0o400 };
     let bytes = packed(&sample, None);
     let ours = merged(std::slice::from_ref(&bytes));

@@ -22,7 +22,10 @@ use crate::tar::{Entry, Kind, Reader, Time};
 /// Unpacks the layer `tar` (not compressed) into the directory `root`, and reads the
 /// stream to its end. After an error the directory is in an unknown state.
 pub(crate) fn apply(tar: impl BufRead, root: BorrowedFd<'_>, options: &Options) -> Result<Applied> {
-    let tree = Tree::new(root, options.form, options.owners, &options.limits)?;
+    into(Tree::new(root, options.form, options.owners, &options.limits)?, tar, options)
+}
+
+fn into<'a>(tree: Tree<'a>, tar: impl BufRead, options: &'a Options) -> Result<Applied> {
     let mut layer = Layer { tar: Reader::new(tar), tree, options, applied: Applied::default(), markers: Vec::new() };
     while let Some(entry) = layer.tar.next_entry()? {
         layer.entry(entry)?;
@@ -338,4 +341,68 @@ pub(super) fn owner_failed(path: &[u8], entry: &Entry, errno: Errno) -> Error {
 
 pub(super) fn spec(time: Time) -> TimeSpec {
     TimeSpec::new(time.seconds, time.nanoseconds.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    use super::super::Limits;
+    use super::*;
+    use crate::tar::Writer;
+
+    fn archive() -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new());
+        let mut put = |path: &str, kind, link: &str| {
+            let (path, link) = (path.into(), link.into());
+            writer.entry(&Entry { path, kind, link, mode: 0o755, ..Entry::default() }).expect("a Vec takes all");
+        };
+        put("d/e/", Kind::Directory, "");
+        put("abs", Kind::Symlink, "/d/e");
+        put("d/up", Kind::Symlink, "../../../d/./e/");
+        put("chain", Kind::Symlink, "d/up/../../abs");
+        put("dangling", Kind::Symlink, "x/../y//z");
+        for (i, parent) in ["abs", "d/up", "chain", "chain/../e", "dangling", "abs/new/deep", "d/e/f/g"].iter().enumerate() {
+            if !parent.contains("..") {
+                put(&format!("{parent}/{i}"), Kind::File, "");
+            }
+        }
+        put("d", Kind::Symlink, "y");
+        put("d/last", Kind::File, "");
+        put("abs/gone", Kind::File, "");
+        writer.finish().expect("a Vec takes all")
+    }
+
+    fn listed(directory: &Path, into: &mut Vec<(String, u32)>) {
+        for entry in fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let metadata = fs::symlink_metadata(&path).expect("it's there");
+            into.push((path.display().to_string(), metadata.mode()));
+            if metadata.is_dir() {
+                listed(&path, into);
+            }
+        }
+    }
+
+    /// The long way is what happens where openat2(2) is forbidden, and the reference for it.
+    #[test]
+    fn the_fast_way_to_a_directory_and_the_long_one_lead_to_the_same() {
+        let trees = [true, false].map(|fast| {
+            let root = tempfile::tempdir().expect("a directory");
+            let fd = File::open(root.path()).expect("a directory");
+            let options = Options { form: Form::Flat, owners: Owners::Single, limits: Limits::default() };
+            let mut tree = Tree::new(fd.as_fd(), options.form, options.owners, &options.limits).expect("a tree");
+            tree.fast = fast;
+            into(tree, &archive()[..], &options).expect("a layer");
+            let mut list = Vec::new();
+            listed(root.path(), &mut list);
+            let mut list: Vec<_> = list.iter().map(|(path, mode)| (path[root.path().as_os_str().len()..].to_string(), *mode)).collect();
+            list.sort();
+            list
+        });
+        assert_eq!(trees[0], trees[1]);
+        assert!(trees[0].iter().any(|(path, _)| path == "/y/z/4") && trees[0].iter().any(|(path, _)| path == "/y/last"), "{trees:?}");
+    }
 }

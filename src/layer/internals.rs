@@ -115,8 +115,20 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     layer::remove_tree(parent, name)
 }
 
-/// Reads bytes as an archive. What is accepted is written again and has to read the same.
-pub fn fuzz_tar(bytes: &[u8]) {
+/// Reads bytes as an archive, as they are and with right checksums. What is accepted is
+/// written again and has to read the same.
+pub fn archive(bytes: &[u8]) {
+    round_trip(bytes);
+    let mut summed = bytes.to_vec();
+    for block in summed.chunks_exact_mut(tar::BLOCK).filter(|block| block[257..262] == *b"ustar") {
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+    round_trip(&summed);
+}
+
+fn round_trip(bytes: &[u8]) {
     let Ok(entries) = read_all(bytes) else { return };
     let mut writer = tar::Writer::new(Vec::new());
     for (entry, data) in &entries {
@@ -147,7 +159,60 @@ fn read_all(bytes: &[u8]) -> Result<Vec<(tar::Entry, Vec<u8>)>> {
     Ok(entries)
 }
 
-/// Unpacks bytes as a layer into a directory, without a thread.
-pub fn fuzz_layer(bytes: &[u8], root: BorrowedFd<'_>, how: &Unpack) -> Result<Unpacked> {
-    unpack_here(bytes, root, how)
+/// Unpacks bytes as layers on top of each other: those of an archive, or, since chance
+/// finds few of those, what the bytes say about a few names that lead to each other.
+pub fn layers(bytes: &[u8], root: BorrowedFd<'_>, how: &Unpack) {
+    let _ = unpack_here(bytes, root, how);
+    for layer in bytes.split(|byte| *byte == b'\n') {
+        let _ = unpack_here(&told(layer)[..], root, how);
+    }
+}
+
+/// An archive with an entry for each three bytes: a kind, a name, a target.
+fn told(bytes: &[u8]) -> Vec<u8> {
+    const NAMES: [&str; 16] = [
+        "a",
+        "b",
+        "a/b",
+        "a/b/c",
+        "b/a",
+        "./",
+        "../s",
+        "/a",
+        "s",
+        ".wh.a",
+        "a/.wh.b",
+        ".wh..wh..opq",
+        "a/.wh..wh..opq",
+        "b/.wh.a",
+        "c/d",
+        "l/a",
+    ];
+    const TARGETS: [&str; 16] =
+        ["a", "b", "..", "../s", "/", "/a", "a/b", "b/a", "/proc/self/root", "../../s", "l", "a/..", ".", "c", "/b/../..", "s"];
+    const KINDS: [tar::Kind; 8] = [
+        tar::Kind::File,
+        tar::Kind::Directory,
+        tar::Kind::Symlink,
+        tar::Kind::HardLink,
+        tar::Kind::Fifo,
+        tar::Kind::CharDevice,
+        tar::Kind::Symlink,
+        tar::Kind::Directory,
+    ];
+    let mut writer = tar::Writer::new(Vec::new());
+    for entry in bytes.chunks_exact(3) {
+        let kind = KINDS[usize::from(entry[0] % 8)];
+        let is_link = matches!(kind, tar::Kind::Symlink | tar::Kind::HardLink);
+        let entry = tar::Entry {
+            kind,
+            path: NAMES[usize::from(entry[1] % 16)].into(),
+            link: if is_link { TARGETS[usize::from(entry[2] % 16)].into() } else { Vec::new() },
+            mode: u32::from(entry[2]),
+            device: if kind == tar::Kind::CharDevice { (1, 3) } else { (0, 0) },
+            ..tar::Entry::default()
+        };
+        writer.entry(&entry).expect("a Vec takes all");
+    }
+    writer.finish().expect("a Vec takes all")
 }

@@ -74,7 +74,7 @@ pub(super) struct Tree<'a> {
     /// directory or a link empties it: node-tar's was poisoned otherwise.
     open: Vec<(Vec<u8>, Rc<Directory>)>,
     /// openat2(2) works here.
-    fast: bool,
+    pub(super) fast: bool,
     /// Bytes remembered, and things made.
     memory: usize,
     pub(super) inodes: u64,

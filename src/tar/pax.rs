@@ -57,9 +57,12 @@ impl Pax {
     }
 }
 
+/// Key, value, and what follows the record.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
 /// `<length> <key>=<value>\n`. The length counts all of it and is what ends the record:
 /// a value may hold newlines, and capabilities do.
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Wrong> {
+fn record(bytes: &[u8]) -> Result<Record<'_>, Wrong> {
     const MALFORMED: Wrong = "a record of an extended header is malformed";
     let space = bytes.iter().take(20).position(|b| *b == b' ').ok_or(MALFORMED)?;
     let length = usize::try_from(decimal(&bytes[..space]).map_err(|_| MALFORMED)?).map_err(|_| MALFORMED)?;

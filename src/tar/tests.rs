@@ -254,7 +254,10 @@ fn a_size_at_the_end_of_numbers_overflows_nothing() {
     refused(&block, "negative");
 }
 
-fn sparse_of(archive: &[u8]) -> (u64, Vec<(u64, u64)>, Vec<u8>, Vec<u8>) {
+/// Size, map, data and path.
+type Sparse = (u64, Vec<(u64, u64)>, Vec<u8>, Vec<u8>);
+
+fn sparse_of(archive: &[u8]) -> Sparse {
     let mut entries = read(archive).expect("an archive");
     assert_eq!(entries.len(), 1);
     let (entry, data) = entries.remove(0);
