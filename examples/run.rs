@@ -2,7 +2,12 @@
 //!
 //! ```text
 //! run [OPTIONS] [--] COMMAND [ARG...]
-//!   --rootfs host|PATH        the root file system (default: host)
+//!   --rootfs host|PATH[#REF]  the root file system (default: host): a directory, an OCI
+//!                             layout, a `docker save` archive, a tar archive; REF is one
+//!                             of several images in it
+//!   --store DIR               where images are unpacked (default: the user's own store)
+//!   --entrypoint PROGRAM      instead of the image's; empty for none
+//!   --commit FILE             write the image that the run made of its own to an OCI archive
 //!   --memory SIZE  --cpu-time SECS  --wall-time SECS  --processes N  --cpus X
 //!   --output SIZE  --disk SIZE  --open-files N  --stack SIZE  --file-size SIZE
 //!   --bind HOST:INSIDE[:rw]  --tmpfs INSIDE:SIZE
@@ -15,7 +20,7 @@
 //!   --explain                 tell what a run would do, step by step
 //! ```
 //! SIZE is bytes, or a number with K, M, G or T (powers of 1,024); SECS may be
-//! fractional. Without `--stdin` the command reads our own standard input; output
+//! fractional. Without a command an image's own is run. Without `--stdin` the command reads our own standard input; output
 //! is passed on as it comes.
 //!
 //! The exit code is the command's, 128 + n for signal n, 124 for a limit, 137 if it
@@ -51,7 +56,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cofferdam::{Command, Error, Exit, Image, Layer, Limit, Network, Output, Sandbox, Stdio, StreamEnd, SyscallProfile, Syscalls};
+use cofferdam::{
+    Command, CommitOptions, Error, Exit, Image, ImageFormat, Layer, Limit, Network, Output, Sandbox, Stdio, Store, StreamEnd,
+    SyscallProfile, Syscalls,
+};
 use serde_json::{Value, json};
 
 /// What the command line asked for.
@@ -61,6 +69,9 @@ struct Options {
     environment: Vec<(OsString, OsString)>,
     directory: Option<OsString>,
     streams: [Option<PathBuf>; 3],
+    rootfs: Option<OsString>,
+    store: Option<PathBuf>,
+    commit: Option<PathBuf>,
     json: Option<PathBuf>,
     check: bool,
     explain: bool,
@@ -137,18 +148,54 @@ enum Done {
     Answer(bool),
 }
 
+/// The recipe with its root file system, which may take a while to unpack.
+fn recipe(options: &Options) -> Result<Sandbox, Problem> {
+    let sandbox = options.sandbox.clone();
+    let Some(rootfs) = options.rootfs.as_ref().filter(|rootfs| *rootfs != "host") else { return Ok(sandbox) };
+    let (path, reference) = split(rootfs);
+    let mut image = Image::options();
+    if let Some(reference) = reference {
+        image = image.reference(reference);
+    }
+    if let Some(store) = &options.store {
+        image = image.store(&Store::open(store)?);
+    }
+    Ok(sandbox.rootfs(image.open(path)?))
+}
+
+/// PATH#REF; a path that exists as it is has no REF.
+fn split(rootfs: &OsString) -> (PathBuf, Option<String>) {
+    let whole = PathBuf::from(rootfs);
+    match rootfs.as_bytes().iter().rposition(|b| *b == b'#') {
+        Some(at) if !whole.exists() => {
+            let (path, reference) = rootfs.as_bytes().split_at(at);
+            (OsString::from_vec(path.to_vec()).into(), Some(String::from_utf8_lossy(&reference[1..]).into_owned()))
+        }
+        _ => (whole, None),
+    }
+}
+
+/// Writes the image that a run made of its own.
+fn commit(output: &Output, path: &std::path::Path) -> Result<(), Problem> {
+    let name = path.file_stem().map_or_else(|| "committed".into(), |name| name.to_string_lossy().into_owned());
+    output.commit(&CommitOptions::new())?.save(path, ImageFormat::OciArchive, &name)?;
+    Ok(())
+}
+
 fn perform(options: &Options) -> Result<Done, Problem> {
+    let sandbox = recipe(options)?;
     if options.check {
-        let report = options.sandbox.check()?;
+        let report = sandbox.check()?;
         print!("{report}");
         return Ok(Done::Answer(report.works()));
     }
     if options.explain {
-        print!("{}", options.sandbox.explain()?);
+        print!("{}", sandbox.explain()?);
         return Ok(Done::Answer(true));
     }
     let [stdin, stdout, stderr] = &options.streams;
-    let mut command = Command::from(options.command.as_slice()).envs(options.environment.iter().map(|(k, v)| (k, v)));
+    let command = if options.command.is_empty() { Command::of_image() } else { Command::from(options.command.as_slice()) };
+    let mut command = command.envs(options.environment.iter().map(|(k, v)| (k, v)));
     if let Some(directory) = &options.directory {
         command = command.current_dir(directory);
     }
@@ -158,7 +205,11 @@ fn perform(options: &Options) -> Result<Done, Problem> {
     });
     command = command.stdout(Stdio::relay(target(stdout, io::stdout().as_fd().try_clone_to_owned())?));
     command = command.stderr(Stdio::relay(target(stderr, io::stderr().as_fd().try_clone_to_owned())?));
-    Ok(Done::Outcome(Box::new(options.sandbox.run(command)?)))
+    let output = sandbox.run(command)?;
+    if let Some(path) = &options.commit {
+        commit(&output, path)?;
+    }
+    Ok(Done::Outcome(Box::new(output)))
 }
 
 fn target(path: &Option<PathBuf>, own: io::Result<OwnedFd>) -> Result<OwnedFd, Problem> {
@@ -248,6 +299,9 @@ fn parse(json: &mut Option<PathBuf>) -> Result<Options, Problem> {
         environment: Vec::new(),
         directory: None,
         streams: [None, None, None],
+        rootfs: None,
+        store: None,
+        commit: None,
         json: None,
         check: false,
         explain: false,
@@ -283,7 +337,7 @@ fn parse(json: &mut Option<PathBuf>) -> Result<Options, Problem> {
     json.clone_from(&options.json);
     match problem {
         Some(problem) => Err(problem),
-        None if options.command.is_empty() && !options.check && !options.explain => {
+        None if options.command.is_empty() && options.rootfs.is_none() && !options.check && !options.explain => {
             Err(invalid("there's no command: run [OPTIONS] [--] COMMAND [ARG...]"))
         }
         None => Ok(options),
@@ -304,6 +358,9 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
     }
     const KNOWN: &[&str] = &[
         "rootfs",
+        "store",
+        "entrypoint",
+        "commit",
         "memory",
         "cpu-time",
         "wall-time",
@@ -335,8 +392,20 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
     let text = || value.to_str().ok_or_else(|| invalid(format!("--{name}: not a text: {value:?}")));
     let sandbox = std::mem::take(&mut options.sandbox);
     options.sandbox = match name {
-        "rootfs" if value == "host" => sandbox.rootfs(Image::host()),
-        "rootfs" => sandbox.rootfs(Image::dir(&value)),
+        "rootfs" => {
+            options.rootfs = Some(value.clone());
+            sandbox
+        }
+        "store" => {
+            options.store = Some(value.into());
+            sandbox
+        }
+        "commit" => {
+            options.commit = Some(value.into());
+            sandbox.keep_changes(true)
+        }
+        "entrypoint" if value.is_empty() => sandbox.entrypoint([""; 0]),
+        "entrypoint" => sandbox.entrypoint([value]),
         "memory" => sandbox.memory(size(name, text()?)?),
         "cpu-time" => sandbox.cpu_time(seconds(name, text()?)?),
         "cpus" => sandbox.cpus(text()?.parse().map_err(|_| invalid("--cpus wants a number like 1.5"))?),

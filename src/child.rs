@@ -95,16 +95,16 @@ impl Child {
         self.live.tell(Request::SIGNAL, signal as u64, Duration::ZERO)
     }
 
-    /// Asks the command to end (SIGTERM), and kills everything after `grace` if it
+    /// Asks the command to end (SIGTERM, or what the image says), and kills everything after `grace` if it
     /// hasn't; the verdict is [`Exit::Killed`] then. This returns at once: wait
     /// afterwards.
     pub fn stop(&self, grace: Duration) -> Result<()> {
-        self.live.tell(Request::STOP, libc::SIGTERM as u64, grace)
+        self.live.tell(Request::STOP, self.live.stop_signal() as u64, grace)
     }
 
     /// A handle that another thread can kill it with.
     pub fn killer(&self) -> Killer {
-        Killer { reply: self.live.reply.clone() }
+        Killer { reply: self.live.reply.clone(), stop_signal: self.live.stop_signal() }
     }
 
     /// The process id of the command's main process, on the host; `None` when it
@@ -125,6 +125,7 @@ impl AsFd for Child {
 #[derive(Clone, Debug)]
 pub struct Killer {
     reply: Arc<OwnedFd>,
+    stop_signal: i32,
 }
 
 impl Killer {
@@ -135,7 +136,7 @@ impl Killer {
 
     /// Like [`Child::stop`].
     pub fn stop(&self, grace: Duration) -> Result<()> {
-        tell(&self.reply, Request::STOP, libc::SIGTERM as u64, grace)
+        tell(&self.reply, Request::STOP, self.stop_signal as u64, grace)
     }
 
     /// Like [`Child::signal`].

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::image::ImageConfig;
 use crate::sandbox::Sandbox;
 
 /// The search path that a command gets by default.
@@ -21,8 +22,8 @@ pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:
 /// starts from a small default and never from the host's; and arguments, names
 /// and paths may be any bytes but NUL.
 ///
-/// The default environment is `PATH`, `HOME` and `LANG=C.UTF-8`. The default
-/// streams are an empty standard input, and captured output and error.
+/// The default environment is `PATH`, `HOME` and `LANG=C.UTF-8`, and the image's. The
+/// default streams are an empty standard input, and captured output and error.
 ///
 /// ```
 /// use cofferdam::{Command, Sandbox};
@@ -37,7 +38,9 @@ pub struct Command {
     program: OsString,
     environment: Vec<(OsString, Option<OsString>)>,
     clear: bool,
-    directory: PathBuf,
+    directory: Option<PathBuf>,
+    /// The image says which program.
+    of_image: bool,
     pub(crate) stdin: Stdio,
     pub(crate) stdout: Stdio,
     pub(crate) stderr: Stdio,
@@ -99,7 +102,8 @@ impl Command {
             program,
             environment: Vec::new(),
             clear: false,
-            directory: PathBuf::from("/"),
+            directory: None,
+            of_image: false,
             stdin: Stdio::null(),
             stdout: Stdio::captured(),
             stderr: Stdio::captured(),
@@ -107,6 +111,14 @@ impl Command {
             limits: CommandLimits::default(),
             terminal_size: (24, 80),
         }
+    }
+
+    /// The command of the sandbox's image: its entrypoint and default arguments. With
+    /// arguments added it's its entrypoint with these.
+    pub fn of_image() -> Command {
+        let mut command = Command::new("");
+        command.of_image = true;
+        command
     }
 
     /// Adds an argument.
@@ -164,10 +176,10 @@ impl Command {
         self
     }
 
-    /// The working directory, inside. By default `/`. One that's missing is
+    /// The working directory, inside. By default the image's, or `/`. One that's missing is
     /// [`ErrorKind::BadWorkingDirectory`](crate::ErrorKind::BadWorkingDirectory).
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Command {
-        self.directory = directory.as_ref().to_path_buf();
+        self.directory = Some(directory.as_ref().to_path_buf());
         self
     }
 
@@ -282,7 +294,34 @@ impl Command {
     }
 
     pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+        self.directory.as_deref().unwrap_or(Path::new("/"))
+    }
+
+    /// What docker run makes of it: the image's entrypoint before it, the image's
+    /// environment below its own, the image's working directory.
+    pub(crate) fn in_image(mut self, image: Option<&ImageConfig>, entrypoint: Option<&[OsString]>) -> Result<Command> {
+        let given = if self.of_image { self.arguments[1..].to_vec() } else { [&[self.program.clone()], &self.arguments[1..]].concat() };
+        let line = match image {
+            Some(image) => image.arguments(entrypoint, &given),
+            None => [entrypoint.unwrap_or_default(), &given].concat(),
+        };
+        if line.is_empty() {
+            return Err(Error::invalid("the root file system names no command; give one"));
+        }
+        // Nothing came before it, so its own name stays as it was given.
+        if self.of_image || line.len() != given.len() {
+            self.program = line[0].clone();
+            self.arguments = line;
+            self.of_image = false;
+        }
+        if let Some(image) = image {
+            if !self.clear {
+                let own = image.env().map(|(name, value)| (name.into(), Some(value.into())));
+                self.environment.splice(0..0, own);
+            }
+            self.directory = self.directory.or_else(|| image.working_dir().map(Path::to_path_buf));
+        }
+        Ok(self)
     }
 
     /// The environment that the program will have.
@@ -331,7 +370,7 @@ impl Command {
         if has_nul(&self.program) || self.arguments.iter().any(|a| has_nul(a)) {
             return Err(Error::invalid("an argument of the command holds a NUL byte"));
         }
-        if has_nul(self.directory.as_os_str()) || self.directory.as_os_str().is_empty() {
+        if has_nul(self.directory().as_os_str()) || self.directory().as_os_str().is_empty() {
             return Err(Error::invalid("the working directory is empty or holds a NUL byte"));
         }
         for (name, value) in &self.environment {

@@ -156,6 +156,12 @@ impl Error {
         Error(Box::new(Inner { kind, message, source: Some(source), layer: None }))
     }
 
+    /// The same error with what it was about in front.
+    pub(crate) fn within(mut self, what: &str) -> Error {
+        self.0.message = format!("{what}: {}", self.0.message);
+        self
+    }
+
     pub(crate) fn about(mut self, layer: Option<Layer>) -> Error {
         self.0.layer = layer;
         self
@@ -163,6 +169,19 @@ impl Error {
 
     pub(crate) fn layer(&self) -> Option<Layer> {
         self.0.layer
+    }
+
+    /// What a stream of an image said, after so many bytes: one of our own errors on its
+    /// way through [`io::Read`], a failure of the kernel's, or bytes that can't be right.
+    pub(crate) fn from_stream(error: io::Error, position: u64) -> Error {
+        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+            let inner = error.into_inner().expect("looked at").downcast::<Error>();
+            return *inner.expect("looked at");
+        }
+        if error.raw_os_error().is_some() {
+            return Error::io("read", "the archive", error);
+        }
+        Error::new(ErrorKind::Image, format!("cannot read the archive: {error} (at byte {position})"))
     }
 
     /// A failure of the host program's own system call.

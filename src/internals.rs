@@ -5,6 +5,8 @@ use crate::policy::bpf::{self, Check, Comparison, Rule, Verdict};
 use crate::policy::filter::Circumstances;
 use crate::{SyscallPolicy, SyscallProfile};
 
+pub use crate::layer::internals as layers;
+
 /// An instruction of a filter, as `struct sock_filter` has it: code, jt, jf, k.
 pub type Instruction = (u16, u8, u8, u32);
 
@@ -18,6 +20,11 @@ pub fn plan(bytes: &[u8]) {
         plan[at] = edit[2];
     }
     stays_inside(&plan);
+}
+
+/// The readers of what images say of themselves.
+pub fn image(bytes: &[u8]) {
+    crate::image::fuzz(bytes);
 }
 
 /// What the decoder accepts names nothing outside of its own bytes.

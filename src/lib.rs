@@ -2,8 +2,10 @@
 
 mod capability;
 mod cgroup;
+mod changes;
 mod child;
 mod command;
+mod compress;
 mod cpu;
 mod error;
 mod ids;
@@ -12,6 +14,7 @@ mod instance;
 #[doc(hidden)]
 pub mod internals;
 mod launch;
+mod layer;
 mod limits;
 mod net;
 mod outcome;
@@ -21,20 +24,24 @@ mod probe;
 mod pty;
 mod remedy;
 mod sandbox;
+mod store;
 mod supervise;
 mod sys;
+mod tar;
 
 #[doc = include_str!("../THREATS.md")]
 pub mod threats {}
 
 pub use capability::Capability;
+pub use changes::CommitOptions;
 pub use child::{Child, Killer};
 pub use command::{Command, Stdio};
 pub use cpu::Speculation;
 pub use error::{Error, ErrorKind, Result};
-pub use image::Image;
+pub use image::{Image, ImageConfig, ImageFormat, ImageOptions, Platform, Progress};
 pub use instance::{Entry, EntryKind, Instance};
 pub use launch::quiesce;
+pub use layer::{Change, ChangeKind};
 pub use limits::Resource;
 pub use net::Network;
 pub use outcome::{Exit, Limit, Line, Output, Source, StreamEnd, Usage, signal_name};
@@ -43,6 +50,7 @@ pub use policy::{SyscallPolicy, SyscallProfile, Syscalls, SystemCall};
 pub use probe::{Layer, LayerState, Report};
 pub use pty::Pty;
 pub use sandbox::Sandbox;
+pub use store::{Pruned, Store, StoredImage};
 
 /// 1,024 bytes.
 pub const KIB: u64 = 1 << 10;

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cgroup::Counters;
+use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::message::Report;
 use crate::policy::SystemCall;
@@ -40,6 +42,7 @@ pub struct Output {
     /// [`Layer::Landlock`] where the kernel has none.
     pub missing: Vec<Layer>,
     pub(crate) limits: Values,
+    pub(crate) upper: Option<Arc<Upper>>,
 }
 
 /// The values of a recipe's limits, for the evidence.
@@ -503,6 +506,7 @@ mod tests {
             layers: Vec::new(),
             missing: Vec::new(),
             limits: Values { output: Some(1024), memory: Some(256 << 20), cpu_time: Some(Duration::from_secs(1)), ..Values::default() },
+            upper: None,
         };
         let usage = Usage { oom_kills: Some(1), peak_memory: Some(256 << 20), user: Duration::from_millis(1003), ..Usage::default() };
         assert_eq!(output(Limit::Memory, usage).to_string(), "memory limit: 256 MiB, 1 OOM kill, peak 256 MiB");

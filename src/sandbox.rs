@@ -1,5 +1,6 @@
 //! The recipe: what a sandbox is to be like.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use crate::cgroup::{CpuSet, Limits};
 use crate::child::Child;
 use crate::command::Command;
 use crate::cpu::Speculation;
-use crate::error::{Error, Result};
-use crate::image::{HostLayout, Image, Root, USER_HOME, hosts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{HostLayout, Image, ImageConfig, Root, USER_HOME, User, hosts};
 use crate::instance::Instance;
 use crate::limits::Resource;
 use crate::net::Network;
@@ -47,7 +48,8 @@ pub struct Sandbox {
     files: Vec<FileSpec>,
     pub(crate) writable: u64,
     pub(crate) writable_files: u64,
-    pub(crate) user: (u32, u32),
+    user: Option<(u32, u32)>,
+    entrypoint: Option<Vec<OsString>>,
     pub(crate) hostname: String,
     pub(crate) network: Network,
     pub(crate) syscalls: SyscallPolicy,
@@ -64,6 +66,7 @@ pub struct Sandbox {
     pub(crate) keep_output: u64,
     keep_tail: u64,
     pub(crate) id_base: u32,
+    pub(crate) keep_changes: bool,
     require: u64,
     prefer: u64,
     pub(crate) changes: Vec<Change>,
@@ -113,7 +116,8 @@ impl Sandbox {
             files: Vec::new(),
             writable: 256 * MIB,
             writable_files: 65_536,
-            user: (0, 0),
+            user: None,
+            entrypoint: None,
             hostname: "sandbox".into(),
             network: Network::None,
             syscalls: Syscalls::Default.into(),
@@ -130,6 +134,7 @@ impl Sandbox {
             keep_output: 16 * MIB,
             keep_tail: 0,
             id_base: ID_BASE,
+            keep_changes: false,
             require: 0,
             prefer: 0,
             changes: Vec::new(),
@@ -240,14 +245,37 @@ impl Sandbox {
         self
     }
 
-    /// User and group of the command, inside. Default: 0 and 0, the sandbox's
-    /// root, which has no capability and is an unprivileged id of the host.
+    /// User and group of the command, inside. Default: what the image's configuration
+    /// says, or 0 and 0, the sandbox's root, which has no capability and is an
+    /// unprivileged id of the host.
     ///
     /// An ordinary user without subordinate ids has only one id to give; whatever
     /// number it gets here, it's that user outside.
     pub fn user(mut self, uid: u32, gid: u32) -> Sandbox {
         self.check_that(uid < 65_536 && gid < 65_536, || format!("user {uid}, group {gid}: ids inside a sandbox go from 0 to 65,535"));
-        self.user = (uid, gid);
+        self.user = Some((uid, gid));
+        self
+    }
+
+    /// The program, with its first arguments, that commands are arguments of, instead of
+    /// the [image's](crate::ImageConfig::entrypoint). An empty one makes commands what they
+    /// are without an image.
+    pub fn entrypoint<I>(mut self, words: I) -> Sandbox
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString>,
+    {
+        self.entrypoint = Some(words.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Keeps what a run writes to its root file system when it's over:
+    /// [`Output::changes`](crate::Output::changes) lists it and
+    /// [`Output::commit`](crate::Output::commit) makes an image of it. The writable layer
+    /// is memory, and lives as long as the [`Output`]. It needs a root file system other
+    /// than the host's.
+    pub fn keep_changes(mut self, keep: bool) -> Sandbox {
+        self.keep_changes = keep;
         self
     }
 
@@ -572,10 +600,29 @@ impl Sandbox {
     }
 
     pub(crate) fn validate(&self) -> Result<()> {
-        match &self.problem {
-            Some(problem) => Err(Error::invalid(problem.clone())),
-            None => Ok(()),
+        if let Some(problem) = &self.problem {
+            return Err(Error::invalid(problem.clone()));
         }
+        if self.keep_changes && matches!(self.root.root, Root::Host(_)) {
+            return Err(Error::invalid("there are no changes to keep of the host's root, which isn't written to; give an image"));
+        }
+        match self.root.config().map(ImageConfig::account) {
+            Some(Err(why)) if self.user.is_none() => {
+                Err(Error::new(ErrorKind::Image, format!("{why} (name a user with `user`, who counts instead)")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// User and group of the command.
+    pub(crate) fn account(&self) -> (u32, u32) {
+        let of_image = || self.root.config().and_then(|config| config.account().as_ref().ok()).map(|user| (user.uid, user.gid));
+        self.user.or_else(of_image).unwrap_or((0, 0))
+    }
+
+    /// The command line as docker run would have it.
+    pub(crate) fn complete(&self, command: Command) -> Result<Command> {
+        command.in_image(self.root.config(), self.entrypoint.as_deref())
     }
 
     pub(crate) fn prefers(&self, layer: Layer) -> bool {
@@ -615,8 +662,10 @@ impl Sandbox {
             ours: true,
         };
         let synthetic = match &self.root.root {
-            Root::Host(_) => HostLayout::files(&self.hostname, self.user.0, self.user.1),
-            Root::Dir(_) => vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))],
+            Root::Host(_) => HostLayout::files(&self.hostname, self.account().0, self.account().1),
+            Root::Dir(_) | Root::Layers(_) => {
+                vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))]
+            }
         };
         let synthetic = synthetic.into_iter().map(ours).filter(|file| !self.covers(&file.inside));
         synthetic.chain(self.files.iter().cloned()).collect()
@@ -643,23 +692,34 @@ impl Sandbox {
     }
 
     /// Home directory of the run's user.
-    pub(crate) fn home(&self) -> &'static str {
-        match (&self.root.root, self.user.0) {
+    pub(crate) fn home(&self) -> &str {
+        let (uid, _) = self.account();
+        if let Some(Ok(User { uid: own, home: Some(home), .. })) = self.root.config().map(ImageConfig::account)
+            && *own == uid
+        {
+            return home;
+        }
+        match (&self.root.root, uid) {
             (_, 0) => "/root",
             (Root::Host(_), _) => USER_HOME,
-            (Root::Dir(_), _) => "/",
+            (Root::Dir(_) | Root::Layers(_), _) => "/",
         }
     }
 
     /// The host's root, for a user other than root, who needs a home.
     pub(crate) fn makes_home(&self) -> bool {
-        matches!(self.root.root, Root::Host(_)) && self.user.0 != 0
+        matches!(self.root.root, Root::Host(_)) && self.account().0 != 0
+    }
+
+    /// Directories that the image's configuration needs.
+    pub(crate) fn image_directories(&self) -> impl Iterator<Item = &Path> {
+        self.root.config().into_iter().flat_map(|config| config.working_dir().into_iter().chain(config.volumes()))
     }
 
     /// Something of the recipe must be idmapped when root runs it.
     pub(crate) fn maps_owners(&self) -> bool {
         let binds = self.mounts.iter().any(|m| matches!(m.kind, MountKind::Bind { .. }));
-        binds || matches!(self.root.root, Root::Dir(_))
+        binds || !matches!(self.root.root, Root::Host(_))
     }
 
     pub(crate) fn limit_values(&self) -> Values {
@@ -701,7 +761,6 @@ fn too_large(what: &'static str, bytes: u64) -> impl FnOnce() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn nonsense_is_refused_with_the_sensible_bound() {

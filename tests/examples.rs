@@ -150,6 +150,74 @@ fn options_reach_the_sandbox() {
     assert_eq!(run(&["--bind", &bind, "cat", "/b/file"]).stdout, b"bound");
 }
 
+fn images(arguments: &[&str]) -> Output {
+    Command::new(example("images")).args(arguments).stdin(Stdio::null()).output().expect("it starts")
+}
+
+fn images_are_managed_and_run() {
+    use support::image::{Layout, busybox, file, tar};
+    let mut layout = Layout::new();
+    for name in ["first", "second"] {
+        let layer = tar(&[busybox(), vec![file("name", name)]].concat());
+        let manifest = layout.manifest(&[layer], serde_json::json!({"Cmd": ["cat", "/name"], "Env": ["A=1"]}));
+        layout.add(manifest, name);
+    }
+    let directory = fresh_dir("images-");
+    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
+    let (store, image, committed) = (path("store"), layout.path.to_string_lossy().into_owned(), path("committed.tar"));
+    let named = |name: &str| format!("{image}#{name}");
+    let prints = |arguments: &[&str]| {
+        let output = run(&[&["--store", &store][..], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(prints(&["--rootfs", &named("first")]), "first", "its own command");
+    assert_eq!(prints(&["--rootfs", &named("second"), "sh", "-c", "echo $A"]), "1\n");
+    assert_eq!(prints(&["--rootfs", &named("second"), "--entrypoint", "echo", "x"]), "x\n");
+    assert_eq!(prints(&["--rootfs", &named("first"), "--commit", &committed, "sh", "-c", "echo third > /name"]), "");
+    assert_eq!(prints(&["--rootfs", &committed]), "third\n");
+    for reference in ["", "#third"] {
+        let output = run(&["--store", &store, "--rootfs", &format!("{image}{reference}"), "true"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(125) && said.contains("first, second"), "{said}");
+    }
+
+    let says = |arguments: &[&str]| {
+        let output = images(&[&["--store", &store][..], arguments].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(says(&["list"]).lines().count(), 4, "two images, one made of a run, and a heading");
+    assert!(says(&["inspect", "first"]).contains("A=1"));
+    let id = says(&["import", "--ref", "second", &image]);
+    assert!(id.starts_with("sha256:"));
+    says(&["save", "--format", "docker", "second", &path("saved.tar")]);
+    assert_eq!(prints(&["--rootfs", &path("saved.tar")]), "second");
+    says(&["unpack", "--ref", "first", "--platform", "linux/amd64", "--max-bytes", "100M", &image, &path("tree")]);
+    assert_eq!(std::fs::read_to_string(directory.join("tree/name")).expect("it"), "first");
+    for name in ["first", "second", "committed"] {
+        says(&["remove", name]);
+    }
+    assert!(says(&["prune"]).starts_with("3 layers"), "two and the run's");
+    assert_eq!(says(&["list"]).lines().count(), 1);
+    let refused: &[&[&str]] = &[
+        &["unpack", "--ref", "first", "--max-bytes", "1K", &image, &path("small")],
+        &["unpack", "--ref", "first", "--max-inodes", "3", &image, &path("small")],
+        &["unpack", &image, &path("small")],
+        &["import", &path("nothing")],
+        &["inspect", "first"],
+        &["frobnicate"],
+        &["--nonsense"],
+    ];
+    for arguments in refused {
+        let output = images(&[&["--store", &store][..], arguments].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.starts_with("images: ") && said.lines().count() == 1, "{arguments:?}: {said}");
+        assert!(!directory.join("small").exists());
+    }
+}
+
 /// What the README's main job prints: each submission with the verdict that its name
 /// promises.
 fn the_judge_is_right() {
@@ -202,7 +270,7 @@ fn a_shell_is_interactive_and_hands_on_its_exit_code() {
 fn main() {
     // For the ordinary user's copy of this test.
     if support::is_root() {
-        for name in ["run", "judge", "plugin", "shell"] {
+        for name in ["run", "judge", "images", "plugin", "shell"] {
             copy_for_all(&example(name));
         }
     }
@@ -212,6 +280,7 @@ fn main() {
         test!(json_starts_on_a_fresh_line),
         test!(streams_go_where_they_are_told),
         test!(options_reach_the_sandbox),
+        test!(images_are_managed_and_run, Need::Tool("busybox"), Need::Overlay),
         test!(the_judge_is_right, Need::Tool("gcc")),
         test!(a_plugin_that_hangs_is_started_again),
         test!(a_shell_is_interactive_and_hands_on_its_exit_code),

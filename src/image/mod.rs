@@ -1,10 +1,43 @@
 //! Root file systems.
+//!
+//! [`ImageOptions`] finds out what stands at a path (`options.rs`). A container image
+//! is read as far as its configuration, from an OCI layout (`layout.rs`) or an archive
+//! of `docker save` (`docker.rs`), and its layers are the [store](crate::store)'s
+//! business. What images say of themselves is JSON (`json.rs`) and digests
+//! (`digest.rs`), all of it untrusted.
 
+mod archive;
+mod config;
+mod digest;
+mod docker;
+mod files;
 mod host;
+pub(crate) mod json;
+mod layout;
+mod options;
+mod platform;
+pub(crate) mod rootfs;
+mod save;
+mod source;
+mod unpack;
+pub(crate) mod user;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::error::Result;
+use crate::store::{Imported, Store};
+
+pub(crate) use archive::Archive;
+pub use config::ImageConfig;
+pub(crate) use digest::{Digest, Hasher};
+pub(crate) use files::{Files, Member};
 pub(crate) use host::{HostLayout, USER_HOME, hosts};
+pub use options::{ImageOptions, Progress};
+pub use platform::Platform;
+pub use save::ImageFormat;
+pub(crate) use source::{LayerSource, Source};
+pub(crate) use user::User;
 
 /// The file system that a sandbox starts from. Nothing that a workload does
 /// changes it: writes go to a layer of the run's own, which is gone afterwards.
@@ -17,6 +50,8 @@ pub struct Image {
 pub(crate) enum Root {
     Host(HostLayout),
     Dir(PathBuf),
+    /// Layers in a store.
+    Layers(Arc<Imported>),
 }
 
 impl Image {
@@ -54,6 +89,57 @@ impl Image {
         let path = path.as_ref();
         Image { root: Root::Dir(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())) }
     }
+
+    /// A container image or a packed root file system, whatever this path holds:
+    ///
+    /// * an OCI image layout, as a directory or a tar archive (`skopeo copy … oci:`,
+    ///   `umoci`, `buildah push … oci:`),
+    /// * an archive of `docker save` or `podman save`, of old and new form,
+    /// * a tar archive of a root file system (`docker export`, mmdebstrap),
+    /// * a directory that is a root file system: then it's [`Image::dir`].
+    ///
+    /// Archives may be compressed with gzip, zstd or xz. The layers are unpacked once,
+    /// into the user's [store](crate::Store::open_default), and shared from then on: opening
+    /// the same image again costs little more than reading its JSON. Every digest and
+    /// size is checked while the layers are unpacked.
+    ///
+    /// Where there are several images name one: see [`options`](Self::options).
+    ///
+    /// An ordinary user's images belong to that user as a whole: owners inside layers
+    /// are left out, and so are device nodes.
+    pub fn open(path: impl AsRef<Path>) -> Result<Image> {
+        Image::options().open(path)
+    }
+
+    /// Which of several images, for which platform, in which store, within which
+    /// limits.
+    pub fn options() -> ImageOptions {
+        ImageOptions::default()
+    }
+
+    pub(crate) fn imported(imported: Arc<Imported>) -> Image {
+        Image { root: Root::Layers(imported) }
+    }
+
+    fn layers(&self) -> Option<&Imported> {
+        if let Root::Layers(imported) = &self.root { Some(imported) } else { None }
+    }
+
+    /// How the image wants to be run; a root file system without an image doesn't say.
+    pub fn config(&self) -> Option<&ImageConfig> {
+        self.layers().map(|imported| &imported.config)
+    }
+
+    /// `sha256:` and the digest of the image's configuration, which names the contents of
+    /// all its layers; `None` for a root file system without an image.
+    pub fn id(&self) -> Option<&str> {
+        self.layers().map(|imported| imported.id.as_str())
+    }
+
+    /// The store that holds the image's layers, if it has some.
+    pub fn store(&self) -> Option<&Store> {
+        self.layers().map(|imported| &imported.store)
+    }
 }
 
 impl From<&Path> for Image {
@@ -72,4 +158,37 @@ impl From<&Image> for Image {
     fn from(image: &Image) -> Image {
         image.clone()
     }
+}
+
+/// Reads `bytes` as each of the documents of an image and, as a file, as an archive.
+/// Whatever it is, it's an image or an error, and names no file outside.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let _ = json::check_layout(bytes);
+    let _ = json::Document::parse(bytes, "", "a manifest");
+    if let Ok(document) = json::ConfigDocument::parse(bytes) {
+        let config = ImageConfig::new(&document, User::find("web:staff", bytes, bytes));
+        let _ = (config.env().count(), config.volumes().count(), config.stop_signal());
+        config.arguments(None, &[]);
+    }
+    let whole = || -> Result<()> {
+        let file = crate::launch::sealed(c"fuzz", bytes)?;
+        let scratch = || Ok(std::env::temp_dir());
+        if let archive::Kind::Image(archive) = Archive::look(file.into(), 1 << 20, scratch)? {
+            let source = layout::read(Files::Archive(archive), None, None)?;
+            for layer in &source.layers {
+                assert!(!layer.path.contains(".."));
+                source.open_layer(layer)?;
+            }
+        }
+        Ok(())
+    };
+    let _ = whole();
+    let docker = || -> Result<()> {
+        let file = crate::launch::sealed(c"fuzz", bytes)?;
+        if let archive::Kind::Image(archive) = Archive::look(file.into(), 1 << 20, || Ok(std::env::temp_dir()))? {
+            docker::read(Files::Archive(archive), None, None)?;
+        }
+        Ok(())
+    };
+    let _ = docker();
 }

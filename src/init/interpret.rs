@@ -209,6 +209,7 @@ impl Context {
             op::STAND => plain(self.stand()),
             op::ID_MAP => plain(id_map(a[0], a[1])),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
+            op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
             op::TERMINAL => plain(self.pass_terminal(a[0] as i32)),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
             number => plain(call(number as usize, a)),
@@ -392,6 +393,11 @@ impl Context {
             // The host let go.
             None => exit(1),
         }
+    }
+
+    fn show(&self, fd: i32, kind: u32) -> Result<usize> {
+        report(self.slots[slot::REPLY as usize], &Report { kind, ..Report::default() }, &[fd]);
+        Ok(0)
     }
 
     fn pass_terminal(&self, master: i32) -> Result<usize> {

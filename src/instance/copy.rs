@@ -265,7 +265,7 @@ impl Batch<'_> {
     }
 
     fn directory(&mut self, path: &Path, mode: u32) {
-        let (uid, gid) = self.instance.session.sandbox().user;
+        let (uid, gid) = self.instance.session.sandbox().account();
         let (name, made) = (self.draft.text(path.as_os_str().as_bytes()), self.draft.temporary());
         // The owner must be able to fill it.
         let args = [Arg::Slot(slot::ROOT), name, 0.into(), (mode | 0o700).into(), uid.into(), gid.into()];

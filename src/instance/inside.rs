@@ -31,7 +31,7 @@ impl Instance {
     /// A plan whose steps have the rights of the run's user.
     pub(super) fn steps(&self) -> Draft {
         let sandbox = self.session.sandbox();
-        let (uid, gid) = sandbox.user;
+        let (uid, gid) = sandbox.account();
         let mut draft = Draft::new();
         draft.stage(Stage::Inner);
         draft.area(Area::Privileges);
@@ -71,7 +71,7 @@ impl Instance {
 
     /// The step that makes a file of what is in a passed descriptor.
     pub(super) fn copy_step(&self, draft: &mut Draft, path: &Path, source: u8, mode: u32) {
-        let (uid, gid) = self.session.sandbox().user;
+        let (uid, gid) = self.session.sandbox().account();
         let name = draft.text(path.as_os_str().as_bytes());
         let args = [name, Arg::Slot(source), 0.into(), mode.into(), uid.into(), gid.into()];
         draft.step(op::COPY, &args, "write", path.display().to_string());

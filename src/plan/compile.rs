@@ -190,7 +190,7 @@ fn terminal(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, (rows, columns): (u1
     draft.step(libc::SYS_ioctl, &[Arg::Slot(master), TIOCGPTPEER.into(), flags.into()], "open", "a terminal").keep_in(slave);
     if ids.groups() {
         let group = Arg::Value(u64::from(u32::MAX));
-        draft.step(libc::SYS_fchown, &[Arg::Slot(slave), sandbox.user.0.into(), group], "own", "a terminal");
+        draft.step(libc::SYS_fchown, &[Arg::Slot(slave), sandbox.account().0.into(), group], "own", "a terminal");
     }
     draft.step(libc::SYS_ioctl, &[Arg::Slot(slave), TIOCSCTTY.into(), 0.into()], "take", "a controlling terminal");
     draft.step(op::TERMINAL, &[Arg::Slot(master)], "pass on", "a terminal");

@@ -181,6 +181,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::ALLOW, "landlock_add_rule"),
     (op::STAND, "stand before the host"),
     (op::NETWORK, "enter a network namespace"),
+    (op::SHOW, "show the host"),
     (op::COPY, "copy file"),
     (op::TERMINAL, "pass the terminal"),
 ];

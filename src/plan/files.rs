@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::landlock::{self, Ruleset};
+use super::overlay::{Lower, overlay};
 use super::wire::{AT_FDCWD, op, slot};
 use super::{Area, Arg, Draft, Mark, namespaces, proc};
 use crate::image::{HostLayout, Root};
@@ -27,7 +28,7 @@ const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
 /// Where init's root has room for a scratch, in the outer child's copy of it.
 pub(crate) const SCRATCH: &str = "/mnt";
-const HERE: Arg = Arg::Value(AT_FDCWD);
+pub(super) const HERE: Arg = Arg::Value(AT_FDCWD);
 /// nosuid and nodev hold for every mount that a workload sees.
 pub(crate) const BASE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
@@ -176,29 +177,11 @@ pub(crate) fn sources<'a>(draft: &mut Draft, sandbox: &'a Sandbox) -> Outside<'a
                 outside.parts.push((part.inside.as_str(), tree));
             }
         }
-        Root::Dir(path) => outside.lower = Some(lower(draft, path)),
+        Root::Dir(_) | Root::Layers(_) => outside.lower = Lower::of(&sandbox.root).map(|lower| lower.open(draft)),
     }
     draft.area(Area::Mount);
     draft.step(libc::SYS_setns, &[Arg::Slot(slot::INIT_MOUNTS), libc::CLONE_NEWNS.into()], "return to", "init's mounts");
     outside
-}
-
-/// An image as a detached, read-only mount.
-fn lower(draft: &mut Draft, path: &Path) -> u8 {
-    let name = display(path);
-    let directory = draft.temporary();
-    let path = draft.text(path.as_os_str().as_bytes());
-    // Not O_PATH: a directory that this user can't read is told here.
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", name.clone()).keep_in(directory);
-    let lower = draft.temporary();
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
-    draft
-        .step(libc::SYS_open_tree, &[Arg::Slot(directory), Draft::EMPTY, flags.into()], "open the root file system", name.clone())
-        .keep_in(lower);
-    set_attributes(draft, lower, BASE | libc::MOUNT_ATTR_RDONLY, name);
-    draft.close(directory);
-    lower
 }
 
 /// Outer stage, second part: what needs the user namespace.
@@ -209,96 +192,15 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, outsid
             map_ids(draft, bind.slot, owners, display(host));
         }
     }
-    if let (Some(lower), Root::Dir(path)) = (outside.lower, &sandbox.root.root) {
+    if let (Some(tree), Some(lower)) = (outside.lower, Lower::of(&sandbox.root)) {
         draft.area(Area::Image);
-        map_ids(draft, lower, owners, display(path));
-        outside.shm = Some(overlay(draft, sandbox, lower, display(path), owners));
+        map_ids(draft, tree, owners, lower.name());
+        outside.shm = Some(overlay(draft, sandbox, &lower, tree, owners));
     }
-}
-
-/// The scratch and the overlay of it over a lower layer; returns `/dev/shm`.
-fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: u8, name: String, owners: Owners) -> u8 {
-    // overlayfs wants its layers attached in the caller's mount namespace
-    // (before Linux 6.15), so this child takes a copy of init's small one.
-    draft.area(Area::Overlay);
-    draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
-    let scratch = draft.temporary();
-    scratch_into(draft, scratch, sandbox, "755");
-    let path = draft.text(SCRATCH);
-    attach(draft, scratch, path, "the writable layer");
-    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
-    for (directory, mode) in [("lower", 0o700), ("upper", 0o755), ("work", 0o700), ("shm", 0o1777)] {
-        let path = draft.text(directory);
-        draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", "the writable layer");
-    }
-    let path = draft.text("lower");
-    attach(draft, lower, path, name.clone());
-    let upper = draft.temporary();
-    let path = draft.text("upper");
-    draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").keep_in(upper);
-    if owners.ordinary {
-        draft.area(Area::UserXattr);
-        draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
-        draft.area(Area::Overlay);
-    }
-    let same_owner = u32::from(owners.substitute.is_none());
-    draft.step(op::LIKE, &[Arg::Slot(lower), Arg::Slot(upper), same_owner.into()], "copy the owner and mode of", name);
-    if let Some(root) = owners.substitute {
-        // Directories whose owner doesn't exist inside can be neither written nor
-        // copied up. So those that every run writes to stand in the upper layer from
-        // the start, owned by the sandbox's root; overlayfs merges them with the
-        // image's.
-        for (directory, mode) in [("upper", None), ("upper/etc", Some(0o755)), ("upper/tmp", Some(0o1777))] {
-            let path = draft.text(directory);
-            if let Some(mode) = mode {
-                draft.step(libc::SYS_mkdirat, &[HERE, path, Arg::from(mode)], "make", "the writable layer");
-            }
-            draft.step(libc::SYS_fchownat, &[HERE, path, root.into(), root.into(), 0.into()], "own", "the writable layer");
-        }
-    }
-    let mut options = vec![("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")];
-    if owners.ordinary {
-        options.push(("userxattr", ""));
-    } else {
-        // An image may carry overlayfs's own attributes. Redirects among them could
-        // lead into directories that its layers keep closed (many kernels follow
-        // them unless told otherwise).
-        options.extend([("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")]);
-    }
-    overlay_filesystem(draft, &options);
-    let shm = draft.text("shm");
-    let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
-    set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, "/dev/shm");
-    for slot in [lower, scratch, upper] {
-        draft.close(slot);
-    }
-    shm
-}
-
-fn overlay_filesystem(draft: &mut Draft, options: &[(&str, &str)]) {
-    const FSCONFIG_SET_FLAG: u32 = 0;
-    let context = draft.temporary();
-    let name = draft.text("overlay");
-    draft
-        .step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", "overlay")
-        .keep_in(context)
-        .layer(Layer::Overlay, false);
-    for (key, value) in options {
-        let object = format!("overlay option {key}={value}");
-        let key = draft.text(key);
-        let (command, value) = if value.is_empty() { (FSCONFIG_SET_FLAG, 0.into()) } else { (FSCONFIG_SET_STRING, draft.text(value)) };
-        draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), command.into(), key, value, 0.into()], "set", object);
-    }
-    let create = [Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()];
-    draft.step(libc::SYS_fsconfig, &create, "create", "the overlay").layer(Layer::Overlay, false);
-    draft
-        .step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()], "mount", "the overlay")
-        .keep_in(slot::ROOT);
-    draft.close(context);
 }
 
 /// The tmpfs that holds all that a workload writes.
-fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode: &str) {
+pub(super) fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode: &str) {
     let (size, inodes) = (sandbox.writable.to_string(), sandbox.writable_files.to_string());
     new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", mode)], BASE);
 }
@@ -365,12 +267,12 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     if let Root::Host(layout) = &sandbox.root.root {
         host_tree(draft, layout, outside);
     }
-    let (uid, gid) = sandbox.user;
+    let (uid, gid) = sandbox.account();
     if sandbox.makes_home() {
-        let (path, slot) = (draft.text(sandbox.home()), draft.temporary());
-        let args = [Arg::Slot(slot::ROOT), path, 0.into(), 0o700.into(), uid.into(), gid.into()];
-        draft.step(op::MAKE_PATH, &args, "make", sandbox.home()).keep_in(slot);
-        draft.close(slot);
+        make_path(draft, Path::new(sandbox.home()), 0o700, (uid, gid));
+    }
+    for directory in sandbox.image_directories() {
+        make_path(draft, directory, 0o755, (0, 0));
     }
     attach_at(draft, dev, "dev", "/dev");
     attach_at(draft, pts, "dev/pts", "/dev/pts");
@@ -426,6 +328,14 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
         ruleset.allow(draft, shm, right::WRITE, "/dev/shm");
     }
     draft.close(slot::ROOT);
+}
+
+/// A directory by its path, and those on the way to it.
+fn make_path(draft: &mut Draft, path: &Path, mode: u32, (uid, gid): (u32, u32)) {
+    let (text, slot) = (draft.text(path.as_os_str().as_bytes()), draft.temporary());
+    let args = [Arg::Slot(slot::ROOT), text, 0.into(), mode.into(), uid.into(), gid.into()];
+    draft.step(op::MAKE_PATH, &args, "make", display(path)).keep_in(slot);
+    draft.close(slot);
 }
 
 /// `/dev/shm` in a root that is the scratch itself: `/dev` will hide this directory.

@@ -75,7 +75,7 @@ impl Ruleset {
     pub(crate) fn allow_root(&self, draft: &mut Draft, sandbox: &Sandbox) {
         let root = Arg::Slot(slot::ROOT);
         match &sandbox.root.root {
-            Root::Dir(_) => self.rule(draft, root, ".", right::WRITE, "/"),
+            Root::Dir(_) | Root::Layers(_) => self.rule(draft, root, ".", right::WRITE, "/"),
             // `/` itself stays as it is: a rule for it would hold for all below.
             Root::Host(layout) => {
                 let own = layout.directories.iter().map(|(name, _)| *name).chain(["tmp"]).filter(|name| !name.contains('/'));

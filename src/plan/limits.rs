@@ -34,7 +34,7 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, ids: Ids, grouped: bool)
         && !grouped
     {
         // Where PID 1 has the same id the kernel counts it too.
-        let pid1 = u64::from(ids.shield(sandbox.user.0).is_none());
+        let pid1 = u64::from(ids.shield(sandbox.account().0).is_none());
         let value = u64::from(most) + pid1;
         all.retain(|l| l.resource != Resource::Processes);
         all.push(Rlimit { resource: Resource::Processes, soft: value, hard: value });

@@ -158,6 +158,8 @@ impl Report {
     /// The command's process, whose pidfd comes along, has given up what it gives up and
     /// waits.
     pub const STANDING: u32 = 11;
+    /// The writable layer, for a host that wants to keep it; its directory comes along.
+    pub const UPPER: u32 = 12;
 
     /// The wall-time limit was reached.
     pub const WALL: u32 = 1;

@@ -9,7 +9,7 @@
 //! | stage | performed by | files |
 //! | --- | --- | --- |
 //! | start | init, once | `start.rs` |
-//! | outer | a child of init's, with the host's files in view | `namespaces.rs`, `files.rs` |
+//! | outer | a child of init's, with the host's files in view | `namespaces.rs`, `files.rs`, `overlay.rs` |
 //! | inner | PID 1 of the sandbox | `namespaces.rs`, `files.rs` |
 //! | command | the workload's process, up to exec | `privileges.rs`, `limits.rs` |
 
@@ -23,6 +23,7 @@ pub(crate) mod limits;
 #[allow(dead_code, unreachable_pub, reason = "each side uses its half; init includes the same file")]
 pub(crate) mod message;
 pub(crate) mod namespaces;
+mod overlay;
 pub(crate) mod privileges;
 pub(crate) mod proc;
 pub(crate) mod start;

@@ -3,8 +3,9 @@
 
 use super::wire::{AT_FDCWD, op};
 use super::{Area, Arg, Draft, Mark};
+use crate::layer::IdRange;
 use crate::net::Network;
-use crate::probe::{Facts, Layer};
+use crate::probe::{Facts, Layer, Subordinate};
 use crate::sandbox::Sandbox;
 
 /// Which ids exist inside, and what they are outside.
@@ -47,6 +48,19 @@ impl Ids {
     /// setgroups(2) works.
     pub(crate) fn groups(self) -> bool {
         !matches!(self, Ids::Single { .. })
+    }
+
+    /// How ids outside are called inside.
+    pub(crate) fn ranges(self, facts: &Facts) -> Vec<IdRange> {
+        let range = |here, there, count| IdRange { here, there, count };
+        match self {
+            Ids::Range { first } => vec![range(first, 0, RANGE)],
+            Ids::Outer { count } => {
+                let own = range(facts.uid, 0, 1);
+                Subordinate::of(facts.uid).map_or(vec![own], |further| vec![own, range(further.uid, 1, count - 1)])
+            }
+            Ids::Single { uid, gid } => vec![range(facts.uid, uid, 1), range(facts.gid, gid, 1)],
+        }
     }
 
     /// A user id that no process of the run has, if there is one.
@@ -189,7 +203,7 @@ pub(crate) fn settle(draft: &mut Draft, sandbox: &Sandbox, ids: Ids) {
     // RLIMIT_CPU kill it (prlimit(2) asks for all three of each kind); whoever has its
     // real or saved user id may send it signals, which PID 1 is safe from, but not what it
     // forks. Nobody has different ones by exec, and the command gives these up at once.
-    if let Some(shield) = ids.shield(sandbox.user.0) {
+    if let Some(shield) = ids.shield(sandbox.account().0) {
         draft.step(libc::SYS_setresgid, &[0.into(), 0.into(), 1.into()], "protect", "PID 1");
         draft.step(libc::SYS_setresuid, &[shield.into(), 0.into(), shield.into()], "protect", "PID 1");
     }

@@ -17,7 +17,7 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Becomes the run's user, with `capabilities` or, by default, none, and for good.
 pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     draft.area(Area::Privileges);
-    let (uid, gid) = sandbox.user;
+    let (uid, gid) = sandbox.account();
     let keep = sandbox.kept_capabilities();
     draft.step(libc::SYS_setresgid, &[gid.into(), gid.into(), gid.into()], "become", format!("group {gid}"));
     if groups {

@@ -150,8 +150,10 @@ pub mod op {
     pub const COPY: u32 = 0x1_0015;
     /// Command: pass slot (0), the master of a terminal, to the host.
     pub const TERMINAL: u32 = 0x1_0016;
+    /// Outer: send the host the descriptor in slot (0) with a report of kind (1).
+    pub const SHOW: u32 = 0x1_0017;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0016;
+    pub const LAST: u32 = 0x1_0017;
 }
 
 /// How an argument is to be read.

@@ -13,9 +13,12 @@ use super::capture::Capture;
 use super::proof::{self, Expected};
 use super::share::Share;
 use crate::cgroup::{Counters, Group};
+use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
+use crate::image::ImageConfig;
 use crate::launch::{self, Init, timeout_until};
+use crate::layer::IdRange;
 use crate::outcome::{Facts, Line, Output, Source};
 use crate::plan::message::{Report, Request};
 use crate::plan::{Draft, failure};
@@ -85,6 +88,10 @@ pub(crate) struct Live {
     counters: Counters,
     asked: u64,
     streams: [Option<Capture>; 2],
+    /// The writable layer, if the recipe keeps it.
+    upper: Option<OwnedFd>,
+    /// How ids in it are called inside.
+    pub(super) ids: Vec<IdRange>,
     started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
@@ -113,6 +120,8 @@ impl Live {
             counters: Counters::default(),
             asked: began,
             streams,
+            upper: None,
+            ids: Vec::new(),
             started: None,
             ended: None,
             output_exceeded: false,
@@ -216,6 +225,10 @@ impl Live {
                 self.conclude(report);
                 Ok(Some((report, fds)))
             }
+            Report::UPPER => {
+                self.upper = fds.into_iter().next();
+                self.message(wait)
+            }
             _ => Ok(Some((report, fds))),
         }
     }
@@ -232,6 +245,11 @@ impl Live {
             Place::Own { .. } => lost(status),
             Place::Shared(share) => share.lost(),
         }
+    }
+
+    /// What asks the command to end.
+    pub(crate) fn stop_signal(&self) -> i32 {
+        self.sandbox.root.config().and_then(ImageConfig::stop_signal).unwrap_or(libc::SIGTERM)
     }
 
     /// Tells PID 1 something about the command. It may be gone already.
@@ -390,6 +408,7 @@ impl Live {
             layers: applied(&self.sandbox, self.place.init(), missing),
             missing: Layer::of_bits(missing),
             limits: self.sandbox.limit_values(),
+            upper: self.upper.take().map(|directory| Arc::new(Upper::new(directory, &self.sandbox, self.ids.clone()))),
         })
     }
 }

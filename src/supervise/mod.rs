@@ -20,6 +20,7 @@ use crate::command::{Command, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init, sealed};
+use crate::layer::IdRange;
 use crate::outcome::{Line, Output};
 use crate::plan::compile::{Grouped, Purpose, Wanted};
 use crate::plan::explain::Explanation;
@@ -89,14 +90,14 @@ fn ids(sandbox: &Sandbox, init: &Init) -> Result<(Ids, Option<Claim>)> {
             (Ids::Range { first: claim.first() }, Some(claim))
         }
         (Start::Subordinate, _) => (Ids::Outer { count: init.subordinate.clone().unwrap_or(1) }, None),
-        _ => (Ids::Single { uid: sandbox.user.0, gid: sandbox.user.1 }, None),
+        _ => (Ids::Single { uid: sandbox.account().0, gid: sandbox.account().1 }, None),
     };
     if sandbox.requires(Layer::SubordinateIds)
         && let (Ids::Single { .. }, Err(why)) = (ids, &init.subordinate)
     {
         return Err(Error::unsupported(format!("cannot map subordinate ids: {why}")));
     }
-    let (uid, gid) = sandbox.user;
+    let (uid, gid) = sandbox.account();
     if !ids.contains(uid) || !ids.contains(gid) {
         return Err(Error::unsupported(format!(
             "cannot become user {uid}, group {gid}: this user has fewer subordinate ids (add a larger range to /etc/subuid and /etc/subgid)"
@@ -145,12 +146,14 @@ fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, P
     let own = command.limits.over(sandbox);
     let sandbox = own.as_ref().unwrap_or(sandbox);
     sandbox.validate()?;
+    command = sandbox.complete(command)?;
     command.validate()?;
     let passed = pass(&mut command, sandbox)?;
     let asked = insist(|| ask(sandbox, Some(&command), flags, &passed))?;
-    let Asked { reply, draft, claim, group, init, expected } = asked;
+    let Asked { reply, draft, claim, ids, group, init, expected } = asked;
     let place = Place::Own { claim, group: Box::new(group), init };
     let mut live = Live::new(began, sandbox, reply, draft, expected, place, passed.streams);
+    live.ids = ids;
     live.give_group()?;
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
@@ -169,6 +172,9 @@ fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
 /// A sandbox without a command.
 pub(crate) fn start_empty(sandbox: &Sandbox) -> Result<Asked> {
     sandbox.validate()?;
+    if sandbox.keep_changes {
+        return Err(Error::unsupported("the changes of a live sandbox can't be kept yet; take `run` or `spawn`"));
+    }
     insist(|| ask(sandbox, None, 0, &Passed::nothing()))
 }
 
@@ -177,6 +183,8 @@ pub(crate) struct Asked {
     pub(crate) reply: OwnedFd,
     pub(crate) draft: Draft,
     pub(crate) claim: Option<Claim>,
+    /// How ids in the writable layer are called inside, if it's kept.
+    pub(crate) ids: Vec<IdRange>,
     pub(crate) group: Group,
     pub(crate) init: Arc<Init>,
     pub(crate) expected: Expected,
@@ -211,7 +219,8 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
     let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    Ok(Asked { reply, draft, claim, group, init, expected })
+    let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
+    Ok(Asked { reply, draft, claim, ids, group, init, expected })
 }
 
 /// What must be so before a command is executed.

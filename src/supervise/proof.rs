@@ -74,7 +74,7 @@ impl Process {
         let field =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default();
         let numbers = |name: &str| field(name).split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
-        let (uid, gid) = sandbox.user;
+        let (uid, gid) = sandbox.account();
         for (name, outside) in [("Uid", expected.outside(uid, expected.own.0)), ("Gid", expected.outside(gid, expected.own.1))] {
             let found = numbers(name);
             let right = match outside {

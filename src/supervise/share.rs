@@ -173,6 +173,7 @@ impl Session {
         let recipe = self.sandbox();
         let sandbox = command.limits.over(&recipe).unwrap_or(recipe);
         sandbox.validate()?;
+        command = sandbox.complete(command)?;
         command.validate()?;
         if *self.paused.lock().unwrap_or_else(|e| e.into_inner()) {
             return Err(Error::invalid("a paused sandbox starts no command; resume it first"));

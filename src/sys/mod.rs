@@ -7,12 +7,14 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod directory;
 pub(crate) mod landlock;
 pub(crate) mod pidfd;
 pub(crate) mod prctl;
 pub(crate) mod socket;
 pub(crate) mod terminal;
 pub(crate) mod write;
+pub(crate) mod xattr;
 
 /// The descriptor under a number that isn't a standard stream's. In a host that closed
 /// those, the first things that we open for long would stand for them, and

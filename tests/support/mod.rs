@@ -4,7 +4,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 pub mod host;
+pub mod image;
 pub mod processes;
+pub mod trees;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

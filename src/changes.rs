@@ -1,0 +1,130 @@
+//! What a run wrote to its root file system, and images made of it.
+//!
+//! The writable layer is a tmpfs that the outer child mounts in a namespace of its own
+//! and shows the host by a descriptor. Nothing but that descriptor is left of it when
+//! the run has ended, and it's only kept where the recipe asks for it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::error::{Error, Result};
+use crate::image::{Image, Root};
+use crate::layer::{self, Change, IdRange, PackOptions};
+use crate::outcome::Output;
+use crate::sandbox::Sandbox;
+use crate::store::commit;
+
+/// The writable layer of a run that has ended.
+#[derive(Debug)]
+pub(crate) struct Upper {
+    directory: OwnedFd,
+    image: Image,
+    /// Ids in the directory, as they were inside.
+    ids: Vec<IdRange>,
+    /// What isn't the run's: our own files, mounts and volumes.
+    ours: Vec<PathBuf>,
+}
+
+/// How [`Output::commit`] makes an image.
+#[derive(Clone, Debug, Default)]
+pub struct CommitOptions {
+    name: Option<String>,
+    time: Option<SystemTime>,
+    comment: Option<String>,
+}
+
+impl CommitOptions {
+    /// No name, as of now.
+    pub fn new() -> CommitOptions {
+        CommitOptions::default()
+    }
+
+    /// The name of the new image in the store.
+    pub fn name(mut self, name: impl Into<String>) -> CommitOptions {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// When the image is made, as it says itself; and no file in its new layer is later
+    /// than this. Equal changes then become equal images (`SOURCE_DATE_EPOCH`).
+    pub fn time(mut self, time: SystemTime) -> CommitOptions {
+        self.time = Some(time);
+        self
+    }
+
+    /// What the image's history says of the new layer.
+    pub fn comment(mut self, comment: impl Into<String>) -> CommitOptions {
+        self.comment = Some(comment.into());
+        self
+    }
+}
+
+impl Upper {
+    pub(crate) fn new(directory: OwnedFd, sandbox: &Sandbox, ids: Vec<IdRange>) -> Upper {
+        let relative = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_path_buf();
+        let mut ours: Vec<PathBuf> = ["etc/hosts", "etc/hostname", "proc", "dev"].map(PathBuf::from).to_vec();
+        ours.extend(sandbox.sorted_mounts().iter().map(|mount| relative(&mount.inside)));
+        ours.extend(sandbox.root.config().into_iter().flat_map(|config| config.volumes().map(relative)));
+        Upper { directory, image: sandbox.root.clone(), ids, ours }
+    }
+
+    fn is_ours(&self, path: &Path) -> bool {
+        self.ours.iter().any(|ours| path.starts_with(ours))
+    }
+
+    /// The layers below, the topmost first.
+    fn lower(&self) -> Result<Vec<OwnedFd>> {
+        let open = |path: PathBuf| File::open(&path).map(OwnedFd::from).map_err(|e| Error::io("open", &path.to_string_lossy(), e));
+        match &self.image.root {
+            Root::Host(_) => Ok(Vec::new()),
+            Root::Dir(path) => Ok(vec![open(path.clone())?]),
+            Root::Layers(imported) => imported.directories().map(open).collect(),
+        }
+    }
+}
+
+impl Output {
+    fn upper(&self) -> Result<&Upper> {
+        let missing = || Error::invalid("the run's changes weren't kept; ask for it with `keep_changes`");
+        self.upper.as_deref().ok_or_else(missing)
+    }
+
+    /// What the run added, modified and deleted in its root file system, sorted by path.
+    /// What the recipe mounts, and the image's volumes, aren't part of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) unless the recipe says
+    /// [`keep_changes`](Sandbox::keep_changes).
+    pub fn changes(&self) -> Result<Vec<Change>> {
+        let upper = self.upper()?;
+        let lower = upper.lower()?;
+        let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
+        let mut changes = layer::changes(upper.directory.as_fd(), &lower, &upper.ids)?;
+        changes.retain(|change| !upper.is_ours(&change.path));
+        Ok(changes)
+    }
+
+    /// A new image: the run's, with what it wrote as one more layer. It's in the same
+    /// store.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) unless the recipe says
+    /// [`keep_changes`](Sandbox::keep_changes), and if the run's root file system isn't an
+    /// image of a [`Store`](crate::Store).
+    pub fn commit(&self, options: &CommitOptions) -> Result<Image> {
+        let upper = self.upper()?;
+        let Root::Layers(base) = &upper.image.root else {
+            return Err(Error::invalid(
+                "only a run on an image can be committed; open the root file system as an archive with `Image::open`",
+            ));
+        };
+        let created = options.time.unwrap_or_else(SystemTime::now);
+        let pack =
+            PackOptions { ids: upper.ids.clone(), latest: options.time, overlay: true, root_entry: false, exclude: upper.ours.clone() };
+        let write = |out: &mut dyn std::io::Write| layer::pack(upper.directory.as_fd(), out, &pack).map(|_| ());
+        let new = commit::Commit { base, created, name: options.name.as_deref(), comment: options.comment.as_deref() };
+        new.write(write).map(Image::imported).map_err(|error| error.within("cannot commit the run"))
+    }
+}

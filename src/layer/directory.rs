@@ -1,0 +1,133 @@
+//! Opening the directories of a tree that is ours, and walking through them.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat};
+
+use crate::sys::directory::{Entries, EntryKind};
+
+/// What an owner needs of a directory's mode to read and enter it.
+pub(super) const READ: u32 = 0o500;
+/// What an owner needs to change it.
+pub(super) const CHANGE: u32 = 0o700;
+
+/// How deep a walk goes that keeps all directories on its way open: twice what a layer
+/// may have, and half of what a process may usually open.
+pub(super) const DEEPEST: usize = 512;
+
+/// Opens the directory `name` for reading. Never through a link, nor into another
+/// file system or a bind mount.
+///
+/// An ordinary user may own directories that it can't enter: those are given the bits
+/// of `needed` first. The answer has the mode that was there before.
+pub(super) fn open(parent: BorrowedFd<'_>, name: &CStr, needed: u32) -> io::Result<(OwnedFd, FileStat)> {
+    let found = open_with(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY)?;
+    let stat = fstat(&found)?;
+    if lacks(&stat, needed) {
+        set_mode(found.as_fd(), (stat.st_mode & 0o7777) | needed)?;
+    }
+    Ok((open_with(found.as_fd(), c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?, stat))
+}
+
+fn lacks(stat: &FileStat, needed: u32) -> bool {
+    stat.st_mode & needed != needed && !nix::unistd::geteuid().is_root()
+}
+
+fn open_with(parent: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> io::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
+    match openat2(parent, name, OpenHow::new().flags(flags).resolve(resolve)) {
+        // A filter of system calls that doesn't know it (there's none for one's own file).
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let opened = openat(parent, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+            if fstat(&opened)?.st_dev != fstat(parent)?.st_dev {
+                return Err(Errno::EXDEV.into());
+            }
+            Ok(opened)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// fchmod(2) of what an O_PATH descriptor stands for, which the kernel refuses on itself.
+pub(super) fn set_mode(file: BorrowedFd<'_>, mode: u32) -> nix::Result<()> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fchmodat(AT_FDCWD, path.as_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)
+}
+
+/// Reads something of a file or directory by `read`, which is tried once more while its
+/// owner, who may not have read it, may.
+pub(super) fn readable<T>(parent: BorrowedFd<'_>, name: &CStr, read: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match read() {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let closed = openat(parent, name, flags, Mode::empty())?;
+            let mode = fstat(&closed)?.st_mode & 0o7777;
+            set_mode(closed.as_fd(), mode | 0o400)?;
+            let result = read();
+            set_mode(closed.as_fd(), mode)?;
+            result
+        }
+        result => result,
+    }
+}
+
+/// What `name` is, without following it; nothing if there's nothing.
+pub(super) fn look(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<Option<FileStat>> {
+    match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+pub(super) fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+pub(super) fn is_directory(stat: &FileStat) -> bool {
+    kind(stat) == SFlag::S_IFDIR
+}
+
+/// A character device 0:0, by which overlayfs hides a name.
+pub(super) fn is_whiteout(stat: &FileStat) -> bool {
+    kind(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
+}
+
+/// Where a walk stands: a directory and the place in it.
+#[derive(Debug)]
+pub(super) struct Level {
+    pub(super) fd: OwnedFd,
+    pub(super) stat: FileStat,
+    pub(super) entries: Entries,
+}
+
+impl Level {
+    pub(super) fn open(parent: BorrowedFd<'_>, name: &CStr, needed: u32) -> io::Result<Level> {
+        let (fd, stat) = open(parent, name, needed)?;
+        Ok(Level { fd, stat, entries: Entries::default() })
+    }
+
+    /// Gives a directory that was only read its own mode back.
+    pub(super) fn leave(self) -> io::Result<()> {
+        if lacks(&self.stat, READ) {
+            fchmod(&self.fd, Mode::from_bits_truncate(self.stat.st_mode))?;
+        }
+        Ok(())
+    }
+
+    /// The next entry's name, and whether it's a directory.
+    pub(super) fn next(&mut self) -> io::Result<Option<(std::ffi::CString, bool)>> {
+        let Some((name, kind)) = self.entries.next(self.fd.as_fd())? else { return Ok(None) };
+        let directory = match kind {
+            EntryKind::Directory => true,
+            EntryKind::Other => false,
+            EntryKind::Unknown => look(self.fd.as_fd(), name.to_bytes())?.is_some_and(|stat| is_directory(&stat)),
+        };
+        Ok(Some((name.to_owned(), directory)))
+    }
+}

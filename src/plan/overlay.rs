@@ -1,0 +1,152 @@
+//! Steps that stack an image's layers and the writable one.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::files::{BASE, HERE, Owners, SCRATCH, Tree, attach, display, scratch_into, set_attributes};
+use super::message::Report;
+use super::wire::{op, slot};
+use super::{Area, Arg, Draft, Mark};
+use crate::image::{Image, Root};
+use crate::probe::Layer;
+use crate::sandbox::Sandbox;
+use crate::store::Chain;
+
+/// The read-only side of an overlay.
+pub(super) struct Lower<'a> {
+    /// The layer itself or, with a chain, the store that holds it.
+    path: &'a Path,
+    chain: Option<&'a Chain>,
+}
+
+impl<'a> Lower<'a> {
+    /// What a root has below its writable layer; the host's has nothing.
+    pub(super) fn of(image: &'a Image) -> Option<Lower<'a>> {
+        match &image.root {
+            Root::Host(_) => None,
+            Root::Dir(path) => Some(Lower { path, chain: None }),
+            Root::Layers(image) => Some(Lower { path: image.store_path(), chain: Some(image.chain()) }),
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        display(self.path)
+    }
+
+    /// A detached, read-only mount of it. It's one mount for however many layers a
+    /// store has: overlayfs takes directories in it as layers, and each has its id map.
+    pub(super) fn open(&self, draft: &mut Draft) -> u8 {
+        let directory = draft.temporary();
+        let path = draft.text(self.path.as_os_str().as_bytes());
+        // Not O_PATH: a directory that this user can't read is told here.
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", self.name()).keep_in(directory);
+        let tree = draft.temporary();
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
+        draft
+            .step(libc::SYS_open_tree, &[Arg::Slot(directory), Draft::EMPTY, flags.into()], "open the root file system", self.name())
+            .keep_in(tree);
+        set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY, self.name());
+        draft.close(directory);
+        tree
+    }
+
+    /// Enters the directory that has the layers under their [`names`](Self::names).
+    fn enter(&self, draft: &mut Draft) {
+        let path = match self.chain {
+            None => draft.text("lower"),
+            Some(chain) => draft.text(format!("lower/{}", chain.directory)),
+        };
+        draft.step(libc::SYS_chdir, &[path], "find the layers of", self.name());
+    }
+
+    /// Value of the option `lowerdir`, the topmost layer first. mount(2) takes 4,095
+    /// bytes of options: 500 layers, the most that overlayfs stacks, need 1,889 of them.
+    fn names(&self) -> String {
+        match self.chain {
+            None => ".".into(),
+            Some(chain) => (0..chain.layers).map(|i| i.to_string()).collect::<Vec<_>>().join(":"),
+        }
+    }
+
+    /// The layer whose root directory says how the new one is to look.
+    fn pattern(&self) -> String {
+        self.chain.map_or_else(|| ".".into(), |chain| chain.root.to_string())
+    }
+}
+
+/// The scratch and the overlay of it over the layers in the mount `tree`; returns
+/// `/dev/shm`.
+pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8, owners: Owners) -> u8 {
+    // overlayfs wants its layers attached in the caller's mount namespace
+    // (before Linux 6.15), so this child takes a copy of init's small one.
+    draft.area(Area::Overlay);
+    draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
+    let scratch = draft.temporary();
+    scratch_into(draft, scratch, sandbox, "755");
+    let path = draft.text(SCRATCH);
+    attach(draft, scratch, path, "the writable layer");
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
+    for (directory, mode) in [("lower", 0o700), ("upper", 0o755), ("work", 0o700), ("shm", 0o1777)] {
+        let path = draft.text(directory);
+        draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", "the writable layer");
+    }
+    let path = draft.text("lower");
+    attach(draft, tree, path, lower.name());
+    let upper = draft.temporary();
+    let path = draft.text("upper");
+    draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").keep_in(upper);
+    if owners.ordinary {
+        draft.area(Area::UserXattr);
+        draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
+        draft.area(Area::Overlay);
+    }
+    if let Some(root) = owners.substitute {
+        // Directories whose owner doesn't exist inside can be neither written nor
+        // copied up. So those that every run writes to stand in the upper layer from
+        // the start, owned by the sandbox's root; overlayfs merges them with the
+        // image's.
+        for (directory, mode) in [("upper", None), ("upper/etc", Some(0o755)), ("upper/tmp", Some(0o1777))] {
+            let path = draft.text(directory);
+            if let Some(mode) = mode {
+                draft.step(libc::SYS_mkdirat, &[HERE, path, Arg::from(mode)], "make", "the writable layer");
+            }
+            draft.step(libc::SYS_fchownat, &[HERE, path, root.into(), root.into(), 0.into()], "own", "the writable layer");
+        }
+    }
+    lower.enter(draft);
+    let (pattern, path) = (draft.temporary(), draft.text(lower.pattern()));
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root directory of", lower.name()).keep_in(pattern);
+    let same_owner = u32::from(owners.substitute.is_none());
+    draft.step(op::LIKE, &[Arg::Slot(pattern), Arg::Slot(upper), same_owner.into()], "copy the owner and mode of", lower.name());
+    let mut options = format!("lowerdir={},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work", lower.names());
+    // An image may carry overlayfs's own attributes. Redirects among them could
+    // lead into directories that its layers keep closed (many kernels follow
+    // them unless told otherwise).
+    options.push_str(if owners.ordinary { ",userxattr" } else { ",redirect_dir=nofollow,metacopy=off,index=off" });
+    mount(draft, &options);
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
+    let shm = draft.text("shm");
+    let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
+    set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, "/dev/shm");
+    if sandbox.keep_changes {
+        draft.step(op::SHOW, &[Arg::Slot(upper), Report::UPPER.into()], "show the host", "the writable layer");
+    }
+    for slot in [tree, pattern, scratch, upper] {
+        draft.close(slot);
+    }
+    shm
+}
+
+/// The overlay as a detached mount in [`slot::ROOT`].
+///
+/// By mount(2), because fsconfig(2) takes 255 bytes of a value, which are some 80
+/// layers, and several values only from Linux 6.7 on (`lowerdir+`).
+fn mount(draft: &mut Draft, options: &str) {
+    let (name, place, text) = (draft.text("overlay"), draft.text(SCRATCH), draft.text(options));
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    draft.step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay").layer(Layer::Overlay, false);
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    draft.step(libc::SYS_open_tree, &[HERE, place, flags.into()], "open", "the overlay").keep_in(slot::ROOT);
+}
