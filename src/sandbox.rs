@@ -342,7 +342,9 @@ impl Sandbox {
     }
 
     /// Ends the run after this much real time, counted from exec, as
-    /// [`Limit::WallTime`](crate::Limit::WallTime). Default: no limit.
+    /// [`Limit::WallTime`](crate::Limit::WallTime). Default: no limit. It holds whether
+    /// anybody waits for the run or not; if the sandbox's first process can't keep it,
+    /// because somebody has stopped that, it's kept from outside a second later.
     pub fn wall_time(mut self, limit: Duration) -> Sandbox {
         self.check_that(!limit.is_zero(), || "a wall time of 0 ends a run before it starts; the smallest is 1 ns".into());
         self.wall_time = Some(limit);

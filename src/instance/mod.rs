@@ -123,6 +123,17 @@ impl Instance {
         Ok(())
     }
 
+    /// Makes it as it was when it was started, at the cost of a fresh sandbox: kills
+    /// everything, and drops all that was written, also from outside, with shared memory,
+    /// queues and whatever else a sandbox has. Limits stay as they were
+    /// [updated](Self::update); a pause ends.
+    pub fn reset(&mut self) -> Result<()> {
+        let recipe = self.session.sandbox();
+        self.session.end();
+        self.session = Arc::new(Session::start(&recipe)?);
+        Ok(())
+    }
+
     /// What all commands together have used so far, where a control group counts it.
     pub fn usage(&self) -> Usage {
         let wall = monotonic().saturating_sub(self.session.began);
