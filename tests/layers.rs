@@ -60,6 +60,7 @@ fn main() {
         test!(equal_trees_are_equal_archives, PYTHON),
         test!(ids_are_mapped_when_packing, root),
         test!(deep_trees_are_removed),
+        test!(two_may_remove_one_tree),
     ]);
 }
 
@@ -810,6 +811,21 @@ fn ids_are_mapped_when_packing() {
     let again = merged(&[out]);
     let id = |name: &str| fs::metadata(again.join(name)).expect(name).uid();
     assert_eq!((id("a"), id("b"), id("c")), (0, 33, 65534));
+}
+
+fn two_may_remove_one_tree() {
+    let root = fresh_dir("both-");
+    for i in 0..300 {
+        fs::create_dir_all(root.join(format!("top/{}/{i}/x", i % 7))).expect("directories");
+    }
+    let parent = File::open(&root).expect("a directory");
+    std::thread::scope(|scope| {
+        let removers: Vec<_> = (0..4).map(|_| scope.spawn(|| remove_tree(parent.as_fd(), "top".as_ref()))).collect();
+        for remover in removers {
+            remover.join().expect("no panic").expect("it's removed");
+        }
+    });
+    assert!(names(&root).is_empty());
 }
 
 fn deep_trees_are_removed() {

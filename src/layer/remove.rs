@@ -29,7 +29,8 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     remove(parent, &name, &mut |_| {}).map_err(failed)
 }
 
-/// The same; `gone` is told the inode number of each directory.
+/// The same; `gone` is told the inode number of each directory. What vanishes meanwhile,
+/// since somebody else removes the same tree, is as good as removed.
 pub(super) fn remove(parent: BorrowedFd<'_>, name: &CStr, gone: &mut dyn FnMut(u64)) -> io::Result<()> {
     match unlinkat(parent, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(()),
@@ -37,21 +38,23 @@ pub(super) fn remove(parent: BorrowedFd<'_>, name: &CStr, gone: &mut dyn FnMut(u
         Err(errno) => return Err(errno.into()),
     }
     let mut moved = 0u64;
-    let mut levels = vec![(Level::open(parent, name, CHANGE)?, name.to_owned())];
+    let Some(top) = still_there(Level::open(parent, name, CHANGE))? else { return Ok(()) };
+    let mut levels = vec![(top, name.to_owned())];
     loop {
         let depth = levels.len();
         let Some((level, _)) = levels.last_mut() else { return Ok(()) };
-        match level.next()? {
+        match still_there(level.next())?.flatten() {
             Some((child, _)) => match unlinkat(&level.fd, child.as_c_str(), UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(Errno::EISDIR) if depth < OPEN => {
-                    let below = Level::open(level.fd.as_fd(), &child, CHANGE)?;
-                    levels.push((below, child));
+                    if let Some(below) = still_there(Level::open(level.fd.as_fd(), &child, CHANGE))? {
+                        levels.push((below, child));
+                    }
                 }
                 Err(Errno::EISDIR) => {
                     // To move a directory one has to be able to write to it.
-                    open(level.fd.as_fd(), &child, CHANGE)?;
-                    move_up(&levels, &child, &mut moved)?;
+                    still_there(open(level.fd.as_fd(), &child, CHANGE))?;
+                    still_there(move_up(&levels, &child, &mut moved))?;
                 }
                 Err(errno) => return Err(errno.into()),
             },
@@ -71,6 +74,13 @@ pub(super) fn remove(parent: BorrowedFd<'_>, name: &CStr, gone: &mut dyn FnMut(u
                 }
             }
         }
+    }
+}
+
+fn still_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 
