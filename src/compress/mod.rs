@@ -30,13 +30,14 @@ pub(crate) struct Bounds {
     /// The largest window of a zstd frame, in bytes; it's memory. 32 MiB; `zstd -19`
     /// takes 8, `--long` takes 128.
     pub(crate) zstd_window: u64,
-    /// Memory for xz, in bytes. 64 MiB, what `xz -9` needs is 65.
+    /// Memory for xz, in bytes: by default enough for a dictionary of 64 MiB, as `xz -9`
+    /// makes it.
     pub(crate) xz_memory: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { ratio: 100, slack: 64 << 20, zstd_window: 32 << 20, xz_memory: 64 << 20 }
+        Bounds { ratio: 100, slack: 64 << 20, zstd_window: 32 << 20, xz_memory: 66 << 20 }
     }
 }
 

@@ -122,6 +122,15 @@ fn what_grows_too_much_is_refused() {
     }
 }
 
+/// `xz -9` asks for a dictionary of 64 MiB, however short the text is.
+#[test]
+fn the_strongest_preset_of_xz_is_read() {
+    let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 9);
+    encoder.write_all(&text()).expect("a Vec takes all");
+    let strongest = encoder.finish().expect("a Vec takes all");
+    assert_eq!(all(&strongest).expect("it fits"), text());
+}
+
 #[test]
 fn windows_that_need_too_much_memory_are_refused() {
     let with_window = |log| {
