@@ -316,7 +316,8 @@ pub struct Usage {
     pub peak_resident: Option<u64>,
     /// Page cache of files outside the scratch layer that was still there at the end,
     /// bytes: memory that the kernel would have taken back, and that counts in
-    /// [`peak_memory`](Self::peak_memory). Known where memory is limited.
+    /// [`peak_memory`](Self::peak_memory). Known where memory is limited, of runs whose
+    /// peak is 4 MiB or more.
     pub page_cache: Option<u64>,
     /// The most processes and threads at a time; needs a group with `pids.peak`
     /// (Linux 6.1, cgroup v2 and v1).

@@ -31,7 +31,7 @@ fn unseen(sandbox: Sandbox, step: &str) -> Sandbox {
 }
 
 fn blind(sandbox: Sandbox) -> Sandbox {
-    sandbox.without_step(LOOK)
+    sandbox.without_step(LOOK).without_step("wait for the host's look")
 }
 
 const LOOK: &str = "let the host look at the command's process";

@@ -479,8 +479,13 @@ pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// Page cache by `memory.stat`: all of it without what lies in tmpfs.
-pub(crate) fn page_cache(directory: &OwnedFd, all: &str, tmpfs: &str) -> Option<u64> {
+/// Page cache by `memory.stat`: all of it without what lies in tmpfs. That file takes as
+/// long to read as all the others together, so it isn't where there can be little of it.
+pub(crate) fn page_cache(directory: &OwnedFd, peak: Option<u64>, all: &str, tmpfs: &str) -> Option<u64> {
+    const LITTLE: u64 = 4 << 20;
+    if peak.is_some_and(|peak| peak < LITTLE) {
+        return None;
+    }
     let text = read(directory, "memory.stat").ok()?;
     Some(field(&text, all)?.saturating_sub(field(&text, tmpfs)?))
 }

@@ -73,8 +73,10 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.cpu = used.map(Duration::from_nanos);
         // Sampled at ticks, unlike their sum, which is what the scheduler counted: only
         // their proportion is used, as the kernel does for a process (cputime_adjust).
-        let sampled = read(directory, "cpuacct.stat").ok().and_then(|text| field(&text, "user").zip(field(&text, "system")));
-        // Too short for a sample: then PID 1 knows better.
+        // Without a sample PID 1 knows better.
+        let long = used.is_some_and(|nanos| nanos > 4_000_000);
+        let sampled = if long { read(directory, "cpuacct.stat").ok() } else { None };
+        let sampled = sampled.and_then(|text| field(&text, "user").zip(field(&text, "system")));
         if let (Some(used), Some((user, system))) = (used, sampled.filter(|(user, system)| user + system > 0)) {
             let user = (u128::from(used) * u128::from(user) / u128::from(user + system)) as u64;
             counters.user = Some(Duration::from_nanos(user));
@@ -89,8 +91,7 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
     }
     if uses & controller::MEMORY != 0 && limits.memory.is_some() {
-        // Only here, because this file takes as long to read as all the others.
-        counters.page_cache = page_cache(directory, "total_cache", "total_shmem");
+        counters.page_cache = page_cache(directory, counters.peak_memory, "total_cache", "total_shmem");
         // Whichever of the two limits is met first counts; they are the same.
         let hits = |file| number(directory, file).unwrap_or(0);
         let counted = hits("memory.failcnt") + hits("memory.memsw.failcnt");

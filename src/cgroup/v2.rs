@@ -81,8 +81,7 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
     if uses & controller::MEMORY != 0 {
         counters.peak_memory = number(directory, "memory.peak");
         if limits.memory.is_some() {
-            // Only here, because this file takes as long to read as all the others.
-            counters.page_cache = page_cache(directory, "file", "shmem");
+            counters.page_cache = page_cache(directory, counters.peak_memory, "file", "shmem");
         }
         if let Ok(text) = read(directory, "memory.events") {
             counters.oom_kills = field(&text, "oom_kill");

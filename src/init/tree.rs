@@ -80,9 +80,10 @@ impl Tree {
 
     /// All processes, with ours marked. Zombies don't count.
     fn look(&self) -> &'static [Process] {
+        let place = &raw mut PROCESSES;
         // SAFETY: this program has no threads, and no caller keeps the slice over
         // another look.
-        let processes = unsafe { &mut *(&raw mut PROCESSES) };
+        let processes = unsafe { &mut *place };
         let count = self.list(processes);
         let processes = &mut processes[..count];
         for process in processes.iter_mut() {
@@ -146,7 +147,7 @@ impl Tree {
         let rest = &text[text.iter().rposition(|b| *b == b')')? + 2..];
         let mut fields = rest.split(|b| *b == b' ');
         let state = fields.next()?;
-        let mut number = |skip: usize| fields.nth(skip).map_or(0, |digits| decimal(digits));
+        let mut number = |skip: usize| fields.nth(skip).map_or(0, decimal);
         let (parent, session) = (number(0), number(1));
         // Fields 14 to 17: utime, stime, cutime, cstime.
         let ticks = number(7) + number(0) + number(0) + number(0);

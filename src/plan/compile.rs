@@ -161,7 +161,10 @@ fn command(
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
     draft.area(Area::ReadBack);
     draft.step(op::STAND, &[], "let the host look at", "the command's process");
+    // Installed while the host looks: the two take about as long.
     privileges::fences(draft, sandbox, filter);
+    draft.area(Area::ReadBack);
+    draft.step(op::AWAIT_LOOK, &[], "wait for", "the host's look");
     execute(draft, sandbox, command);
     draft.settings.watch = watch(sandbox, group);
     if let Some(limit) = sandbox.wall_time {
@@ -346,7 +349,8 @@ mod tests {
             assert_eq!(path(pivots[1], 1), b"proc");
             assert!(last(op::DROP_BOUNDING.into()) < exec);
             if let Some(filter) = places(libc::SYS_seccomp as u32).first() {
-                assert_eq!(*filter, exec - 1, "the filter is the last before exec");
+                assert_eq!(*filter, exec - 2, "the filter is the last before exec but for a wait");
+                assert_eq!(draft.steps[exec - 1].op, op::AWAIT_LOOK);
                 let last = places(libc::SYS_prctl as u32).last().copied().expect("some");
                 assert_eq!(draft.notes[last].doing, "set no_new_privs");
                 assert!(last < places(op::STAND)[0], "and the host has seen no_new_privs");

@@ -180,6 +180,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::AWAIT_GROUP, "await group"),
     (op::ALLOW, "landlock_add_rule"),
     (op::STAND, "stand before the host"),
+    (op::AWAIT_LOOK, "await the host's look"),
     (op::NETWORK, "enter a network namespace"),
     (op::SHOW, "show the host"),
     (op::COPY, "copy file"),

@@ -143,8 +143,7 @@ pub mod op {
     /// (1) itself if that's empty: rights (3) on it and all below.
     pub const ALLOW: u32 = 0x1_0013;
     /// Command: tell the host that it may look, with a pidfd
-    /// ([`Report::STANDING`](super::super::message::Report::STANDING)), and wait for
-    /// [`Request::PROCEED`](super::super::message::Request::PROCEED).
+    /// ([`Report::STANDING`](super::super::message::Report::STANDING)).
     pub const STAND: u32 = 0x1_0014;
     /// Like [`FILE`], with the contents of the regular file in slot (1); (2) is unused.
     pub const COPY: u32 = 0x1_0015;
@@ -152,8 +151,11 @@ pub mod op {
     pub const TERMINAL: u32 = 0x1_0016;
     /// Outer: send the host the descriptor in slot (0) with a report of kind (1).
     pub const SHOW: u32 = 0x1_0017;
+    /// Command: wait until the host has looked
+    /// ([`Request::PROCEED`](super::super::message::Request::PROCEED)).
+    pub const AWAIT_LOOK: u32 = 0x1_0018;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0017;
+    pub const LAST: u32 = 0x1_0018;
 }
 
 /// How an argument is to be read.

@@ -23,8 +23,9 @@ pub(crate) struct Filter {
 }
 
 /// What the command's process calls between the filter and its own first instruction:
-/// looks at the clock, executes and, if that fails, looks for the reason and ends.
-const NEEDED: [&str; 4] = ["clock_gettime", "execve", "statx", "exit_group"];
+/// waits for the host's look, looks at the clock, executes and, if that fails, looks for
+/// the reason and ends.
+const NEEDED: [&str; 5] = ["read", "clock_gettime", "execve", "statx", "exit_group"];
 
 /// What a filter depends on besides its policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
