@@ -17,6 +17,9 @@
 //!
 //! An image that is refused ends it with code 1 and one line on standard error.
 
+#[path = "common/size.rs"]
+mod size;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -116,7 +119,7 @@ fn options(arguments: &Arguments) -> Result<ImageOptions> {
         options = options.platform(platform.parse::<Platform>()?);
     }
     if let Some(size) = arguments.options.get("max-bytes") {
-        options = options.max_bytes(parse_size(size)?);
+        options = options.max_bytes(size::parse(size).map_err(|why| format!("--max-bytes: {size:?} {why}"))?);
     }
     if let Some(inodes) = arguments.options.get("max-inodes") {
         options = options.max_inodes(inodes.parse().map_err(|_| format!("--max-inodes: {inodes:?} is no number"))?);
@@ -178,18 +181,6 @@ fn inspect(store: &Store, reference: &str) -> Result<()> {
     });
     println!("{object:#}");
     Ok(())
-}
-
-fn parse_size(text: &str) -> Result<u64> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        Some(b'T' | b't') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("--max-bytes: {text:?} is no size"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("--max-bytes: {text:?} is too large").into())
 }
 
 fn bytes(count: u64) -> String {

@@ -47,6 +47,9 @@
 //! * `stdout`, `stderr`: `bytes` and `truncated`
 //! * `layers`: what stood around the run; `missing`: what could not be had
 
+#[path = "common/size.rs"]
+mod size;
+
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -485,15 +488,7 @@ fn bind(value: &OsString) -> Result<(OsString, OsString, bool), Problem> {
 }
 
 fn size(name: &str, text: &str) -> Result<u64, Problem> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        Some(b'T' | b't') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
-    bytes.ok_or_else(|| invalid(format!("--{name}: {text:?} is not a size like 64M, 1G or 4096")))
+    size::parse(text).map_err(|_| invalid(format!("--{name}: {text:?} is not a size like 64M, 1G or 4096")))
 }
 
 fn seconds(name: &str, text: &str) -> Result<Duration, Problem> {

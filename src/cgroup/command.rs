@@ -7,11 +7,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Counters, Group, Limits, controller, open, v1, v2, write};
+use super::{Counters, Group, Limits, controller, make_directory, open, v1, v2, write};
 use crate::error::{Error, Result};
 
 #[derive(Debug)]
@@ -54,11 +53,8 @@ impl Group {
     pub(crate) fn command(&self, number: u32) -> Result<Option<CommandGroup>> {
         let Some(member) = self.counting() else { return Ok(None) };
         let name = format!("cmd-{number}");
-        let make = || -> nix::Result<OwnedFd> {
-            mkdirat(&member.directory, name.as_str(), Mode::from_bits_truncate(0o755))?;
-            openat(&member.directory, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        };
-        let directory = make().map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
+        let directory =
+            make_directory(&member.directory, &name).map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
         let directory = crate::sys::not_standard(directory).map_err(|e| Error::io("copy", "a descriptor", e))?;
         let v2 = self.places.hierarchies[member.hierarchy].v2;
         let uses = if v2 { member.uses } else { controller::ACCOUNT };

@@ -2,17 +2,17 @@
 //!
 //! One group per sandbox, made fresh, in every hierarchy that has something to offer:
 //! a v2 tree with controllers has it all; v1 has one hierarchy per controller; on a
-//! hybrid machine the v2 tree beside them, although without controllers, still counts
-//! CPU time. `place.rs` finds where groups may be made, `remedy.rs` says what helps
+//! hybrid machine the v2 tree beside them, although without controllers, can still count
+//! CPU time where v1 doesn't. `place.rs` finds where groups may be made, `remedy.rs` says what helps
 //! where they may not, `v1.rs` and `v2.rs` know the names of files.
 //!
 //! The host makes the group, writes its limits and reads every one of them back, while
-//! the sandbox is already being set up, and passes descriptors on: the workload's process joins by writing `0` to its own
-//! membership file, last before it gives up its privileges. That is cheap on v1,
-//! where moving another process by pid waits for a grace period of milliseconds; it
-//! leaves no moment without limits; and init and PID 1 stay outside, where the
-//! out-of-memory killer of the group can't take them. init removes the group when
-//! its processes are gone, also when the host is.
+//! the sandbox is already being set up, and passes descriptors on: the workload's process
+//! joins by writing `0` to its own membership file, last before it gives up its
+//! privileges. That is cheap on v1, where moving another process by pid waits for a grace
+//! period of milliseconds; it leaves no moment without limits; and init and PID 1 stay
+//! outside, where the out-of-memory killer of the group can't take them. init removes the
+//! group when its processes are gone, also when the host is.
 //!
 //! cgroups-rs doesn't serve for this: it hard-codes its mount point, looks at the
 //! root's controllers instead of the subtree's, and returns success for limits that it
@@ -244,11 +244,7 @@ impl Group {
     /// A fresh directory: one that exists is never taken over.
     fn make_in(&self, index: usize) -> Result<OwnedFd> {
         let (hierarchy, name) = (&self.places.hierarchies[index], Group::name(self.number));
-        let make = || -> nix::Result<OwnedFd> {
-            mkdirat(&hierarchy.home, name.as_str(), Mode::from_bits_truncate(0o755))?;
-            openat(&hierarchy.home, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        };
-        make().map_err(|errno| {
+        make_directory(&hierarchy.home, &name).map_err(|errno| {
             let kind = if matches!(errno, Errno::ENOSPC | Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE) {
                 ErrorKind::Exhausted
             } else {
@@ -271,11 +267,7 @@ impl Group {
 
     /// A group below, without controllers and so without limits to change.
     fn make_inner(&self, hierarchy: usize, directory: &OwnedFd) -> Result<OwnedFd> {
-        let make = || -> nix::Result<OwnedFd> {
-            mkdirat(directory, INNER, Mode::from_bits_truncate(0o755))?;
-            openat(directory, INNER, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        };
-        make().map_err(|errno| {
+        make_directory(directory, INNER).map_err(|errno| {
             let what = self.places.hierarchies[hierarchy].describe();
             Error::failed(ErrorKind::Exhausted, "make a control group below", &what, errno as i32, Some("cgroup.max.depth may be reached"))
         })
@@ -452,6 +444,12 @@ pub(crate) fn same(wrote: &str, read: &str) -> bool {
 pub(crate) fn same_pages(wrote: &str, read: &str) -> bool {
     let (Ok(wrote), Ok(read)) = (wrote.parse::<u64>(), read.parse::<u64>()) else { return wrote == read };
     read <= wrote && wrote - read < 65_536
+}
+
+/// A group below another: one that exists is never taken over.
+fn make_directory(parent: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
+    mkdirat(parent, name, Mode::from_bits_truncate(0o755))?;
+    openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 pub(crate) fn open(directory: &OwnedFd, file: &str, flags: OFlag) -> io::Result<OwnedFd> {

@@ -152,7 +152,7 @@ impl Command {
         const CLONE_PIDFD: u64 = 0x1000;
         let listens = context.plan.flags() & wire::LISTEN != 0;
         if listens {
-            context.channel = listener::channel().map_err(Failure::outside)?;
+            context.channel = socket_pair().map_err(Failure::outside)?;
         }
         let channel = context.channel[0];
         let mut shared = Shared { context, failure: Failure::outside(EIO), failed: false, main: 0 };
@@ -210,7 +210,7 @@ impl Command {
     pub fn start_beside(context: &mut Context, reply: i32, ruleset: i32) -> Result<Command> {
         let listens = context.plan.flags() & wire::LISTEN != 0;
         if listens {
-            context.channel = listener::channel()?;
+            context.channel = socket_pair()?;
         }
         let mut pipe = [-1i32; 2];
         const O_NONBLOCK: usize = 0o4000;

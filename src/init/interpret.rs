@@ -219,10 +219,7 @@ impl Context {
 
     fn clone_pid1(&mut self, flags: u64) -> Result<usize> {
         const CLONE_PARENT: u64 = 0x8000;
-        let mut pair = [-1i32; 2];
-        // AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC
-        call(nr::SOCKETPAIR, [1, 5 | O_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0])?;
-        self.channel = pair;
+        self.channel = socket_pair()?;
         let tid = crate::server::pid1_place();
         let pid = fork(flags | CLONE_PARENT, 0, tid)?;
         // PID 1 has inherited what was opened before.
@@ -437,7 +434,6 @@ impl Context {
     }
 
     fn die_with_init(&self) -> Result<usize> {
-        const PR_SET_PDEATHSIG: usize = 1;
         const POLLIN: u64 = 1;
         prctl(PR_SET_PDEATHSIG, SIGKILL)?;
         let now = [0u64; 2];

@@ -28,14 +28,6 @@ const STACK: usize = 64 * 1024;
 struct Stack(#[allow(dead_code, reason = "only its address is used")] [u8; STACK]);
 static mut COMMAND_STACK: Stack = Stack([0; STACK]);
 
-/// PID 1's and the courier's ends of the channel between them.
-pub fn channel() -> Result<[i32; 2]> {
-    let mut pair = [-1i32; 2];
-    // AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC
-    call(nr::SOCKETPAIR, [1, 5 | O_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0])?;
-    Ok(pair)
-}
-
 /// The courier's process. PID 1 is suspended (CLONE_VFORK) until it ends.
 pub extern "C" fn courier(address: usize) -> ! {
     // SAFETY: the address of a live local of PID 1's, whose frame is suspended; while

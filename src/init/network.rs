@@ -70,23 +70,22 @@ impl Maker {
     }
 
     fn start(&mut self, init: i32) -> Result<()> {
-        let mut pair = [-1i32; 2];
-        // AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC
-        call(nr::SOCKETPAIR, [1, 5 | O_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0])?;
+        let [ours, theirs] = socket_pair()?;
+        self.channel = ours;
         let started = call(nr::EVENTFD2, [0, O_CLOEXEC, 0, 0, 0, 0]).and_then(|signal| {
-            *self = Maker { pid: 0, channel: pair[0], signal: signal as i32 };
+            self.signal = signal as i32;
             let mut tid = 0;
             fork(0, SIGCHLD, &raw mut tid)
         });
         match started {
-            Ok(0) => serve(pair[1], self.signal, init),
+            Ok(0) => serve(theirs, self.signal, init),
             Ok(pid) => {
-                close(pair[1]);
+                close(theirs);
                 self.pid = pid;
                 Ok(())
             }
             Err(errno) => {
-                close(pair[1]);
+                close(theirs);
                 self.ended();
                 Err(errno)
             }
@@ -111,16 +110,11 @@ pub fn now(signal: i32) {
 /// until the next (an ordinary user couldn't return to where it was). It ends with
 /// init.
 fn serve(channel: i32, signal: i32, init: i32) -> ! {
-    const PR_SET_PDEATHSIG: usize = 1;
-    const PR_SET_NAME: usize = 15;
     const PR_SET_TIMERSLACK: usize = 29;
     const SIOCGSKNS: usize = 0x894c;
     const SIOCOUTQ: usize = 0x5411;
     let _ = prctl(PR_SET_NAME, c"cofferdam-net".as_ptr() as usize);
-    let _ = prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if call(nr::GETPPID, [0; 6]) != Ok(init as usize) {
-        exit(1);
-    }
+    end_with_parent(init);
     close_all_but(&mut [channel, signal]);
     let _ = prctl(PR_SET_TIMERSLACK, 1000);
     loop {

@@ -11,6 +11,7 @@
 //! means that every process in it is dead.
 
 use crate::arch::nr;
+use crate::helper::report_failure;
 use crate::interpret::{Context, Failure, Ran};
 use crate::message::{Report, Request};
 use crate::network::Maker;
@@ -142,7 +143,6 @@ pub fn main() -> ! {
     let _ = call(nr::SETSID, [0; 6]);
     give_up_precedence();
     let _ = call(nr::UMASK, [0; 6]);
-    const PR_SET_NAME: usize = 15;
     let _ = prctl(PR_SET_NAME, c"cofferdam-init".as_ptr() as usize);
     let Some(mut server) = Server::start() else { exit(1) };
     server.serve()
@@ -365,8 +365,7 @@ impl Server {
                 }
             }
             Err(errno) => {
-                let failed = Report { kind: Report::FAILED, status: Failure::NO_STEP, errno: errno as u32, ..Report::default() };
-                report(reply, &failed, &[]);
+                report_failure(reply, Failure::outside(errno));
                 report(reply, &Report { kind: Report::GONE, ..Report::default() }, &[]);
                 received.close();
                 self.remove_group(request.value, request.time as u32);
@@ -668,18 +667,12 @@ struct EpollEvent {
 /// The outer child of one sandbox: opens what is the host's, clones PID 1, hands
 /// over, and ends. If it hangs on a caller's path, only its sandbox does.
 fn outer(server: &Server, received: &Received) -> ! {
-    const PR_SET_PDEATHSIG: usize = 1;
     let reply = received.fds[0];
     let fail = |failure: Failure| -> ! {
-        let failed =
-            Report { kind: Report::FAILED, status: failure.step, errno: failure.errno as u32, detail: failure.detail, ..Report::default() };
-        report(reply, &failed, &[]);
+        report_failure(reply, failure);
         exit(1)
     };
-    let _ = prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if call(nr::GETPPID, [0; 6]) != Ok(server.pid as usize) {
-        exit(1);
-    }
+    end_with_parent(server.pid);
     keep_only(server, received);
     let init = match call(nr::PIDFD_OPEN, [server.pid as usize, 0, 0, 0, 0, 0]) {
         Ok(fd) => fd as i32,

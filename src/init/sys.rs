@@ -78,6 +78,26 @@ pub fn prctl(option: usize, a: usize) -> Result<usize> {
     call(nr::PRCTL, [option, a, 0, 0, 0, 0])
 }
 
+pub const PR_SET_PDEATHSIG: usize = 1;
+pub const PR_SET_NAME: usize = 15;
+
+/// From now on this process is killed when its parent ends; it ends at once if `parent`
+/// already has.
+pub fn end_with_parent(parent: i32) {
+    let _ = prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if call(nr::GETPPID, [0; 6]) != Ok(parent as usize) {
+        exit(1);
+    }
+}
+
+/// A pair of connected sockets that keep messages apart.
+pub fn socket_pair() -> Result<[i32; 2]> {
+    let mut pair = [-1i32; 2];
+    // AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC
+    call(nr::SOCKETPAIR, [1, 5 | O_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0])?;
+    Ok(pair)
+}
+
 /// Clock id: CPU time of this process.
 pub const CPU_TIME: usize = 2;
 

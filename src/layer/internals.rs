@@ -144,17 +144,7 @@ fn read_all(bytes: &[u8]) -> Result<Vec<(tar::Entry, Vec<u8>)>> {
     let mut reader = tar::Reader::new(bytes);
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry()? {
-        let mut data = Vec::new();
-        loop {
-            let some = reader.data()?;
-            if some.is_empty() {
-                break;
-            }
-            data.extend_from_slice(some);
-            let count = some.len();
-            reader.consume(count);
-        }
-        entries.push((entry, data));
+        entries.push((entry, reader.rest()?));
     }
     Ok(entries)
 }

@@ -196,19 +196,24 @@ impl<R: BufRead> Reader<R> {
     /// The data of a header, read as they come and never made room for in advance.
     fn payload(&mut self, size: u64) -> Result<Vec<u8>> {
         (self.data, self.padding) = (size, padding(size));
-        let mut payload = Vec::new();
+        let payload = self.rest()?;
+        let padding = std::mem::take(&mut self.padding);
+        self.skip(padding)?;
+        Ok(payload)
+    }
+
+    /// What is left of an entry's [`data`](Self::data).
+    pub(crate) fn rest(&mut self) -> Result<Vec<u8>> {
+        let mut rest = Vec::new();
         loop {
             let bytes = self.data()?;
             if bytes.is_empty() {
-                break;
+                return Ok(rest);
             }
-            payload.extend_from_slice(bytes);
+            rest.extend_from_slice(bytes);
             let count = bytes.len();
             self.consume(count);
         }
-        let rest = std::mem::take(&mut self.padding);
-        self.skip(rest)?;
-        Ok(payload)
     }
 
     fn skip(&mut self, mut count: u64) -> Result<()> {

@@ -67,17 +67,7 @@ fn read_by(archive: &[u8], piece: usize) -> crate::Result<Vec<(Entry, Vec<u8>)>>
     let mut reader = Reader::new(std::io::BufReader::with_capacity(piece, archive));
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry()? {
-        let mut data = Vec::new();
-        loop {
-            let bytes = reader.data()?;
-            if bytes.is_empty() {
-                break;
-            }
-            data.extend_from_slice(bytes);
-            let count = bytes.len();
-            reader.consume(count);
-        }
-        entries.push((entry, data));
+        entries.push((entry, reader.rest()?));
     }
     Ok(entries)
 }
