@@ -24,7 +24,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cgroup::{Group, Places};
+use crate::cgroup::{Ahead, Group, Places};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Ranges;
 use crate::plan::failure;
@@ -53,6 +53,8 @@ pub(crate) struct Init {
     /// Ids inside an ordinary user's sandboxes, and why there aren't more.
     pub(crate) subordinate: std::result::Result<u32, String>,
     pub(crate) ranges: Option<Arc<Ranges>>,
+    /// Before the places, which hold their directories.
+    pub(crate) ahead: Ahead,
     pub(crate) places: Arc<Places>,
     groups: AtomicU64,
     seen: Mutex<HashSet<u64>>,
@@ -153,12 +155,14 @@ fn is_gone(error: &io::Error) -> bool {
 /// Waits until every sandbox of this process is torn down to the last mount, or the
 /// time is over; true if it is. A run's processes are dead and its files out of
 /// reach when it returns; what the kernel has to take apart afterwards takes some
-/// milliseconds more. For tests that count mounts and processes.
+/// milliseconds more. Control groups that were made ahead are removed too. For tests
+/// that count what's left.
 pub fn quiesce(limit: Duration) -> Result<bool> {
     let init = match &*current() {
         Some(init) => init.clone(),
         None => return Ok(true),
     };
+    init.ahead.clear();
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
     if let Err(error) = sys::socket::send(init.control.as_fd(), &request.encode(), &[theirs.as_fd()]) {
@@ -220,6 +224,7 @@ impl Init {
                         start,
                         subordinate,
                         ranges,
+                        ahead: Ahead::default(),
                         places,
                         groups: AtomicU64::new(1),
                         seen: Mutex::default(),

@@ -64,25 +64,6 @@ impl Resource {
         self.names().1
     }
 
-    /// The name in /proc/<pid>/limits (proc(5)).
-    pub(crate) fn proc_name(self) -> &'static str {
-        match self {
-            Resource::AddressSpace => "Max address space",
-            Resource::Core => "Max core file size",
-            Resource::CpuSeconds => "Max cpu time",
-            Resource::Data => "Max data size",
-            Resource::FileSize => "Max file size",
-            Resource::LockedMemory => "Max locked memory",
-            Resource::MessageQueues => "Max msgqueue size",
-            Resource::Nice => "Max nice priority",
-            Resource::OpenFiles => "Max open files",
-            Resource::Processes => "Max processes",
-            Resource::RealTimePriority => "Max realtime priority",
-            Resource::PendingSignals => "Max pending signals",
-            Resource::Stack => "Max stack size",
-        }
-    }
-
     fn names(self) -> (u32, &'static str) {
         match self {
             Resource::AddressSpace => (libc::RLIMIT_AS, "RLIMIT_AS"),

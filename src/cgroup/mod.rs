@@ -6,8 +6,8 @@
 //! CPU time where v1 doesn't. `place.rs` finds where groups may be made, `remedy.rs` says what helps
 //! where they may not, `v1.rs` and `v2.rs` know the names of files.
 //!
-//! The host makes the group, writes its limits and reads every one of them back, while
-//! the sandbox is already being set up, and passes descriptors on: the workload's process
+//! The host makes the group, writes its limits and reads every one of them back, ahead of
+//! the run (`ahead.rs`) or while its sandbox is being set up, and passes descriptors on: the workload's process
 //! joins by writing `0` to its own membership file, last before it gives up its
 //! privileges. That is cheap on v1, where moving another process by pid waits for a grace
 //! period of milliseconds; it leaves no moment without limits; and init and PID 1 stay
@@ -18,6 +18,7 @@
 //! root's controllers instead of the subtree's, and returns success for limits that it
 //! did not set. It's the independent reader in our tests instead.
 
+mod ahead;
 mod command;
 pub(crate) mod place;
 mod remedy;
@@ -37,6 +38,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::Layer;
+pub(crate) use ahead::Ahead;
 pub(crate) use command::{CommandGroup, Handles};
 pub(crate) use place::{Hierarchy, Places};
 
@@ -154,6 +156,8 @@ pub(crate) struct Group {
     /// Set when init has been told of the group and will remove it.
     handed_over: bool,
     limits: Limits,
+    /// Once made: what the sandbox needs of it.
+    ready: Option<Vec<OwnedFd>>,
 }
 
 #[derive(Debug)]
@@ -223,18 +227,35 @@ impl Group {
                 None => chosen.push((index, wanted)),
             }
         }
-        Ok(Group { places: places.clone(), number, chosen, members: Vec::new(), missing, handed_over: false, limits })
+        Ok(Group { places: places.clone(), number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None })
     }
 
-    /// Makes it, and sets its limits.
+    /// Another one like it, still to be made.
+    fn another(&self, number: u64) -> Group {
+        let Group { missing, limits, .. } = *self;
+        let (places, chosen) = (self.places.clone(), self.chosen.clone());
+        Group { places, number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None }
+    }
+
+    /// Whether it can take that one's part.
+    fn is_like(&self, other: &Group) -> bool {
+        Arc::ptr_eq(&self.places, &other.places) && (self.limits, &self.chosen, self.missing) == (other.limits, &other.chosen, other.missing)
+    }
+
+    /// Makes it, if that hasn't been done ahead, and sets its limits.
     pub(crate) fn make(&mut self) -> Result<()> {
+        if self.ready.is_some() {
+            return Ok(());
+        }
         let lasting = |fd| crate::sys::not_standard(fd).map_err(|e| Error::io("copy", "a descriptor", e));
         for (hierarchy, uses) in self.chosen.clone() {
             let directory = lasting(self.make_in(hierarchy)?)?;
             let inner = if self.needs_inner(hierarchy, uses) { Some(lasting(self.make_inner(hierarchy, &directory)?)?) } else { None };
             self.members.push(Member { hierarchy, directory, uses, inner });
         }
-        self.members.iter().try_for_each(|member| self.set(member))
+        self.members.iter().try_for_each(|member| self.set(member))?;
+        self.ready = Some(self.open_handles()?);
+        Ok(())
     }
 
     fn name(number: u64) -> String {
@@ -318,8 +339,12 @@ impl Group {
         }
     }
 
-    /// The descriptors that [`needs`](Self::needs) promised.
-    pub(crate) fn handles(&self) -> Result<Vec<OwnedFd>> {
+    /// The descriptors that [`needs`](Self::needs) promised, once.
+    pub(crate) fn handles(&mut self) -> Vec<OwnedFd> {
+        self.ready.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn open_handles(&self) -> Result<Vec<OwnedFd>> {
         let failed = |what: &'static str| move |e: io::Error| Error::io("open", what, e);
         let (needs, mut fds, mut cpu, mut oom) = (self.needs(), Vec::new(), None, None);
         for member in &self.members {

@@ -130,12 +130,19 @@ impl Live {
         }
     }
 
-    /// Makes the control group while init is at work, and passes it to PID 1, which
-    /// waits for it before the command.
+    /// Makes the control group while init is at work, unless it was made ahead, and passes
+    /// it to PID 1, which waits for it before the command.
     pub(super) fn give_group(&mut self) -> Result<()> {
         let Place::Own { group, .. } = &mut self.place else { return Ok(()) };
         group.make()?;
-        send_group(&self.reply, &group.handles()?)
+        send_group(&self.reply, &group.handles())
+    }
+
+    /// What the next sandbox of this recipe will need, while there's nothing to do.
+    fn prepare_next(&self) {
+        if let Place::Own { group, init, .. } = &self.place {
+            init.ahead.prepare(group, || init.next_group());
+        }
     }
 
     /// Waits for the program's exec.
@@ -287,6 +294,9 @@ impl Live {
     }
 
     fn wait_with(&mut self, deadline: Option<Instant>, mut news: impl FnMut(&mut [Option<Capture>; 2], bool)) -> Result<bool> {
+        if self.ended.is_none() {
+            self.prepare_next();
+        }
         let mut buffer = Vec::new();
         while self.ended.is_none() {
             self.turn(deadline, &mut buffer)?;

@@ -193,7 +193,7 @@ pub(crate) struct Asked {
 fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<Asked> {
     let init = launch::init()?;
     let (ids, claim) = ids(sandbox, &init)?;
-    let mut group = group(sandbox, &init)?;
+    let mut group = init.ahead.take(group(sandbox, &init)?);
     let mut grouped = grouped(sandbox, &group, passed.fds.len());
     let purpose = match command {
         Some(command) => Purpose::Run(Wanted {

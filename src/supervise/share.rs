@@ -89,7 +89,7 @@ impl Session {
         group.prepare_for_commands();
         // The others are for commands.
         let oom = if group.needs().oom {
-            group.handles()?.split_off(group.needs().join + usize::from(group.needs().cpu.is_some()))
+            group.handles().split_off(group.needs().join + usize::from(group.needs().cpu.is_some()))
         } else {
             Vec::new()
         };

@@ -11,6 +11,7 @@ pub(crate) mod directory;
 pub(crate) mod landlock;
 pub(crate) mod pidfd;
 pub(crate) mod prctl;
+pub(crate) mod rlimit;
 pub(crate) mod socket;
 pub(crate) mod terminal;
 pub(crate) mod write;

@@ -31,7 +31,25 @@ pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
 /// The number of a pidfd's process as this process sees it; `None` when it has ended,
 /// or is out of sight (pidfd_open(2), "fdinfo").
 pub(crate) fn number(pidfd: BorrowedFd<'_>) -> Option<u32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid: i64 = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    let pid = match asked(pidfd) {
+        Some(pid) => pid,
+        None => {
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+            info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?
+        }
+    };
     u32::try_from(pid).ok().filter(|pid| *pid > 0)
+}
+
+/// The same by PIDFD_GET_INFO (ioctl_pidfd, Linux 6.13), a tenth of the work of the file;
+/// `None` where the kernel doesn't know it, or the process has ended.
+fn asked(pidfd: BorrowedFd<'_>) -> Option<i64> {
+    /// The first version of struct pidfd_info: a mask, the id of its control group, the pid
+    /// (u64, u64, u32), and what isn't of interest here.
+    type Info = [u32; 16];
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc000_ff0b | ((size_of::<Info>() as libc::c_ulong) << 16);
+    let mut info: Info = [0; 16];
+    // SAFETY: the address of a live local of the size that the request names.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    (result == 0).then_some(i64::from(info[4]))
 }
