@@ -123,13 +123,13 @@ pub(crate) fn start_sandbox(
     init: &Arc<Init>,
     plan: BorrowedFd<'_>,
     fds: &[BorrowedFd<'_>],
-    network: bool,
+    network: u32,
     group: &mut Group,
 ) -> Result<OwnedFd> {
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut all = vec![theirs.as_fd(), plan];
     all.extend_from_slice(fds);
-    let request = Request { kind: Request::START, command: network.into(), value: group.number(), time: group.hierarchies() };
+    let request = Request { kind: Request::START, command: network, value: group.number(), time: group.hierarchies() };
     let sent = match wait_readable(init.pidfd.as_fd(), Duration::ZERO) {
         Ok(true) => Err(io::ErrorKind::BrokenPipe.into()),
         _ => sys::socket::send(init.control.as_fd(), &request.encode(), &all),

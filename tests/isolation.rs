@@ -5,10 +5,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, LayerState, MIB, Network, Sandbox, Stdio};
+use cofferdam::{Capability, Command, ErrorKind, Exit, Image, Layer, LayerState, MIB, Network, Sandbox, Stdio, Syscalls};
 use support::{Need, busybox_root, fresh_dir, is_root};
 
 fn sandbox() -> Sandbox {
@@ -213,6 +214,48 @@ fn live_sandboxes_share_no_network() {
     let bind = "import socket\ns = socket.socket()\ntry: s.bind(('127.0.0.1', 80)); print('bound')\nexcept OSError as e: print(e.errno)";
     assert_eq!(text(&with_capabilities, ["/usr/bin/python3", "-c", bind]), "bound\n");
     assert_eq!(text(&sandbox(), ["/usr/bin/python3", "-c", bind]), format!("{}\n", libc::EACCES));
+}
+
+/// Whatever can be done to a network namespace is done; those after it look for it.
+fn what_a_run_does_to_its_network_reaches_nobody() {
+    const SEEN: &str = "cd /proc/net && cat dev snmp netstat unix tcp udp raw igmp route; head -1 sockstat
+        for f in snmp6 ip6_flowlabel if_inet6 igmp6 mcfilter6 anycast6 ipv6_route tcp6 udp6; do [ ! -e $f ] || cat $f; done";
+    let seen = || sh(&sandbox(), SEEN);
+    let fresh = seen();
+    let marks = [
+        "s = socket(AF_INET, SOCK_DGRAM); s.sendto(b'x', ('127.0.0.1', 9))",
+        "s = socket(AF_INET, SOCK_DGRAM); s.connect_ex(('192.0.2.1', 9))",
+        "s = socket(AF_INET6, SOCK_DGRAM); s.connect_ex(('2001:db8::1', 9))",
+        "l = socket(); l.bind(('127.0.0.1', 0)); l.listen(); c = create_connection(l.getsockname()); a, _ = l.accept(); a.close(); c.close()",
+        "s = socket(AF_INET6, SOCK_DGRAM); s.setsockopt(IPPROTO_IPV6, 32, inet_pton(AF_INET6, '::1') + pack('>I', 77) + pack('=BBHHHI', 0, 1, 1, 60, 60, 0))",
+        "s = socket(AF_INET, SOCK_DGRAM); s.setsockopt(IPPROTO_IP, IP_ADD_MEMBERSHIP, inet_aton('224.0.0.251') + inet_aton('127.0.0.1'))",
+        // A listener that nobody can close any more: it's on its way to itself.
+        "l = socket(AF_UNIX); l.bind('\\0name'); l.listen(); a, b = socketpair(); a.sendmsg([b'x'], [(SOL_SOCKET, SCM_RIGHTS, pack('iii', l.fileno(), a.fileno(), b.fileno()))])",
+    ];
+    for mark in marks {
+        // What IPv6 is needed for may fail where there's none.
+        let script = format!("from socket import *\nfrom struct import pack\ntry:\n {mark}\nexcept OSError as e: print(e)");
+        text(&sandbox(), ["python3", "-c", &script]);
+        for _ in 0..4 {
+            assert_eq!(seen(), fresh, "after {mark}");
+        }
+    }
+}
+
+fn only_a_network_out_of_reach_serves_again() {
+    let network = |sandbox: &Sandbox| text(sandbox, ["readlink", "/proc/self/ns/net"]);
+    let strict = sandbox().syscalls(Syscalls::Strict);
+    let mut all = BTreeSet::new();
+    // How soon depends on how busy the machine is.
+    assert!((0..200).any(|_| !all.insert(network(&strict))), "{} runs, each with another one", all.len());
+    // Somebody holds each of these, or its number could be another's.
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let child = sandbox().spawn(Command::new("sleep").arg("100")).expect("it starts");
+        held.push(fs::File::open(format!("/proc/{}/ns/net", child.id().expect("it lives"))).expect("its network"));
+    }
+    let numbers: BTreeSet<u64> = held.iter().map(|file| file.metadata().expect("a number").ino()).collect();
+    assert_eq!(numbers.len(), held.len());
 }
 
 fn refused_system_calls_say_so() {
@@ -518,6 +561,8 @@ fn main() {
         test!(devices_are_the_default_ones_and_work),
         test!(live_sandboxes_share_no_network, Need::Tool("python3")),
         test!(the_network_is_loopback_only, Need::Tool("python3")),
+        test!(what_a_run_does_to_its_network_reaches_nobody, Need::Tool("python3")),
+        test!(only_a_network_out_of_reach_serves_again),
         test!(refused_system_calls_say_so, Need::Tool("python3")),
         test!(limits_have_finite_defaults),
         test!(environment_and_session_are_clean),

@@ -28,6 +28,7 @@ mod v2;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -239,7 +240,8 @@ impl Group {
 
     /// Whether it can take that one's part.
     fn is_like(&self, other: &Group) -> bool {
-        Arc::ptr_eq(&self.places, &other.places) && (self.limits, &self.chosen, self.missing) == (other.limits, &other.chosen, other.missing)
+        Arc::ptr_eq(&self.places, &other.places)
+            && (self.limits, &self.chosen, self.missing) == (other.limits, &other.chosen, other.missing)
     }
 
     /// Makes it, if that hasn't been done ahead, and sets its limits.
@@ -448,11 +450,14 @@ pub(crate) struct Setting {
 
 impl Setting {
     fn apply(&self, directory: &OwnedFd) -> std::result::Result<(), String> {
-        match write(directory, self.file, &self.value) {
+        let mut file = match open(directory, self.file, OFlag::O_RDWR) {
             Err(error) if self.optional && error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(|e| e.to_string())?,
-        }
-        let read = read(directory, self.file).map_err(|e| format!("can't be read back: {e}"))?;
+            other => File::from(other.map_err(|e| e.to_string())?),
+        };
+        file.write_all(self.value.as_bytes()).map_err(|e| e.to_string())?;
+        let mut buffer = [0; 4096];
+        let length = file.read_at(&mut buffer, 0).map_err(|e| format!("can't be read back: {e}"))?;
+        let read = String::from_utf8_lossy(&buffer[..length]);
         if (self.holds)(&self.value, read.trim()) {
             Ok(())
         } else {

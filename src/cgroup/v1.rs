@@ -90,17 +90,21 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.peak_memory = number(directory, "memory.max_usage_in_bytes");
         counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
     }
-    if uses & controller::MEMORY != 0 && limits.memory.is_some() {
+    if let (Some(limit), true) = (limits.memory, uses & controller::MEMORY != 0) {
         counters.page_cache = page_cache(directory, counters.peak_memory, "total_cache", "total_shmem");
-        // Whichever of the two limits is met first counts; they are the same.
-        let hits = |file| number(directory, file).unwrap_or(0);
-        let counted = hits("memory.failcnt") + hits("memory.memsw.failcnt");
-        // Recent kernels count neither (they stay 0 on 6.18). A run that met its limit
-        // has a peak just below it: charges come in batches for each CPU.
+        // A run that met its limit has a peak just below it: charges come in batches for
+        // each CPU. Recent kernels count no refusals (on 6.18 it stays 0), so one with
+        // such a peak counts as one.
         const BATCHES: u64 = 4 << 20;
-        let (peak, limit) = (counters.peak_memory.unwrap_or(0), number(directory, "memory.limit_in_bytes").unwrap_or(u64::MAX));
-        let stood_in_the_way = peak.saturating_add(BATCHES.min(limit / 8)) >= limit;
-        counters.limit_hits = Some(counted.max(u64::from(stood_in_the_way)));
+        let peak = counters.peak_memory.unwrap_or(u64::MAX);
+        let hits = if peak.saturating_add(BATCHES.min(limit / 8)) >= limit {
+            // Whichever of the two limits is met first counts; they are the same.
+            let counted = ["memory.failcnt", "memory.memsw.failcnt"].map(|file| number(directory, file).unwrap_or(0));
+            counted.iter().sum::<u64>().max(1)
+        } else {
+            0
+        };
+        counters.limit_hits = Some(hits);
     }
     if uses & controller::PIDS != 0 {
         counters.peak_processes = number(directory, "pids.peak");

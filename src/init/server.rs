@@ -56,6 +56,8 @@ struct Entry {
     /// Number of its control group, and the hierarchies (a bit each) it's in.
     group: u64,
     hierarchies: u32,
+    /// Its network namespace, if that's to be given back.
+    network: i32,
 }
 
 const UNUSED: Entry = Entry {
@@ -73,6 +75,7 @@ const UNUSED: Entry = Entry {
     overdue: false,
     group: 0,
     hierarchies: 0,
+    network: -1,
 };
 
 struct Server {
@@ -385,7 +388,8 @@ impl Server {
         let look = if limit == 0 { 0 } else { asked.saturating_add(limit).saturating_add(GRACE) };
         *self.entry(index) = Entry { outer: -2, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
         let entry: *mut Entry = self.entry(index);
-        self.network = if request.command == 1 { self.networks.take(self.pid) } else { -1 };
+        let network = request.command;
+        self.network = if network != Request::OTHER_NETWORK { self.networks.take(self.pid) } else { -1 };
         let mut tid = 0;
         let forked = fork(0, SIGCHLD, &raw mut tid);
         if forked == Ok(0) {
@@ -394,7 +398,11 @@ impl Server {
             outer(self, received)
         }
         if self.network >= 0 {
-            close(self.network);
+            if network == Request::UNREACHED_NETWORK && forked.is_ok() {
+                self.entry(index).network = self.network;
+            } else {
+                close(self.network);
+            }
         }
         match forked {
             Ok(pid) => {
@@ -486,10 +494,14 @@ impl Server {
     }
 
     fn clear(&mut self, index: usize) {
-        let Entry { reply, group, hierarchies, .. } = *self.entry(index);
+        let Entry { reply, group, hierarchies, network, .. } = *self.entry(index);
         if reply >= 0 {
             close(reply);
             self.entry(index).reply = -1;
+        }
+        if network >= 0 {
+            self.networks.give_back(network);
+            self.entry(index).network = -1;
         }
         let left = self.remove_group(group, hierarchies);
         let waited = self.entry(index).outer == BUSY;

@@ -25,6 +25,13 @@ pub struct Request {
 }
 
 impl Request {
+    /// [`START`](Self::START): none.
+    pub const OTHER_NETWORK: u32 = 0;
+    /// One, which nobody can have after it.
+    pub const OWN_NETWORK: u32 = 1;
+    /// One that others may have afterwards: it can do nothing in it.
+    pub const UNREACHED_NETWORK: u32 = 2;
+
     /// First message: `value` is the build hash; descriptors are the start plan, a
     /// pidfd of the host, whatever must live as long as init and, last, base and home
     /// directory of `command` control group hierarchies, in which `time` is the number
@@ -32,7 +39,7 @@ impl Request {
     pub const HELLO: u32 = 1;
     /// Start a sandbox: the reply socket, the plan, the plan's descriptors. `value`
     /// is the number of its control group, in the hierarchies whose bits `time` has;
-    /// `command` is 1 if it takes a network namespace that was made ahead.
+    /// `command` says what it takes of network namespaces that were made ahead.
     pub const START: u32 = 2;
     /// Answer on the passed socket once no sandbox is left.
     pub const QUIESCE: u32 = 3;

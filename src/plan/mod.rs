@@ -116,6 +116,8 @@ pub(crate) struct Draft {
     pub(crate) settings: Settings,
     /// Layers (a bit each) that the plan itself does without.
     pub(crate) missing: u64,
+    /// Something in the sandbox can have a socket.
+    pub(crate) sockets: bool,
     stage: Stage,
     area: Area,
     next_slot: u8,
@@ -133,6 +135,7 @@ impl Draft {
             relocations: Vec::new(),
             settings: Settings::default(),
             missing: 0,
+            sockets: true,
             stage: Stage::Start,
             area: Area::Setup,
             next_slot: slot::LOCAL,

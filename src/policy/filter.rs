@@ -108,7 +108,8 @@ fn compile(policy: &SyscallPolicy, circumstances: Circumstances) -> Result<Filte
         _ => false,
     };
     let hinders = NEEDED.into_iter().find(|name| !plain(name));
-    Ok(Filter { program, flags, listens, closes_keyrings, sockets: passes("socket"), hinders })
+    let sockets = ["socket", "socketpair", "io_uring_setup"].into_iter().any(passes);
+    Ok(Filter { program, flags, listens, closes_keyrings, sockets, hinders })
 }
 
 /// What a policy says about every number.

@@ -24,6 +24,7 @@ use crate::layer::IdRange;
 use crate::outcome::{Line, Output};
 use crate::plan::compile::{Grouped, Purpose, Wanted};
 use crate::plan::explain::Explanation;
+use crate::plan::message::Request;
 use crate::plan::namespaces::{Ids, Origin, network_origin};
 use crate::plan::start::Start;
 use crate::plan::{Draft, compile, limits, wire};
@@ -217,7 +218,12 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     draft.settings.flags |= flags;
     let plan = encoded(&draft)?;
     let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
-    let network = network_origin(sandbox, &init.facts) == Origin::Ahead;
+    let network = match network_origin(sandbox, &init.facts) {
+        // Unless a test has taken the filter away.
+        Origin::Ahead if !draft.sockets && sandbox.changes.is_empty() => Request::UNREACHED_NETWORK,
+        Origin::Ahead => Request::OWN_NETWORK,
+        _ => Request::OTHER_NETWORK,
+    };
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
     let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
     Ok(Asked { reply, draft, claim, ids, group, init, expected })
