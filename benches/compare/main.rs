@@ -1,6 +1,6 @@
 //! What a sandbox costs, beside a bare spawn and beside its peers, in one run.
 //!
-//! `cargo bench --bench compare -- [OPTION=NUMBER]... [PART]...`: parts are `fresh`,
+//! `cargo bench --bench compare -- [OPTION=NUMBER]... [PART]...`: parts are `fresh`, `stream`,
 //! `idle`, `host`, `throughput`, `live`, `left` and `phases`, all by default. Options:
 //! `rounds` and `chunk` (rounds of all launchers, and runs of one in a row), `gib`
 //! (resident memory of the large host), `seconds` (of each throughput pass), `live`
@@ -37,7 +37,7 @@ pub(crate) struct Options {
     parts: Vec<String>,
 }
 
-const PARTS: [&str; 7] = ["fresh", "idle", "host", "throughput", "live", "left", "phases"];
+const PARTS: [&str; 8] = ["fresh", "stream", "idle", "host", "throughput", "live", "left", "phases"];
 
 impl Options {
     fn parse() -> Result<Options, String> {
@@ -102,9 +102,14 @@ fn main() -> ExitCode {
     let (mut lines, mut text, mut chart) = (Vec::new(), String::new(), None);
     if options.wants("fresh") {
         let rows = parts::fresh(&options, &place, &mut lines);
-        text += &format!("Latency of `true` from call to status, {} runs each\n\n", options.rounds * options.chunk);
+        text += &format!("Latency of `true` from call to status, {} runs each, after pauses\n\n", options.rounds * options.chunk);
         text += &report::latencies(&rows);
         chart = Some(report::chart(&rows));
+    }
+    if options.wants("stream") {
+        let rows = parts::stream(&options, &place, &mut lines);
+        text += &format!("\nThe same in streams of {} runs\n\n", options.chunk);
+        text += &report::latencies(&rows);
     }
     let part = |name: &str, run: &mut dyn FnMut()| {
         if options.wants(name) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cofferdam::{Command, GIB, Sandbox, quiesce};
+use cofferdam::{Command, GIB, Sandbox, Syscalls, quiesce};
 
 use crate::Options;
 use crate::figures::{Figures, Goal, Line};
@@ -17,13 +17,30 @@ pub(crate) fn settle() {
     assert!(quiesce(QUIET).expect("init answers"), "sandboxes are still there after {QUIET:?}");
 }
 
-/// Everybody side by side. The first row is a bare spawn, the second one ours.
+/// Everybody side by side; each run after a pause, in which what the one before it left
+/// to the kernel is done. The first row is a bare spawn, the second one ours.
 pub(crate) fn fresh(options: &Options, place: &Place, lines: &mut Vec<Line>) -> Vec<(&'static str, Figures)> {
+    side_by_side(options, place, "fresh", lines, Some(Duration::from_millis(5)))
+}
+
+/// The same in streams of runs, where each pays for what the one before it left.
+pub(crate) fn stream(options: &Options, place: &Place, lines: &mut Vec<Line>) -> Vec<(&'static str, Figures)> {
+    side_by_side(options, place, "in a stream", lines, None)
+}
+
+fn side_by_side(
+    options: &Options,
+    place: &Place,
+    what: &str,
+    lines: &mut Vec<Line>,
+    pause: Option<Duration>,
+) -> Vec<(&'static str, Figures)> {
     let (sandbox, host) = (place.sandbox(), Sandbox::new());
+    let strict = sandbox.clone().syscalls(Syscalls::Strict);
     let mut launchers = vec![
         Launcher::new("std::process::Command", || plain(place)),
         Launcher::new("cofferdam", || ours(&sandbox)),
-        Launcher::new("cofferdam, nothing before it", || ours(&sandbox)).resting(settle),
+        Launcher::new("cofferdam, Strict", || ours(&strict)),
         Launcher::new("cofferdam, host's /usr", || ours(&host)),
     ];
     let mut goals = vec![("std::process::Command", Goal::AtMost(4.5))];
@@ -48,14 +65,21 @@ pub(crate) fn fresh(options: &Options, place: &Place, lines: &mut Vec<Line>) -> 
     }
     launchers.push(Launcher::new("hakoniwa", || hakoniwa(place)));
     goals.push(("hakoniwa", Goal::AtMost(0.35)));
-    interleave(&mut launchers, options.rounds, options.chunk);
+    let chunk = match pause {
+        Some(pause) => {
+            launchers = launchers.into_iter().map(|launcher| launcher.resting(move || std::thread::sleep(pause))).collect();
+            1
+        }
+        None => options.chunk,
+    };
+    interleave(&mut launchers, options.rounds * options.chunk / chunk, chunk);
     let rows: Vec<_> = launchers.iter().map(|l| (l.name, Figures::of(&l.times))).collect();
     for (name, goal) in goals {
         if let Some((_, peer)) = rows.iter().find(|(n, _)| *n == name) {
-            lines.push(Line::ratio(&format!("fresh / {name}"), rows[1].1, *peer, goal));
+            lines.push(Line::ratio(&format!("{what} / {name}"), rows[1].1, *peer, goal));
         }
     }
-    lines.extend(missing.iter().map(|what| Line::told("missing", (*what).into())));
+    lines.extend(missing.iter().map(|missing| Line::told("missing", (*missing).into())));
     rows
 }
 

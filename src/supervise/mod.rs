@@ -14,6 +14,9 @@ pub(crate) mod share;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+
 use crate::cgroup::Group;
 use crate::child::Child;
 use crate::command::{Command, Stream};
@@ -127,13 +130,18 @@ fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Grouped {
     }
 }
 
-/// CPUs that a run can use at once. Only a limit on CPU time depends on them, and std
-/// reads three files to know.
+/// CPUs that a run can use at once; only a limit on CPU time depends on them. std reads
+/// three files to know, and knows of quotas, which don't matter here.
 pub(crate) fn cpus(sandbox: &Sandbox) -> f64 {
     match sandbox.limits.cpuset {
         _ if !sandbox.group_limits().cpu_account => 1.0,
         Some(cpus) => f64::from(cpus.len()),
-        None => std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
+        None => {
+            let affinity = sched_getaffinity(Pid::from_raw(0));
+            let count = affinity.map(|set| (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).count());
+            // More CPUs than the call's set has room for: EINVAL.
+            count.or_else(|_| std::thread::available_parallelism().map(usize::from)).map_or(1.0, |count| count as f64)
+        }
     }
 }
 
