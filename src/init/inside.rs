@@ -148,7 +148,7 @@ pub fn main(mut context: Context) -> ! {
         inside.promise();
         inside.commands[0].say_started();
     }
-    crate::network::now(context.slots[slot::MAKER as usize]);
+    crate::network::started(context.slots[slot::MAKER as usize]);
     context.drop_plan();
     // Pipe ends and sources belong to the command.
     inside.close_foreign();

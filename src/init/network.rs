@@ -54,8 +54,7 @@ pub struct Maker {
     pub pid: i32,
     /// Where it leaves what it has made, one at most.
     channel: i32,
-    /// An eventfd that says when: right after a command's exec, by its PID 1. At that
-    /// time a processor is free; earlier it would hold up the set-up.
+    /// An eventfd that says when: see [`started`] and [`Maker::sandbox_ended`].
     pub signal: i32,
     /// Those that came back.
     kept: [i32; KEPT],
@@ -91,6 +90,13 @@ impl Maker {
         }
     }
 
+    /// A sandbox is gone, and its host has been told everything: a good time.
+    pub fn sandbox_ended(&self) {
+        if self.signal >= 0 {
+            add(self.signal, ENDED);
+        }
+    }
+
     fn start(&mut self, init: i32) -> Result<()> {
         let [ours, theirs] = socket_pair()?;
         self.channel = ours;
@@ -122,10 +128,19 @@ impl Maker {
     }
 }
 
-/// PID 1: a command has been executed, so the next namespace may be made.
-pub fn now(signal: i32) {
-    let one = 1u64;
-    let _ = call(nr::WRITE, [signal as usize, &raw const one as usize, 8, 0, 0, 0]);
+/// PID 1: a command has been executed, so the next namespace will be wanted: but not at
+/// once, because the maker can't be preempted and would be in the way of a short command.
+pub fn started(signal: i32) {
+    add(signal, 1);
+}
+
+/// What the counter is above when a sandbox has ended.
+const ENDED: u64 = 1 << 32;
+/// How long the end of the sandbox is waited for, nanoseconds.
+const PATIENCE: u64 = 3_000_000;
+
+fn add(signal: i32, number: u64) {
+    let _ = call(nr::WRITE, [signal as usize, &raw const number as usize, 8, 0, 0, 0]);
 }
 
 /// The maker: makes a namespace when told to and none is waiting, and stays in it
@@ -135,6 +150,7 @@ fn serve(channel: i32, signal: i32, init: i32) -> ! {
     const PR_SET_TIMERSLACK: usize = 29;
     const SIOCGSKNS: usize = 0x894c;
     const SIOCOUTQ: usize = 0x5411;
+    const POLLIN: u64 = 1;
     let _ = prctl(PR_SET_NAME, c"cofferdam-net".as_ptr() as usize);
     end_with_parent(init);
     close_all_but(&mut [channel, signal]);
@@ -153,10 +169,11 @@ fn serve(channel: i32, signal: i32, init: i32) -> ! {
         if waiting > 0 {
             continue;
         }
-        // Woken while PID 1 and the host are still busy, it would be put on the workload's
-        // processor, and stay there.
-        let pause = [0u64, 100_000];
-        let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
+        if count < ENDED {
+            let mut polled = u64::from(signal as u32) | POLLIN << 32;
+            let patience = [0u64, PATIENCE];
+            let _ = call(nr::PPOLL, [&raw mut polled as usize, 1, patience.as_ptr() as usize, 0, 0, 0]);
+        }
         let Ok(socket) = make() else { exit(1) };
         // The namespace of a socket (ioctl_ns(2) knows /proc only).
         let namespace = call(nr::IOCTL, [socket as usize, SIOCGSKNS, 0, 0, 0, 0]);

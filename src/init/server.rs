@@ -433,6 +433,7 @@ impl Server {
         let reply = self.entry(index).reply;
         self.unwatch(reply);
         self.entry(index).dying = true;
+        self.networks.sandbox_ended();
         if self.entry(index).gone {
             self.clear(index);
         } else {
