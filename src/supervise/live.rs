@@ -82,6 +82,7 @@ impl Place {
 pub(crate) struct Live {
     pub(crate) reply: Arc<OwnedFd>,
     draft: Draft,
+    kind: u64,
     sandbox: Sandbox,
     place: Place,
     expected: Expected,
@@ -113,6 +114,8 @@ impl Live {
     ) -> Live {
         Live {
             reply: Arc::new(reply),
+            // While init is at work.
+            kind: draft.kind(),
             draft,
             sandbox: sandbox.clone(),
             place,
@@ -175,7 +178,7 @@ impl Live {
 
     /// Compares the command's process, which waits, with the recipe.
     fn look(&mut self, process: BorrowedFd<'_>) -> Result<()> {
-        let kind = self.draft.kind();
+        let kind = self.kind;
         let seen = self.place.init().has_seen(kind);
         let looked = match sys::pidfd::number(process) {
             Some(pid) => proof::check(&self.sandbox, &self.expected, pid, !seen),

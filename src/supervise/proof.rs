@@ -103,8 +103,8 @@ impl Process {
 
     fn status(&self, sandbox: &Sandbox, expected: &Expected) -> Result<()> {
         let text = self.read("status")?;
-        let field =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default();
+        let fields: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once(':')).collect();
+        let field = |wanted: &str| fields.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.trim()).unwrap_or_default();
         let numbers = |name: &str| field(name).split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
         let (uid, gid) = sandbox.account();
         for (name, outside) in [("Uid", expected.outside(uid, expected.own.0)), ("Gid", expected.outside(gid, expected.own.1))] {
