@@ -118,6 +118,14 @@ impl Poll {
 
 /// Never returns: ends when the last command has, or with its host.
 pub fn main(mut context: Context) -> ! {
+    if let Err(failure) = context.run(Stage::Ahead) {
+        fail(context.slots[slot::REPLY as usize], failure);
+    }
+    go_on(context)
+}
+
+/// The same from the end of the first stage.
+pub fn go_on(mut context: Context) -> ! {
     let reply = context.slots[slot::REPLY as usize];
     let children = match signalfd() {
         Ok(fd) => fd,

@@ -24,6 +24,11 @@ pub struct Context {
     pub channel: [i32; 2],
     /// A pidfd of init.
     pub init: i32,
+    /// Outer: a PID 1 that was made ahead, at the other end of the channel; or 0. See
+    /// ahead.rs.
+    pub waiting: i32,
+    /// PID 1: what the outer child hands over has come already.
+    received: bool,
     /// Layers left out by tolerated failures.
     pub missing: u64,
     /// Our own CPU clock when the first control group was joined, and at exec.
@@ -63,8 +68,9 @@ impl Progress {
 }
 
 /// Bytes before the slot names in a message from the outer child to PID 1: whether
-/// another message follows, and the layers that the outer stage left out.
-const HANDED: usize = 1 + size_of::<u64>();
+/// another message follows, the layers that the outer stage left out, and where init's
+/// entry of the sandbox is.
+const HANDED: usize = 1 + 2 * size_of::<u64>();
 
 /// A step that failed.
 #[derive(Clone, Copy)]
@@ -121,6 +127,8 @@ impl Context {
             pid1: 0,
             channel: [-1; 2],
             init: -1,
+            waiting: 0,
+            received: false,
             missing: 0,
             joined: None,
             executed: 0,
@@ -209,6 +217,8 @@ impl Context {
             op::STAND => plain(self.stand()),
             op::AWAIT_LOOK => plain(self.await_look()),
             op::ID_MAP => plain(id_map(a[0], a[1])),
+            // One that waits has its own.
+            op::NETWORK if self.waiting > 0 => Ok(0),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
             op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
             op::TERMINAL => plain(self.pass_terminal(a[0] as i32)),
@@ -219,7 +229,10 @@ impl Context {
 
     fn clone_pid1(&mut self, flags: u64) -> Result<usize> {
         const CLONE_PARENT: u64 = 0x8000;
-        self.channel = socket_pair()?;
+        if self.waiting > 0 {
+            self.pid1 = self.waiting;
+            return Ok(self.pid1 as usize);
+        }
         let tid = crate::server::pid1_place();
         let pid = fork(flags | CLONE_PARENT, 0, tid)?;
         // PID 1 has inherited what was opened before.
@@ -260,9 +273,14 @@ impl Context {
 
     fn hand_over(&mut self) -> Result<usize> {
         let (mut names, mut fds, mut count) = ([0u8; HANDED + MAX_FDS], [0i32; MAX_FDS], 0);
-        names[1..HANDED].copy_from_slice(&self.missing.to_le_bytes());
+        names[1..9].copy_from_slice(&self.missing.to_le_bytes());
+        names[9..HANDED].copy_from_slice(&(crate::server::entry() as u64).to_le_bytes());
+        // One that waits has inherited nothing of this.
+        let inherited = |slot: usize| {
+            [slot::REPLY, slot::PLAN, slot::MAKER].contains(&(slot as u8)) || (slot::PASSED..slot::LOCAL).contains(&(slot as u8))
+        };
         for slot in 0..SLOTS {
-            if self.made[slot] {
+            if self.made[slot] || self.waiting > 0 && self.slots[slot] >= 0 && inherited(slot) {
                 if count == MAX_FDS {
                     names[0] = 1;
                     send(self.channel[0], &names, &fds)?;
@@ -275,10 +293,35 @@ impl Context {
         }
         names[0] = 0;
         send(self.channel[0], &names[..HANDED + count], &fds[..count])?;
+        close(core::mem::replace(&mut self.channel[0], -1));
         Ok(0)
     }
 
+    /// From a PID 1 that was made ahead, when it has been told of its sandbox.
+    pub fn adopted(&mut self) -> Context {
+        self.drop_plan();
+        if self.receive().is_err() {
+            exit(1);
+        }
+        match Context::map(self.slots[slot::PLAN as usize]) {
+            Ok(new) => Context { slots: self.slots, channel: self.channel, init: self.init, missing: self.missing, received: true, ..new },
+            Err(errno) => {
+                crate::helper::report_failure(self.slots[slot::REPLY as usize], Failure::outside(errno));
+                exit(1)
+            }
+        }
+    }
+
+    /// Somebody else's have been closed; what is left is our end of the channel.
+    pub fn forget_descriptors(&mut self, channel: i32) {
+        (self.slots, self.made, self.channel) = ([-1; SLOTS], [false; SLOTS], [-1, channel]);
+        (self.missing, self.waiting) = (0, 0);
+    }
+
     fn receive(&mut self) -> Result<usize> {
+        if self.received {
+            return Ok(0);
+        }
         loop {
             let mut names = [0u8; HANDED + MAX_FDS];
             let received = receive(self.channel[1], &mut names, true)?;
@@ -289,9 +332,9 @@ impl Context {
             if received.truncated || received.count + HANDED != received.length {
                 return Err(EMFILE);
             }
-            let mut missing = [0; 8];
-            missing.copy_from_slice(&names[1..HANDED]);
-            self.missing |= u64::from_le_bytes(missing);
+            let word = |at: usize| names[at..at + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.missing |= word(1);
+            crate::server::set_entry(word(9) as usize);
             for (slot, fd) in names[HANDED..].iter().zip(received.fds()) {
                 self.slots[*slot as usize] = *fd;
             }

@@ -27,6 +27,7 @@
 #![no_std]
 #![no_main]
 
+mod ahead;
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 #[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
 mod arch;

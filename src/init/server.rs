@@ -10,13 +10,14 @@
 //! sandbox is gone when both have been reaped: reaping PID 1 of a PID namespace
 //! means that every process in it is dead.
 
+use crate::ahead::{Ahead, Next, Waiting};
 use crate::arch::nr;
 use crate::helper::report_failure;
 use crate::interpret::{Context, Failure, Ran};
 use crate::message::{Report, Request};
 use crate::network::Maker;
 use crate::sys::*;
-use crate::wire::{MAX_FDS, Stage, WALL_LIMIT, slot};
+use crate::wire::{AHEAD, MAX_FDS, Stage, WALL_LIMIT, slot};
 
 const CONTROL: i32 = 0;
 const SANDBOXES: usize = 8192;
@@ -100,6 +101,11 @@ struct Server {
     networks: Maker,
     /// What it had ready for the sandbox that is being started.
     network: i32,
+    ahead: Ahead,
+    /// A first process that waited for the sandbox that is being started, and its channel;
+    /// and what that one's outer child is to make.
+    waiting: (i32, i32),
+    next: Next,
     /// The first [`Entry::look`] of all.
     next_look: u64,
 }
@@ -128,6 +134,19 @@ pub fn pid1_place() -> *mut i32 {
     // SAFETY: written once, before the child that reads it does anything else;
     // this program has no threads. The entry lies in memory that we share with init.
     unsafe { &raw mut (*ENTRY).pid1 }
+}
+
+/// The same as a number, for PID 1; see [`set_entry`].
+pub fn entry() -> usize {
+    // SAFETY: see `pid1_place`.
+    unsafe { ENTRY as usize }
+}
+
+/// PID 1 learns of its entry, in the memory that it shares with init: `address` is what
+/// the outer child had from [`entry`].
+pub fn set_entry(address: usize) {
+    // SAFETY: see `pid1_place`.
+    unsafe { ENTRY = address as *mut Entry }
 }
 
 /// PID 1 promises to end the sandbox then; `u64::MAX` takes the promise back.
@@ -223,7 +242,9 @@ impl Server {
             return refuse(failure);
         }
         let size = SANDBOXES * size_of::<Entry>();
-        let table = map_shared(size).ok()?.cast();
+        let table: *mut Entry = map_shared(size + size_of::<u64>()).ok()?.cast();
+        // SAFETY: the mapping is one word larger than the table.
+        let place = unsafe { table.add(SANDBOXES) }.cast();
         let epoll = call(nr::EPOLL_CREATE1, [O_CLOEXEC, 0, 0, 0, 0, 0]).ok()? as i32;
         let slots = core::array::from_fn(|i| context.slots[i]);
         context.drop_plan();
@@ -243,6 +264,9 @@ impl Server {
             generation: 0,
             networks: Maker::NONE,
             network: -1,
+            ahead: Ahead::new(place),
+            waiting: (0, -1),
+            next: Next { channel: -1, network: -1, place },
             next_look: u64::MAX,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
@@ -386,10 +410,16 @@ impl Server {
         // PID 1 knows when the limit's time began; not before now, in any case.
         let (asked, limit) = (clock(1), word_at(received.fds[1], WALL_LIMIT));
         let look = if limit == 0 { 0 } else { asked.saturating_add(limit).saturating_add(GRACE) };
-        *self.entry(index) = Entry { outer: -2, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
+        let kind = word_at(received.fds[1], AHEAD);
+        let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
+        self.waiting = (waiting.pid, waiting.channel);
+        *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
         let entry: *mut Entry = self.entry(index);
         let network = request.command;
-        self.network = if network != Request::OTHER_NETWORK { self.networks.take(self.pid) } else { -1 };
+        let mut made_ahead = || if network == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };
+        self.network = if waiting.pid == 0 { made_ahead() } else { waiting.network };
+        self.next.channel = self.ahead.begin(index, kind).unwrap_or(-1);
+        self.next.network = if self.next.channel < 0 { -1 } else { made_ahead() };
         let mut tid = 0;
         let forked = fork(0, SIGCHLD, &raw mut tid);
         if forked == Ok(0) {
@@ -397,13 +427,18 @@ impl Server {
             unsafe { ENTRY = entry };
             outer(self, received)
         }
-        if self.network >= 0 {
-            if network == Request::UNREACHED_NETWORK && forked.is_ok() {
-                self.entry(index).network = self.network;
-            } else {
-                close(self.network);
+        let keep = network == Request::UNREACHED_NETWORK && forked.is_ok();
+        if keep {
+            self.entry(index).network = self.network;
+            if self.next.channel >= 0 {
+                self.ahead.keep_network(self.next.network);
             }
+        } else {
+            close(self.network);
+            close(self.next.network);
         }
+        close(self.next.channel);
+        close(waiting.channel);
         match forked {
             Ok(pid) => {
                 self.entry(index).outer = pid;
@@ -415,6 +450,10 @@ impl Server {
                 Ok(())
             }
             Err(errno) => {
+                self.ahead.outer_ended(index);
+                if waiting.pid > 0 {
+                    let _ = kill(waiting.pid, SIGKILL);
+                }
                 self.unwatch(reply);
                 self.entry(index).outer = 0;
                 Err(errno)
@@ -459,12 +498,19 @@ impl Server {
                 self.networks.ended();
                 continue;
             }
+            if self.ahead.ended(dead.pid) {
+                self.answer_waiters();
+                continue;
+            }
             let Some(index) = (0..self.used).find(|i| {
                 let entry = self.entry(*i);
                 entry.outer != 0 && (entry.outer == dead.pid || entry.pid1 == dead.pid)
             }) else {
                 continue;
             };
+            if self.entry(index).outer == dead.pid {
+                self.ahead.outer_ended(index);
+            }
             let entry = self.entry(index);
             if entry.outer == dead.pid {
                 entry.outer = -1;
@@ -520,12 +566,23 @@ impl Server {
         while self.used > 0 && self.entry(self.used - 1).outer == 0 {
             self.used -= 1;
         }
-        if self.live == 0 {
-            for i in 0..WAITERS {
-                if self.waiters[i] >= 0 {
-                    self.answer(self.waiters[i]);
-                    self.waiters[i] = -1;
-                }
+        self.answer_waiters();
+    }
+
+    /// Tells those who wait for it that nothing lives any more: not even a first process
+    /// of a sandbox to come.
+    fn answer_waiters(&mut self) {
+        if self.live > 0 || self.waiters.iter().all(|waiter| *waiter < 0) {
+            return;
+        }
+        if self.ahead.is_some() {
+            self.ahead.kill();
+            return;
+        }
+        for i in 0..WAITERS {
+            if self.waiters[i] >= 0 {
+                self.answer(self.waiters[i]);
+                self.waiters[i] = -1;
             }
         }
     }
@@ -553,10 +610,10 @@ impl Server {
         // Dead children whose SIGCHLD we haven't read yet count as gone.
         self.reap();
         match self.waiters.iter().position(|w| *w < 0) {
-            Some(place) if self.live > 0 => self.waiters[place] = socket,
-            _ if self.live == 0 => self.answer(socket),
-            _ => close(socket),
+            Some(place) => self.waiters[place] = socket,
+            None => close(socket),
         }
+        self.answer_waiters();
     }
 
     fn answer(&self, socket: i32) {
@@ -575,6 +632,7 @@ impl Server {
         if self.networks.pid > 0 {
             let _ = kill(self.networks.pid, SIGKILL);
         }
+        self.ahead.kill();
         let mut usage = Rusage::default();
         while let Ok(Some(dead)) = reap(false, &mut usage) {
             for index in 0..self.used {
@@ -722,9 +780,23 @@ fn outer(server: &Server, received: &Received) -> ! {
         context.slots[slot::PASSED as usize + i] = *fd;
     }
     context.init = init;
+    if server.waiting.0 > 0 {
+        (context.waiting, context.channel[0]) = server.waiting;
+    } else {
+        // Here, and not when it's needed: it would be among the sockets of its network then.
+        match socket_pair() {
+            Ok(channel) => context.channel = channel,
+            Err(errno) => fail(Failure::outside(errno)),
+        }
+    }
     match context.run(Stage::Outer) {
         Ok(Ran::Cloned) => crate::inside::main(context),
-        Ok(Ran::Done) => exit(0),
+        Ok(Ran::Done) => {
+            if server.next.channel >= 0 {
+                crate::ahead::make(&mut context, server.next);
+            }
+            exit(0)
+        }
         Err(failure) => fail(failure),
     }
 }
@@ -732,8 +804,9 @@ fn outer(server: &Server, received: &Received) -> ! {
 /// Closes every descriptor but this sandbox's own and init's fixed ones: a copy
 /// of another sandbox's reply socket would hide its end from the host.
 fn keep_only(server: &Server, received: &Received) {
-    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 2];
-    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain([&server.network, &server.networks.signal])) {
+    let more = [server.network, server.networks.signal, server.waiting.1, server.next.channel, server.next.network];
+    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 5];
+    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain(&more)) {
         *place = *fd;
     }
     close_all_but(&mut keep);

@@ -86,9 +86,10 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
     files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners }, &mut outside);
     namespaces::hand_over(&mut draft);
 
-    draft.stage(Stage::Inner);
+    draft.stage(Stage::Ahead);
     namespaces::alone(&mut draft, sandbox, facts);
     let dev = files::alone(&mut draft, sandbox, facts);
+    draft.stage(Stage::Inner);
     namespaces::receive(&mut draft, ids);
     let filter = filter(sandbox, matches!(&purpose, Purpose::Run(wanted) if wanted.files))?;
     if let (Err(why), true) = (&facts.landlock, sandbox.requires(Layer::Landlock)) {
@@ -101,7 +102,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
     }
     namespaces::settle(&mut draft, sandbox, ids);
     if draft.overflowed() {
-        return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 150 are possible)"));
+        return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 130 are possible)"));
     }
     match purpose {
         Purpose::Run(wanted) => {

@@ -57,6 +57,7 @@ impl fmt::Display for Explanation {
             let stage = match line.stage {
                 Stage::Start => "start",
                 Stage::Outer => "outer",
+                Stage::Ahead => "ahead",
                 Stage::Inner => "inner",
                 Stage::Command => "command",
             };

@@ -120,7 +120,11 @@ pub(crate) struct Draft {
     pub(crate) sockets: bool,
     stage: Stage,
     area: Area,
+    /// Where blobs of the stage ahead are.
+    ahead: std::ops::Range<usize>,
     next_slot: u8,
+    /// The next one of the other kind of stage.
+    other_slot: u8,
     next_temporary: u8,
     overflow: bool,
 }
@@ -138,7 +142,9 @@ impl Draft {
             sockets: true,
             stage: Stage::Start,
             area: Area::Setup,
+            ahead: 0..0,
             next_slot: slot::LOCAL,
+            other_slot: slot::AHEAD,
             next_temporary: slot::TEMPORARY,
             overflow: false,
         }
@@ -146,8 +152,40 @@ impl Draft {
 
     /// The steps that follow belong to this stage.
     pub(crate) fn stage(&mut self, stage: Stage) {
+        // That of the stage ahead is alike in all plans, whatever comes before it.
+        if stage == Stage::Ahead {
+            self.blobs.resize(self.blobs.len().next_multiple_of(8), 0);
+            self.ahead = self.blobs.len()..self.blobs.len();
+            std::mem::swap(&mut self.next_slot, &mut self.other_slot);
+        } else if self.stage == Stage::Ahead {
+            self.ahead.end = self.blobs.len();
+            std::mem::swap(&mut self.next_slot, &mut self.other_slot);
+        }
         self.stage = stage;
         self.next_temporary = slot::TEMPORARY;
+    }
+
+    /// See [`Settings::ahead`](wire::Settings::ahead).
+    fn ahead(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        let blobs = self.ahead.clone();
+        self.blobs.get(blobs.clone()).hash(&mut hasher);
+        for step in &self.steps {
+            match (step.stage, step.op) {
+                (Stage::Ahead, _) => {
+                    let place = |i: usize| match step.kinds[i] {
+                        Kind::Blob => step.args[i].wrapping_sub(blobs.start as u64),
+                        _ => step.args[i],
+                    };
+                    let kinds = step.kinds.map(|kind| kind as u8);
+                    (step.op, step.slot, step.tolerate, step.layer, kinds, std::array::from_fn::<u64, 6, _>(place)).hash(&mut hasher);
+                }
+                (_, wire::op::CLONE | wire::op::NETWORK) => (step.op, step.args).hash(&mut hasher),
+                _ => {}
+            }
+        }
+        hasher.finish().max(1)
     }
 
     /// The steps that follow belong to this area.
@@ -213,7 +251,8 @@ impl Draft {
     /// A slot that lasts, and is handed over to PID 1.
     pub(crate) fn slot(&mut self) -> u8 {
         let slot = self.next_slot;
-        if slot + 1 < slot::TEMPORARY {
+        let end = if self.stage == Stage::Ahead { slot::TEMPORARY } else { slot::AHEAD };
+        if slot + 1 < end {
             self.next_slot += 1;
         } else {
             self.overflow = true;
@@ -305,7 +344,8 @@ impl Draft {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let blob = (self.blobs.len() + 1).next_multiple_of(8);
         let mut out = Vec::with_capacity(64 + 64 * self.steps.len() + 8 * self.relocations.len() + blob);
-        wire::encode_header(self.steps.len(), self.relocations.len(), blob, self.settings, &mut out);
+        let settings = Settings { ahead: if self.ahead.is_empty() { 0 } else { self.ahead() }, ..self.settings };
+        wire::encode_header(self.steps.len(), self.relocations.len(), blob, settings, &mut out);
         for step in &self.steps {
             wire::encode_step(step, &mut out);
         }

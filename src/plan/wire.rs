@@ -61,6 +61,8 @@ pub mod slot {
     /// The first of those for results of steps; what an outer step leaves in
     /// one of these (or in [`ROOT`]) is handed over to PID 1.
     pub const LOCAL: u8 = 80;
+    /// The first of those of [`Stage::Ahead`](super::Stage::Ahead).
+    pub const AHEAD: u8 = 214;
     /// The first of those for results that are soon closed.
     pub const TEMPORARY: u8 = 238;
 
@@ -78,16 +80,19 @@ pub enum Stage {
     Start = 0,
     /// A child of init's outside the sandbox: opens what is the host's.
     Outer = 1,
+    /// PID 1 of the sandbox: what needs nothing of the outer stage, and is the same for
+    /// most recipes. It may have been done before the sandbox was asked for.
+    Ahead = 2,
     /// PID 1 of the sandbox, before anything else runs in it.
-    Inner = 2,
+    Inner = 3,
     /// The workload's own process, up to exec.
-    Command = 3,
+    Command = 4,
 }
 
 /// Operations that are more than one system call. All are above any number
 /// that the kernel uses; a smaller [`Step::op`] is a system call.
 pub mod op {
-    /// `clone3` of PID 1 with the flags in argument 0.
+    /// `clone3` of PID 1 with the flags in argument 0; or the one that was made ahead.
     pub const CLONE: u32 = 0x1_0000;
     /// Open `/proc/<PID 1>/<argument 0>` with the flags in argument 1.
     pub const PROC_OPEN: u32 = 0x1_0001;
@@ -196,7 +201,9 @@ pub const NO_LAYER: u8 = 0xff;
 
 const STEP: usize = 64;
 const HEADER: usize = 96;
-/// Where [`Plan::wall_limit`] stands: init looks it up without reading the plan itself.
+/// Where [`Settings::ahead`] and [`Plan::wall_limit`] stand: init looks them up without
+/// reading the plan itself.
+pub const AHEAD: usize = 0;
 pub const WALL_LIMIT: usize = 24;
 
 /// Flag: send [`Report::STARTED`] with the command's pidfd.
@@ -328,8 +335,9 @@ impl<'a> Plan<'a> {
         let stage = match b[4] {
             0 => Stage::Start,
             1 => Stage::Outer,
-            2 => Stage::Inner,
-            3 => Stage::Command,
+            2 => Stage::Ahead,
+            3 => Stage::Inner,
+            4 => Stage::Command,
             _ => return None,
         };
         let slot = b[5];
@@ -459,6 +467,9 @@ impl Watch {
 /// What [`encode`] writes besides steps and blobs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
+    /// Tells plans whose [`Stage::Ahead`] and clone of PID 1 are the same from others; 0 if
+    /// it's to be done by the sandbox's own process.
+    pub ahead: u64,
     /// See [`Plan::wall_limit`].
     pub wall_limit: u64,
     /// See [`Plan::flags`].
@@ -485,7 +496,7 @@ pub fn encode_step(step: &Step, out: &mut impl Extend<u8>) {
 /// Appends the header of a plan with so many steps, relocations and blob bytes.
 pub fn encode_header(steps: usize, relocations: usize, blob: usize, settings: Settings, out: &mut impl Extend<u8>) {
     let size = HEADER + steps * STEP + relocations * 8 + blob;
-    out.extend([0; 8]);
+    out.extend(settings.ahead.to_le_bytes());
     out.extend((size as u64).to_le_bytes());
     out.extend((steps as u32).to_le_bytes());
     out.extend((relocations as u32).to_le_bytes());
