@@ -11,6 +11,7 @@ use std::{env, fs};
 
 const SOURCES: &[&str] = &[
     "src/init/main.rs",
+    "src/init/ahead.rs",
     "src/init/sys.rs",
     "src/init/server.rs",
     "src/init/interpret.rs",
