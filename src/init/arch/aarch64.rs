@@ -44,6 +44,7 @@ pub mod nr {
     pub const GETPRIORITY: usize = 141;
     pub const SETPRIORITY: usize = 140;
     pub const SCHED_SETSCHEDULER: usize = 119;
+    pub const SCHED_YIELD: usize = 124;
     pub const SCHED_GETSCHEDULER: usize = 120;
     pub const PWRITE64: usize = 68;
     pub const PRCTL: usize = 167;

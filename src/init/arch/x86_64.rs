@@ -44,6 +44,7 @@ pub mod nr {
     pub const GETPRIORITY: usize = 140;
     pub const SETPRIORITY: usize = 141;
     pub const SCHED_SETSCHEDULER: usize = 144;
+    pub const SCHED_YIELD: usize = 24;
     pub const SCHED_GETSCHEDULER: usize = 145;
     pub const PWRITE64: usize = 18;
     pub const PRCTL: usize = 157;
