@@ -20,7 +20,7 @@ pub(crate) fn settle() {
 /// Everybody side by side; each run after a pause, in which what the one before it left
 /// to the kernel is done. The first row is a bare spawn, the second one ours.
 pub(crate) fn fresh(options: &Options, place: &Place, lines: &mut Vec<Line>) -> Vec<(&'static str, Figures)> {
-    side_by_side(options, place, "fresh", lines, Some(Duration::from_millis(5)))
+    side_by_side(options, place, "fresh", lines, Some(Duration::from_millis(2)))
 }
 
 /// The same in streams of runs, where each pays for what the one before it left.
@@ -65,14 +65,10 @@ fn side_by_side(
     }
     launchers.push(Launcher::new("hakoniwa", || hakoniwa(place)));
     goals.push(("hakoniwa", Goal::AtMost(0.35)));
-    let chunk = match pause {
-        Some(pause) => {
-            launchers = launchers.into_iter().map(|launcher| launcher.resting(move || std::thread::sleep(pause))).collect();
-            1
-        }
-        None => options.chunk,
-    };
-    interleave(&mut launchers, options.rounds * options.chunk / chunk, chunk);
+    if let Some(pause) = pause {
+        launchers = launchers.into_iter().map(|launcher| launcher.resting(move || std::thread::sleep(pause))).collect();
+    }
+    interleave(&mut launchers, options.rounds, options.chunk);
     let rows: Vec<_> = launchers.iter().map(|l| (l.name, Figures::of(&l.times))).collect();
     for (name, goal) in goals {
         if let Some((_, peer)) = rows.iter().find(|(n, _)| *n == name) {
