@@ -11,6 +11,7 @@ mod error;
 mod ids;
 mod image;
 mod instance;
+mod interaction;
 #[doc(hidden)]
 pub mod internals;
 mod launch;
@@ -40,6 +41,7 @@ pub use cpu::Speculation;
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, ImageConfig, ImageFormat, ImageOptions, Platform, Progress};
 pub use instance::{Entry, EntryKind, Instance};
+pub use interaction::{Conversation, Interaction, Message, Party, PipeEnd, Verdict, Wait, WaitReason};
 pub use launch::quiesce;
 pub use layer::{Change, ChangeKind};
 pub use limits::Resource;

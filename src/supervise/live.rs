@@ -333,52 +333,60 @@ impl Live {
     /// One turn of the poll loop: until something happens, or until `deadline`.
     fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<()> {
         let ready: Vec<bool> = {
-            // init's end is the sandbox's, and is seen here even if a forked child of
-            // ours holds a copy of the other end of the socket.
-            let mut polled =
-                vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN)];
-            let mut places = Vec::new();
-            for (i, stream) in self.streams.iter().enumerate() {
-                if let Some((fd, events)) = stream.as_ref().and_then(Capture::wants) {
-                    polled.push(PollFd::new(fd, events));
-                    places.push(i);
-                }
-            }
+            let mut polled = self.interest();
             match poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until)) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
             }
-            let happened = |p: &PollFd<'_>| p.revents().is_some_and(|r| !r.is_empty());
-            let mut ready = vec![happened(&polled[0]), false, false, happened(&polled[1])];
-            for (place, p) in places.iter().zip(&polled[2..]) {
-                ready[place + 1] = happened(p);
-            }
-            ready
+            polled.iter().map(happened).collect()
         };
-        for (stream, ready) in self.streams.iter_mut().zip(&ready[1..3]) {
-            if let (Some(stream), true) = (stream, ready) {
-                stream.advance(buffer).map_err(|e| Error::io("read", "the output", e))?;
-            }
+        self.advance(&ready, buffer)
+    }
+
+    /// What poll is to be asked about; [`advance`](Self::advance) takes the answers in
+    /// this order.
+    pub(crate) fn interest(&self) -> Vec<PollFd<'_>> {
+        // init's end is the sandbox's, and is seen here even if a forked child of
+        // ours holds a copy of the other end of the socket.
+        let mut polled =
+            vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN)];
+        let streams = self.streams.iter().flatten().filter_map(Capture::wants);
+        polled.extend(streams.map(|(fd, events)| PollFd::new(fd, events)));
+        polled
+    }
+
+    /// Does what is possible now. `buffer` is scratch space.
+    pub(crate) fn advance(&mut self, ready: &[bool], buffer: &mut Vec<u8>) -> Result<()> {
+        let asked = self.streams.iter_mut().flatten().filter(|stream| stream.wants().is_some());
+        for (stream, _) in asked.zip(&ready[2..]).filter(|(_, ready)| **ready) {
+            stream.advance(buffer).map_err(|e| Error::io("read", "the output", e))?;
         }
         self.note_excess()?;
         if ready[0] {
             self.message(false)?;
-        } else if ready[3] {
+        } else if ready[1] {
             self.gone = true;
             return Err(self.lost(None));
         }
         Ok(())
     }
 
+    /// When the command ended, on CLOCK_MONOTONIC, once that's known.
+    pub(crate) fn ended_at(&self) -> Option<u64> {
+        self.ended.map(|report| report.ended)
+    }
+
     /// Latches that a stream is too long, and ends the run.
-    fn note_excess(&mut self) -> Result<()> {
-        if !self.output_exceeded && self.streams.iter().flatten().any(Capture::exceeded) {
-            self.output_exceeded = true;
-            if self.ended.is_none() {
-                self.tell(Request::KILL, 1, Duration::ZERO)?;
-            }
+    pub(crate) fn exceed_output(&mut self) -> Result<()> {
+        if self.output_exceeded {
+            return Ok(());
         }
-        Ok(())
+        self.output_exceeded = true;
+        if self.ended.is_some() { Ok(()) } else { self.tell(Request::KILL, 1, Duration::ZERO) }
+    }
+
+    fn note_excess(&mut self) -> Result<()> {
+        if self.streams.iter().flatten().any(Capture::exceeded) { self.exceed_output() } else { Ok(()) }
     }
 
     fn facts(&self) -> Option<Facts> {
@@ -482,6 +490,11 @@ impl Drop for Live {
             claim.outlast(self.reply.clone());
         }
     }
+}
+
+/// Whether poll has anything to say about it.
+pub(crate) fn happened(polled: &PollFd<'_>) -> bool {
+    polled.revents().is_some_and(|events| !events.is_empty())
 }
 
 /// Sends a request about the (only) command of a sandbox.

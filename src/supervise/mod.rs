@@ -39,7 +39,7 @@ pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 pub(crate) use descriptors::{Passed, pass};
 use live::Place;
-pub(crate) use live::{Live, SETUP_LIMIT, Started, tell};
+pub(crate) use live::{Live, SETUP_LIMIT, Started, happened, tell};
 pub(crate) use proof::Expected;
 
 /// Nobody could use a stream that only `Child` has.
@@ -150,7 +150,8 @@ pub(crate) fn monotonic() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
-fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, Pipes)> {
+/// Asks for a sandbox with a command in it, and waits for nothing.
+pub(crate) fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, Pipes)> {
     let began = monotonic();
     let own = command.limits.over(sandbox);
     let sandbox = own.as_ref().unwrap_or(sandbox);
