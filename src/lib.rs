@@ -29,6 +29,7 @@ mod store;
 mod supervise;
 mod sys;
 mod tar;
+mod volume;
 
 #[doc = include_str!("../THREATS.md")]
 pub mod threats {}
@@ -53,6 +54,7 @@ pub use probe::{Layer, LayerState, Report};
 pub use pty::Pty;
 pub use sandbox::Sandbox;
 pub use store::{Pruned, Store, StoredImage};
+pub use volume::Volume;
 
 /// 1,024 bytes.
 pub const KIB: u64 = 1 << 10;

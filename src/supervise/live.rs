@@ -25,6 +25,7 @@ use crate::plan::{Draft, failure};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 use crate::sys;
+use crate::volume::Hold;
 
 /// Set-up takes a millisecond or two; a minute means that it hangs on something of
 /// the host's, a dead network file system for example.
@@ -93,6 +94,8 @@ pub(crate) struct Live {
     upper: Option<OwnedFd>,
     /// How ids in it are called inside.
     pub(super) ids: Vec<IdRange>,
+    /// Until its end.
+    pub(super) volumes: Option<Hold>,
     started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
@@ -125,6 +128,7 @@ impl Live {
             streams,
             upper: None,
             ids: Vec::new(),
+            volumes: None,
             started: None,
             ended: None,
             output_exceeded: false,
@@ -247,6 +251,7 @@ impl Live {
     fn conclude(&mut self, report: Report) {
         self.ended = Some(report);
         self.counters = self.place.counters();
+        self.volumes = None;
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
@@ -483,6 +488,9 @@ impl Drop for Live {
                 Ok(true) => drop(self.message(true)),
                 _ => break,
             }
+        }
+        if let Some(volumes) = self.volumes.take().filter(|_| !self.gone) {
+            volumes.keep();
         }
         if let Place::Own { claim, .. } = &mut self.place
             && let Some(claim) = claim.take().filter(|_| !self.gone)

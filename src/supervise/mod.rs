@@ -159,11 +159,12 @@ pub(crate) fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Resu
     command = sandbox.complete(command)?;
     command.validate()?;
     let passed = pass(&mut command, sandbox)?;
+    let volumes = sandbox.hold_volumes()?;
     let asked = insist(|| ask(sandbox, Some(&command), flags, &passed))?;
     let Asked { reply, draft, claim, ids, group, init, expected } = asked;
     let place = Place::Own { claim, group: Box::new(group), init };
     let mut live = Live::new(began, sandbox, reply, draft, expected, place, passed.streams);
-    live.ids = ids;
+    (live.ids, live.volumes) = (ids, Some(volumes));
     live.give_group()?;
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
