@@ -89,7 +89,14 @@ fn verdicts_follow_causes_and_not_the_clock() {
         };
         // More that want to run than processors.
         (0..3).for_each(|_| drop(scope.spawn(spin)));
-        let result = std::panic::catch_unwind(|| (0..rounds).for_each(|_| check_all_pairs()));
+        let result = std::panic::catch_unwind(|| {
+            (0..rounds).for_each(|round| {
+                check_all_pairs();
+                if round % 100 == 99 {
+                    eprintln!("{} rounds", round + 1);
+                }
+            })
+        });
         done.store(true, Ordering::Relaxed);
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });

@@ -47,12 +47,17 @@ fn walk(main: u64, mut processes: Vec<u64>) -> Look {
     while let Some(process) = processes.pop() {
         // What has ended meanwhile has run meanwhile.
         let Ok(entries) = fs::read_dir(format!("/proc/{process}/task")) else { return awake(look) };
+        let before = tasks;
         for task in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
             tasks += 1;
             if tasks > MOST || !look.task(process, task, process == main) {
                 return awake(look);
             }
             processes.extend(children(process, task).unwrap_or_default());
+        }
+        // Of one that has died since it was opened the list is empty.
+        if tasks == before {
+            return awake(look);
         }
     }
     look
