@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -26,9 +27,10 @@ pub(super) struct Edge {
     /// Our end of the reader's pipe, until the end of file has been passed on or the
     /// reader doesn't read any more.
     target: Option<File>,
+    /// Made when it's needed.
     buffer: Vec<u8>,
-    /// What of the buffer has been passed on.
-    done: usize,
+    /// The part of the buffer that has still to be passed on.
+    rest: Range<usize>,
     pub(super) bytes: u64,
     /// Since when an end of file waits to be passed on.
     pub(super) held: Option<Instant>,
@@ -44,12 +46,12 @@ impl Edge {
         fchmod(&writer, Mode::from_bits_truncate(0o666))?;
         fchmod(&reader, Mode::from_bits_truncate(0o666))?;
         let (source, target) = (nonblocking(source.into())?, nonblocking(target.into())?);
-        let edge = Edge { from, to, source: Some(source), target: Some(target), buffer: Vec::new(), done: 0, bytes: 0, held: None };
+        let edge = Edge { from, to, source: Some(source), target: Some(target), buffer: Vec::new(), rest: 0..0, bytes: 0, held: None };
         Ok((edge, writer.into(), reader.into()))
     }
 
     fn full(&self) -> bool {
-        self.done < self.buffer.len()
+        !self.rest.is_empty()
     }
 
     /// What to poll for: room, if something is on its way, else input.
@@ -66,19 +68,15 @@ impl Edge {
             let Some(source) = &mut self.source else { return Ok(()) };
             self.buffer.resize(ROOM, 0);
             let count = match source.read(&mut self.buffer) {
-                Err(error) if would_wait(&error) => {
-                    self.buffer.clear();
-                    return Ok(());
-                }
+                Err(error) if would_wait(&error) => return Ok(()),
                 other => other?,
             };
-            self.buffer.truncate(count);
-            self.done = 0;
             if count == 0 {
                 self.source = None;
             }
+            self.rest = 0..count;
             self.bytes += count as u64;
-            news(&self.buffer);
+            news(&self.buffer[..count]);
         }
         self.pass()
     }
@@ -86,16 +84,15 @@ impl Edge {
     fn pass(&mut self) -> io::Result<()> {
         while self.full() {
             let Some(target) = &mut self.target else { break };
-            match sys::write::unharmed(|| target.write(&self.buffer[self.done..])) {
-                Ok(count) => self.done += count,
+            match sys::write::unharmed(|| target.write(&self.buffer[self.rest.clone()])) {
+                Ok(count) => self.rest.start += count,
                 Err(error) if would_wait(&error) => return Ok(()),
                 // Nobody will read it. The writer needn't know: see the module's rules.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.target = None,
                 Err(error) => return Err(error),
             }
         }
-        self.buffer.clear();
-        self.done = 0;
+        self.rest = 0..0;
         Ok(())
     }
 

@@ -20,8 +20,10 @@ use crate::supervise::{self, Live, happened, refuse_piped};
 
 /// How long an end of file is held back at most.
 const HOLD: Duration = Duration::from_secs(1);
-/// Between two looks at those who may be asleep: from here, doubled, up to there.
-const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// Between two looks at those who may be asleep: from here, doubled, up to there. An end of
+/// file that waits is worth an early one.
+const FIRST_LOOK: Duration = Duration::from_millis(8);
+const EARLY_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(500);
 /// For how long nobody may have run before it's a standstill.
 const STILL: Duration = Duration::from_millis(20);
@@ -142,7 +144,7 @@ impl Round {
             self.ends()?;
             self.pass_ends()?;
             if !quiet {
-                (self.pause, self.still) = (FIRST_LOOK, None);
+                self.stir();
             } else if !self.over {
                 self.pause = (2 * self.pause).min(LAST_LOOK);
                 self.look()?;
@@ -241,18 +243,25 @@ impl Round {
                 self.edges[i].pass_end();
                 let reader = self.edges[i].to.0;
                 self.seats[reader].told |= matters && !self.seats[reader].ended();
-                (self.pause, self.still) = (FIRST_LOOK, None);
+                self.stir();
             }
         }
         Ok(())
     }
 
+    /// Something has happened.
+    fn stir(&mut self) {
+        let held = !self.over && self.edges.iter().any(Edge::at_end);
+        (self.pause, self.still) = (if held { EARLY_LOOK } else { FIRST_LOOK }, None);
+    }
+
     /// Looks whether anybody can go on.
     fn look(&mut self) -> Result<()> {
         let live: Vec<&Seat> = self.seats.iter().filter(|seat| !seat.ended()).collect();
-        let looks: Option<Vec<Look>> = live.iter().map(|seat| watch::look(seat.process.as_fd())).collect();
-        let looks = looks.filter(|looks| !looks.is_empty() && looks.iter().all(|look| look.asleep) && !self.edges.iter().any(Edge::at_end));
-        let Some(looks) = looks else {
+        let asleep = |seat: &&Seat| watch::look(seat.process.as_fd()).filter(|look| look.asleep);
+        // The first who is awake is enough.
+        let looks: Option<Vec<Look>> = live.iter().map(asleep).collect();
+        let Some(looks) = looks.filter(|looks| !looks.is_empty() && !self.edges.iter().any(Edge::at_end)) else {
             self.still = None;
             return Ok(());
         };
@@ -267,7 +276,7 @@ impl Round {
             return self.kill();
         }
         // A standstill that's near is looked for more often.
-        self.pause = self.pause.min(limit.map_or(LAST_LOOK, |limit| (limit / 2).max(FIRST_LOOK)));
+        self.pause = self.pause.min(limit.map_or(LAST_LOOK, |limit| (limit / 2).max(EARLY_LOOK)));
         self.still = Some((since, looks));
         Ok(())
     }

@@ -10,14 +10,13 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::applied;
 use super::capture::Capture;
+use super::place::Place;
 use super::proof::{self, Expected};
-use super::share::Share;
-use crate::cgroup::{Counters, Group};
+use crate::cgroup::Counters;
 use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::Claim;
 use crate::image::ImageConfig;
-use crate::launch::{self, Init, timeout_until};
+use crate::launch::{self, timeout_until};
 use crate::layer::IdRange;
 use crate::outcome::{Facts, Line, Output, Source};
 use crate::plan::message::{Report, Request};
@@ -38,44 +37,6 @@ const DROP_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Started {
     pub(crate) pidfd: OwnedFd,
     pub(crate) terminal: Option<OwnedFd>,
-}
-
-/// What a command runs in.
-#[derive(Debug)]
-pub(super) enum Place {
-    /// A sandbox of its own.
-    Own {
-        /// Kept as long as the sandbox may live.
-        claim: Option<Claim>,
-        group: Box<Group>,
-        init: Arc<Init>,
-    },
-    /// One that it shares with other commands.
-    Shared(Box<Share>),
-}
-
-impl Place {
-    fn init(&self) -> &Init {
-        match self {
-            Place::Own { init, .. } => init,
-            Place::Shared(share) => share.init(),
-        }
-    }
-
-    fn counters(&self) -> Counters {
-        match self {
-            Place::Own { group, .. } => group.counters(),
-            Place::Shared(share) => share.counters(),
-        }
-    }
-
-    /// Layers that could not be had.
-    fn missing(&self) -> u64 {
-        match self {
-            Place::Own { group, .. } => group.missing,
-            Place::Shared(share) => share.missing(),
-        }
-    }
 }
 
 /// A command that has been asked for, in a sandbox of its own or another's.

@@ -8,6 +8,7 @@ pub(crate) mod capture;
 mod check;
 mod descriptors;
 mod live;
+mod place;
 mod proof;
 pub(crate) mod share;
 
@@ -38,8 +39,8 @@ use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 pub(crate) use descriptors::{Passed, pass};
-use live::Place;
 pub(crate) use live::{Live, SETUP_LIMIT, Started, happened, tell};
+use place::Place;
 pub(crate) use proof::Expected;
 
 /// Nobody could use a stream that only `Child` has.

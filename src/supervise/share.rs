@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::AsRawFd;
 
-use super::live::{Place, lost, send_group};
+use super::live::{lost, send_group};
+use super::place::Place;
 use super::{Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
 use crate::cgroup::{CommandGroup, Counters, Group, Handles};
 use crate::command::Command;

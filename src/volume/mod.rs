@@ -41,7 +41,9 @@ pub(crate) use named::sweep;
 /// The host never follows anything that a workload has left in a volume, nor does this
 /// library when it [removes](Store::remove_volume) one. Your own program should open
 /// files there as it would open anything else that an enemy has made, or let a sandbox do
-/// it.
+/// it. What a recipe itself puts below a volume's place, a file or another mount, follows
+/// links in the volume as the workload would: never out of the sandbox, but perhaps into
+/// another volume of it.
 ///
 /// ```no_run
 /// use cofferdam::{Sandbox, Volume};
