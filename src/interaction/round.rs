@@ -170,7 +170,9 @@ impl Round {
             counts.push(interest.len());
             polled.extend(interest);
         }
-        let interest = self.edges.iter().filter_map(Edge::interest);
+        // Those who are being killed aren't given room for more.
+        let edges = if self.over { 0 } else { self.edges.len() };
+        let interest = self.edges[..edges].iter().filter_map(Edge::interest);
         polled.extend(interest.map(|(fd, events)| PollFd::new(fd, events)));
         match poll(&mut polled, timeout_until(until)) {
             Ok(0) => return Ok(true),
@@ -186,7 +188,7 @@ impl Round {
             ready = rest;
         }
         let mut ready = ready.iter();
-        for i in 0..self.edges.len() {
+        for i in 0..edges {
             // As it was asked: nothing but its own turn changes an edge.
             if self.edges[i].interest().is_some() && ready.next() == Some(&true) {
                 self.advance(i)?;
