@@ -11,10 +11,12 @@
 //!   --memory SIZE  --cpu-time SECS  --wall-time SECS  --processes N  --cpus X
 //!   --output SIZE  --disk SIZE  --open-files N  --stack SIZE  --file-size SIZE
 //!   --bind HOST:INSIDE[:rw]  --tmpfs INSIDE:SIZE
+//!   --volume NAME:INSIDE[:ro] a directory of the store that outlives the run
 //!   --env K=V  --workdir DIR  --user UID[:GID]  --hostname NAME
 //!   --network none|host  --syscalls default|strict|unfiltered|FILE
 //!   --prefer LAYER            go on without a layer that can't be had
 //!   --stdin FILE  --stdout FILE  --stderr FILE
+//!   --tty                     give the command a terminal, joined with ours
 //!   --json FILE|-             write the outcome as one JSON object
 //!   --check                   tell what of this this machine can enforce
 //!   --explain                 tell what a run would do, step by step
@@ -27,32 +29,18 @@
 //! was killed, and 125 with a message on standard error if the sandbox could not do
 //! its job.
 //!
-//! The JSON object has these members; what doesn't apply is null:
-//!
-//! * `outcome`: `exited`, `signaled`, `limit`, `killed` or `error`
-//! * `code`, `signal` (`"SIGABRT"`; a real-time signal is `"SIG40"`)
-//! * `limit`: `wall_time`, `cpu_time`, `idle_time`, `memory`, `output`, `syscall`
-//! * `syscall`: for the latter, its `name` (or null) and `number`
-//! * `error`: `kind` and `message`. Kinds: `invalid`, `unsupported`, `image`,
-//!   `mount`, `setup`, `exhausted`, `lost`, `io`, `failed`, and for a command that
-//!   can't be started `not_found`, `permission_denied`, `is_a_directory`,
-//!   `exec_format`, `interpreter_not_found`, `argument_list_too_long`,
-//!   `text_file_busy`, `filesystem_loop`, `name_too_long`, `bad_working_directory`,
-//!   `exec`
-//! * `usage`: `wall_us`, `cpu_us`, `user_us`, `system_us`, `setup_us`, `throttled_us`,
-//!   `peak_memory`, `peak_resident`, `page_cache`, `peak_processes`, `oom_kills`,
-//!   `fork_failures`, `context_switches`, `preemptions`, `read_bytes`, `written_bytes`,
-//!   `scratch`, `scratch_files`, `scratch_full`: see the crate's `Usage`
-//! * `evidence`: the outcome and what speaks for it, in one line
-//! * `stdout`, `stderr`: `bytes` and `truncated`
-//! * `layers`: what stood around the run; `missing`: what could not be had
+//! The members of the JSON object stand at the head of `examples/run/json.rs`.
 
+#[path = "run/json.rs"]
+mod json;
 #[path = "common/size.rs"]
 mod size;
+#[path = "common/terminal.rs"]
+mod terminal;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -60,10 +48,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cofferdam::{
-    Command, CommitOptions, Error, Exit, Image, ImageFormat, Layer, Limit, Network, Output, Sandbox, Stdio, Store, StreamEnd,
-    SyscallProfile, Syscalls,
+    Command, CommitOptions, Error, Exit, Image, ImageFormat, Layer, Network, Output, Sandbox, Stdio, Store, SyscallProfile, Syscalls,
 };
-use serde_json::{Value, json};
 
 /// What the command line asked for.
 struct Options {
@@ -74,6 +60,9 @@ struct Options {
     streams: [Option<PathBuf>; 3],
     rootfs: Option<OsString>,
     store: Option<PathBuf>,
+    /// Name, place, read-only.
+    volumes: Vec<(String, OsString, bool)>,
+    tty: bool,
     commit: Option<PathBuf>,
     json: Option<PathBuf>,
     check: bool,
@@ -136,9 +125,9 @@ fn main() -> ExitCode {
             125
         }
     };
-    if let (Some(path), Some(object)) = (json, describe(&result)) {
+    if let (Some(path), Some(object)) = (json, json::describe(&result)) {
         let open_line = matches!(&result, Ok(Done::Outcome(output)) if output.stdout_stream.last_byte.is_some_and(|b| b != b'\n'));
-        if let Err(error) = write_json(&path, &object, open_line) {
+        if let Err(error) = json::write(&path, &object, open_line) {
             eprintln!("run: cannot write {}: {error}", path.display());
             return ExitCode::from(125);
         }
@@ -153,7 +142,11 @@ enum Done {
 
 /// The recipe with its root file system, which may take a while to unpack.
 fn recipe(options: &Options) -> Result<Sandbox, Problem> {
-    let sandbox = options.sandbox.clone();
+    let mut sandbox = options.sandbox.clone();
+    for (name, inside, read_only) in &options.volumes {
+        let volume = options.store.as_ref().map_or_else(Store::open_default, Store::open)?.volume(name)?;
+        sandbox = sandbox.volume(&if *read_only { volume.read_only() } else { volume }, inside);
+    }
     let Some(rootfs) = options.rootfs.as_ref().filter(|rootfs| *rootfs != "host") else { return Ok(sandbox) };
     let (path, reference) = split(rootfs);
     let mut image = Image::options();
@@ -202,6 +195,9 @@ fn perform(options: &Options) -> Result<Done, Problem> {
     if let Some(directory) = &options.directory {
         command = command.current_dir(directory);
     }
+    if options.tty {
+        return on_terminal(&sandbox, command);
+    }
     command = command.stdin(match stdin {
         Some(path) => Stdio::from(File::open(path).map_err(|e| file_problem("open", path, &e))?),
         None => Stdio::inherit(),
@@ -213,6 +209,15 @@ fn perform(options: &Options) -> Result<Done, Problem> {
         commit(&output, path)?;
     }
     Ok(Done::Outcome(Box::new(output)))
+}
+
+fn on_terminal(sandbox: &Sandbox, command: Command) -> Result<Done, Problem> {
+    let (rows, columns) = terminal::size();
+    let mut child = sandbox.spawn(command.env("TERM", terminal::kind()).pty(rows, columns))?;
+    if let Some(pty) = child.pty.take() {
+        terminal::join(pty).map_err(|e| Problem::Ours { kind: "io", message: format!("cannot use the terminal: {e}") })?;
+    }
+    Ok(Done::Outcome(Box::new(child.wait_with_output()?)))
 }
 
 fn target(path: &Option<PathBuf>, own: io::Result<OwnedFd>) -> Result<OwnedFd, Problem> {
@@ -238,62 +243,6 @@ fn exit_code(exit: Exit) -> u8 {
     }
 }
 
-fn describe(result: &Result<Done, Problem>) -> Option<Value> {
-    let output = match result {
-        Ok(Done::Outcome(output)) => output,
-        Ok(Done::Answer(_)) => return None,
-        Err(problem) => {
-            let error = json!({"kind": problem.kind(), "message": problem.message()});
-            return Some(json!({
-                "outcome": "error", "code": null, "signal": null, "limit": null, "syscall": null, "error": error,
-                "usage": null, "evidence": null, "stdout": null, "stderr": null, "layers": null, "missing": null,
-            }));
-        }
-    };
-    let (name, code, signal, limit) = match output.status {
-        Exit::Code(code) => ("exited", Some(code), None, None),
-        Exit::Signal(n) => ("signaled", None, Some(cofferdam::signal_name(n).map_or_else(|| format!("SIG{n}"), String::from)), None),
-        Exit::Limit(limit) => ("limit", None, None, Some(limit.name())),
-        _ => ("killed", None, None, None),
-    };
-    let syscall = match output.status {
-        Exit::Limit(Limit::Syscall(call)) => json!({"name": call.name(), "number": call.number()}),
-        _ => Value::Null,
-    };
-    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    let usage = &output.usage;
-    let stream = |end: StreamEnd| json!({"bytes": end.bytes, "truncated": end.truncated});
-    Some(json!({
-        "outcome": name, "code": code, "signal": signal, "limit": limit, "syscall": syscall, "error": null,
-        "usage": {
-            "wall_us": micros(usage.wall), "cpu_us": micros(usage.cpu()), "user_us": micros(usage.user), "system_us": micros(usage.system),
-            "setup_us": micros(usage.setup), "throttled_us": usage.throttled.map(micros),
-            "peak_memory": usage.peak_memory, "peak_resident": usage.peak_resident, "page_cache": usage.page_cache,
-            "peak_processes": usage.peak_processes, "oom_kills": usage.oom_kills, "fork_failures": usage.fork_failures,
-            "context_switches": usage.context_switches, "preemptions": usage.preemptions,
-            "read_bytes": usage.read_bytes, "written_bytes": usage.written_bytes,
-            "scratch": usage.scratch, "scratch_files": usage.scratch_files, "scratch_full": usage.scratch_full,
-        },
-        "evidence": output.to_string(),
-        "stdout": stream(output.stdout_stream), "stderr": stream(output.stderr_stream),
-        "layers": output.layers.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
-        "missing": output.missing.iter().map(|layer| layer.name()).collect::<Vec<_>>(),
-    }))
-}
-
-fn write_json(path: &std::path::Path, object: &Value, open_line: bool) -> io::Result<()> {
-    if path.as_os_str() == "-" {
-        let mut out = io::stdout().lock();
-        if open_line {
-            out.write_all(b"\n")?;
-        }
-        writeln!(out, "{object}")?;
-        out.flush()
-    } else {
-        std::fs::write(path, format!("{object}\n"))
-    }
-}
-
 fn parse(json: &mut Option<PathBuf>) -> Result<Options, Problem> {
     use lexopt::Arg::{Long, Short, Value};
     let mut options = Options {
@@ -304,6 +253,8 @@ fn parse(json: &mut Option<PathBuf>) -> Result<Options, Problem> {
         streams: [None, None, None],
         rootfs: None,
         store: None,
+        volumes: Vec::new(),
+        tty: false,
         commit: None,
         json: None,
         check: false,
@@ -340,6 +291,9 @@ fn parse(json: &mut Option<PathBuf>) -> Result<Options, Problem> {
     json.clone_from(&options.json);
     match problem {
         Some(problem) => Err(problem),
+        None if options.tty && options.streams.iter().any(Option::is_some) => {
+            Err(invalid("--tty takes the place of --stdin, --stdout and --stderr"))
+        }
         None if options.command.is_empty() && options.rootfs.is_none() && !options.check && !options.explain => {
             Err(invalid("there's no command: run [OPTIONS] [--] COMMAND [ARG...]"))
         }
@@ -355,6 +309,10 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
         }
         "explain" => {
             options.explain = true;
+            return Ok(());
+        }
+        "tty" => {
+            options.tty = true;
             return Ok(());
         }
         _ => {}
@@ -376,6 +334,7 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
         "file-size",
         "bind",
         "tmpfs",
+        "volume",
         "env",
         "workdir",
         "user",
@@ -422,6 +381,10 @@ fn option(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Res
         "bind" => {
             let (host, inside, writable) = bind(&value)?;
             if writable { sandbox.bind_rw(host, inside) } else { sandbox.bind(host, inside) }
+        }
+        "volume" => {
+            options.volumes.push(volume(text()?)?);
+            sandbox
         }
         "tmpfs" => match text()?.rsplit_once(':') {
             Some((inside, bytes)) => sandbox.tmpfs(inside, size(name, bytes)?),
@@ -484,6 +447,15 @@ fn bind(value: &OsString) -> Result<(OsString, OsString, bool), Problem> {
         [host, inside, b"rw"] => Ok((part(host), part(inside), true)),
         [host, inside, b"ro"] => Ok((part(host), part(inside), false)),
         _ => Err(invalid("--bind wants HOST:INSIDE or HOST:INSIDE:rw")),
+    }
+}
+
+/// NAME:INSIDE[:ro]; neither may hold a colon.
+fn volume(text: &str) -> Result<(String, OsString, bool), Problem> {
+    match text.split(':').collect::<Vec<_>>().as_slice() {
+        [name, inside] => Ok(((*name).into(), inside.into(), false)),
+        [name, inside, "ro"] => Ok(((*name).into(), inside.into(), true)),
+        _ => Err(invalid("--volume wants NAME:INSIDE or NAME:INSIDE:ro")),
     }
 }
 

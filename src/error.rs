@@ -54,6 +54,8 @@ pub enum ErrorKind {
     Setup,
     /// Something ran out in the host: descriptors, processes, memory, id ranges.
     Exhausted,
+    /// A live sandbox has it: a volume.
+    Busy,
     /// init or the sandbox's first process is gone; the workload's fate is
     /// unknown. Out of memory on the host is the usual reason.
     Lost,
@@ -103,6 +105,7 @@ impl ErrorKind {
             ErrorKind::Mount => "mount",
             ErrorKind::Setup => "setup",
             ErrorKind::Exhausted => "exhausted",
+            ErrorKind::Busy => "busy",
             ErrorKind::Lost => "lost",
             ErrorKind::Io => "io",
             ErrorKind::FileTooLarge => "file_too_large",

@@ -11,6 +11,7 @@ mod error;
 mod ids;
 mod image;
 mod instance;
+mod interaction;
 #[doc(hidden)]
 pub mod internals;
 mod launch;
@@ -28,6 +29,7 @@ mod store;
 mod supervise;
 mod sys;
 mod tar;
+mod volume;
 
 #[doc = include_str!("../THREATS.md")]
 pub mod threats {}
@@ -40,6 +42,7 @@ pub use cpu::Speculation;
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, ImageConfig, ImageFormat, ImageOptions, Platform, Progress};
 pub use instance::{Entry, EntryKind, Instance};
+pub use interaction::{Conversation, Interaction, Message, Party, PipeEnd, Verdict, Wait, WaitReason};
 pub use launch::quiesce;
 pub use layer::{Change, ChangeKind};
 pub use limits::Resource;
@@ -51,6 +54,7 @@ pub use probe::{Layer, LayerState, Report};
 pub use pty::Pty;
 pub use sandbox::Sandbox;
 pub use store::{Pruned, Store, StoredImage};
+pub use volume::Volume;
 
 /// 1,024 bytes.
 pub const KIB: u64 = 1 << 10;

@@ -22,6 +22,7 @@ use crate::plan::limits::Rlimit;
 use crate::policy::{SyscallPolicy, Syscalls};
 use crate::probe::{Layer, Report};
 use crate::supervise::capture::Keep;
+use crate::volume::{Hold, Volume};
 use crate::{MIB, supervise};
 
 /// What to run in: a recipe, and a value. Derive variants with `clone`, share it
@@ -45,6 +46,7 @@ use crate::{MIB, supervise};
 pub struct Sandbox {
     pub(crate) root: Image,
     mounts: Vec<Mount>,
+    volumes: Vec<Volume>,
     files: Vec<FileSpec>,
     pub(crate) writable: u64,
     pub(crate) writable_files: u64,
@@ -113,6 +115,7 @@ impl Sandbox {
         Sandbox {
             root: Image::host(),
             mounts: Vec::new(),
+            volumes: Vec::new(),
             files: Vec::new(),
             writable: 256 * MIB,
             writable_files: 65_536,
@@ -190,6 +193,16 @@ impl Sandbox {
     /// can leave programs there that make whoever executes them root on the host.
     pub fn bind_rw(self, host: impl AsRef<Path>, inside: impl AsRef<Path>) -> Sandbox {
         self.add_bind(host.as_ref(), inside.as_ref(), true)
+    }
+
+    /// Shows a directory that outlives the sandbox: see [`Volume`].
+    ///
+    /// # Errors
+    /// When the sandbox starts, [`ErrorKind::Busy`] if it's to be
+    /// [exclusive](Volume::exclusive) and another sandbox has it.
+    pub fn volume(mut self, volume: &Volume, inside: impl AsRef<Path>) -> Sandbox {
+        self.volumes.push(volume.clone());
+        self.add_bind(volume.path(), inside.as_ref(), !volume.is_read_only())
     }
 
     fn add_bind(mut self, host: &Path, inside: &Path, writable: bool) -> Sandbox {
@@ -629,6 +642,17 @@ impl Sandbox {
 
     pub(crate) fn prefers(&self, layer: Layer) -> bool {
         self.prefer & layer.bit() != 0
+    }
+
+    /// Locks its volumes.
+    pub(crate) fn hold_volumes(&self) -> Result<Hold> {
+        Hold::take(&self.volumes)
+    }
+
+    /// For an attempt that no workload will see.
+    pub(crate) fn without_locks(mut self) -> Sandbox {
+        self.volumes.clear();
+        self
     }
 
     pub(crate) fn without_preferences(mut self) -> Sandbox {

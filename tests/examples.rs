@@ -267,10 +267,68 @@ fn a_shell_is_interactive_and_hands_on_its_exit_code() {
     assert_eq!(output.status.code(), Some(3), "{text}");
 }
 
+fn volumes_outlive_runs() {
+    let store = fresh_dir("store-").join("store");
+    let run = |volume: &str, script: &str| run(&["--store", store.to_str().expect("text"), "--volume", volume, "sh", "-c", script]);
+    assert!(run("cache:/c", "echo kept > /c/file").status.success());
+    let output = run("cache:/c:ro", "cat /c/file; echo more > /c/file || echo refused");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "kept\nrefused\n");
+    for wrong in ["cache", "cache:/c:rx", "../cache:/c", "cache:relative"] {
+        let output = run(wrong, "true");
+        assert_eq!(output.status.code(), Some(125), "{wrong}: {output:?}");
+    }
+}
+
+fn a_terminal_is_there_when_asked_for() {
+    let typed = |arguments: &[&str], text: &str| {
+        let mut child =
+            Command::new(example("run")).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+        child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("typed");
+        child.wait_with_output().expect("its end")
+    };
+    let output = typed(&["--tty", "sh", "-c", "tty; read x; echo got $x; exit 4"], "word\n");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("/dev/pts/0\r\n") && text.contains("got word\r\n"), "{text}");
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(typed(&["--tty", "--wall-time", "0.3", "sleep", "100"], "").status.code(), Some(124));
+    assert_eq!(run(&["tty"]).status.code(), Some(1), "and not when it isn't");
+    assert_eq!(run(&["--tty", "--stdout", "/dev/null", "true"]).status.code(), Some(125));
+}
+
+fn an_interactive_problem_is_judged() {
+    let output = Command::new(example("interactive")).output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let verdicts: Vec<&str> = text.lines().filter(|line| !line.starts_with(' ')).collect();
+    let wanted = [
+        "bisects: accepted",
+        "counts: rejected by the judge with exit code 1",
+        "crashes: player 1 failed: SIGSEGV",
+        "gives up: rejected by the judge with exit code 1",
+        "waits: everybody waited for somebody",
+    ];
+    assert_eq!(verdicts, wanted, "{text}");
+    assert!(text.contains("player 1: 500") && text.contains("the judge: higher"), "{text}");
+    assert!(text.ends_with("    player 1 waits for input of the judge\n"), "{text}");
+}
+
+fn a_build_finds_its_cache_again() {
+    let store = fresh_dir("store-").join("store");
+    for first in ["downloading", "cached"] {
+        let output = Command::new(example("ci")).arg(&store).output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(output.status.success() && lines[0].ends_with(&format!("s   {first}")), "{output:?}");
+        assert!(
+            text.contains(" ! warning: no compiler\n") && lines[lines.len() - 1].trim_start().starts_with("publish done in "),
+            "{text}"
+        );
+    }
+}
+
 fn main() {
     // For the ordinary user's copy of this test.
     if support::is_root() {
-        for name in ["run", "judge", "images", "plugin", "shell"] {
+        for name in ["run", "judge", "images", "plugin", "shell", "interactive", "ci"] {
             copy_for_all(&example(name));
         }
     }
@@ -284,5 +342,9 @@ fn main() {
         test!(the_judge_is_right, Need::Tool("gcc")),
         test!(a_plugin_that_hangs_is_started_again),
         test!(a_shell_is_interactive_and_hands_on_its_exit_code),
+        test!(volumes_outlive_runs),
+        test!(a_terminal_is_there_when_asked_for),
+        test!(an_interactive_problem_is_judged),
+        test!(a_build_finds_its_cache_again),
     ])
 }

@@ -154,6 +154,16 @@ fn merged_output_is_in_the_order_of_writing() {
     assert_eq!(Sandbox::new().run(Command::new("true").stdout(Stdio::stdout())).expect_err("itself").kind(), ErrorKind::Invalid);
 }
 
+fn merged_lines_have_their_times() {
+    let script = "for i in 1 2 3; do echo out $i; sleep 0.1; echo err $i >&2; done";
+    let mut lines = Vec::new();
+    let merged = Command::new("sh").args(["-c", script]).stderr(Stdio::stdout());
+    Sandbox::new().run_lines(merged, |line| lines.push((line.at, line.text().into_owned()))).expect("it runs");
+    let texts: Vec<&str> = lines.iter().map(|(_, text)| text.as_str()).collect();
+    assert_eq!(texts, ["out 1\n", "err 1\n", "out 2\n", "err 2\n", "out 3\n", "err 3\n"]);
+    assert!(lines.is_sorted_by_key(|(at, _)| *at) && lines[5].0 >= lines[0].0 + Duration::from_millis(200), "{lines:?}");
+}
+
 fn lines_are_told_as_they_come() {
     let script = "echo a; sleep 0.3; printf 'b\\nc'; echo err >&2";
     let instance = Sandbox::new().start().expect("it starts");
@@ -197,6 +207,7 @@ fn main() {
         test!(commands_of_an_instance_have_terminals_of_their_own),
         test!(some_streams_can_be_a_terminal_and_others_not),
         test!(merged_output_is_in_the_order_of_writing),
+        test!(merged_lines_have_their_times),
         test!(lines_are_told_as_they_come),
         test!(head_and_tail_of_a_long_output_are_kept),
     ]);

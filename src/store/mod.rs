@@ -12,6 +12,7 @@
 //!   refs/NAME.json       which image a name stands for; NAME is the name's digest
 //!   sources/KEY.json     which image a root file system archive became
 //!   blobs/DIGEST         layers as they came, to be saved again
+//!   volumes/NAME/        see volume/named.rs
 //!   leases/PID-TIME      what a live process uses; flocked by it
 //!   tmp/PID-TIME/        what is being made
 //!   trash/PID-TIME/      what is being removed
@@ -51,6 +52,7 @@ pub(crate) use chain::Chain;
 pub(crate) use import::{Import, Imported, Stored, teller};
 use lock::{Kind, Lock};
 pub use prune::Pruned;
+pub(crate) use record::{list, unique};
 
 /// Unpacked images on disk, shared by all sandboxes and processes of one user.
 ///
@@ -253,6 +255,11 @@ impl Store {
         }
     }
 
+    /// Whoever makes, renames or removes something by its name has this.
+    pub(crate) fn lock_names(&self) -> Result<impl Sized> {
+        Lock::take(self.path(), Kind::Names)
+    }
+
     pub(crate) fn user_xattr(&self) -> bool {
         self.inner.user_xattr
     }
@@ -263,7 +270,7 @@ impl Store {
     }
 }
 
-fn make_directory(path: &Path) -> Result<()> {
+pub(crate) fn make_directory(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make", &path.to_string_lossy(), error)),
         _ => Ok(()),

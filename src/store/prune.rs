@@ -81,6 +81,7 @@ pub(super) fn prune(store: &Store) -> Result<Pruned> {
         }
     }
     empty_trash(path)?;
+    pruned.leftovers += crate::volume::sweep(path)?;
     Ok(pruned)
 }
 

@@ -48,7 +48,7 @@ struct NameRecord {
 }
 
 /// A name that nobody else in this machine gives to a file of the store now.
-pub(super) fn unique() -> String {
+pub(crate) fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos());
     format!("{}-{time:x}-{:x}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
@@ -175,7 +175,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// The names in a directory of the store.
-pub(super) fn list(directory: &Path) -> Result<Vec<String>> {
+pub(crate) fn list(directory: &Path) -> Result<Vec<String>> {
     let failed = |e| Error::io("list", &directory.to_string_lossy(), e);
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {

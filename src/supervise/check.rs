@@ -37,7 +37,7 @@ pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
     // The command stage can't be tried without a command: one that any image has,
     // because it's our own. Its exec fails with ENOEXEC after everything else worked.
     // Without preferences at first: a layer that was left out can't say why.
-    let mut probe = sandbox.clone().without_preferences().entrypoint([""; 0]).file_mode("/.cofferdam-check", "\n", 0o755);
+    let mut probe = sandbox.clone().without_preferences().without_locks().entrypoint([""; 0]).file_mode("/.cofferdam-check", "\n", 0o755);
     let failed = loop {
         let attempt =
             start(&probe, Command::new("/.cofferdam-check"), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));

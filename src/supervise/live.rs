@@ -10,14 +10,13 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::applied;
 use super::capture::Capture;
+use super::place::Place;
 use super::proof::{self, Expected};
-use super::share::Share;
-use crate::cgroup::{Counters, Group};
+use crate::cgroup::Counters;
 use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::Claim;
 use crate::image::ImageConfig;
-use crate::launch::{self, Init, timeout_until};
+use crate::launch::{self, timeout_until};
 use crate::layer::IdRange;
 use crate::outcome::{Facts, Line, Output, Source};
 use crate::plan::message::{Report, Request};
@@ -25,6 +24,7 @@ use crate::plan::{Draft, failure};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 use crate::sys;
+use crate::volume::Hold;
 
 /// Set-up takes a millisecond or two; a minute means that it hangs on something of
 /// the host's, a dead network file system for example.
@@ -37,44 +37,6 @@ const DROP_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Started {
     pub(crate) pidfd: OwnedFd,
     pub(crate) terminal: Option<OwnedFd>,
-}
-
-/// What a command runs in.
-#[derive(Debug)]
-pub(super) enum Place {
-    /// A sandbox of its own.
-    Own {
-        /// Kept as long as the sandbox may live.
-        claim: Option<Claim>,
-        group: Box<Group>,
-        init: Arc<Init>,
-    },
-    /// One that it shares with other commands.
-    Shared(Box<Share>),
-}
-
-impl Place {
-    fn init(&self) -> &Init {
-        match self {
-            Place::Own { init, .. } => init,
-            Place::Shared(share) => share.init(),
-        }
-    }
-
-    fn counters(&self) -> Counters {
-        match self {
-            Place::Own { group, .. } => group.counters(),
-            Place::Shared(share) => share.counters(),
-        }
-    }
-
-    /// Layers that could not be had.
-    fn missing(&self) -> u64 {
-        match self {
-            Place::Own { group, .. } => group.missing,
-            Place::Shared(share) => share.missing(),
-        }
-    }
 }
 
 /// A command that has been asked for, in a sandbox of its own or another's.
@@ -93,6 +55,8 @@ pub(crate) struct Live {
     upper: Option<OwnedFd>,
     /// How ids in it are called inside.
     pub(super) ids: Vec<IdRange>,
+    /// Until its end.
+    pub(super) volumes: Option<Hold>,
     started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
@@ -125,6 +89,7 @@ impl Live {
             streams,
             upper: None,
             ids: Vec::new(),
+            volumes: None,
             started: None,
             ended: None,
             output_exceeded: false,
@@ -247,6 +212,7 @@ impl Live {
     fn conclude(&mut self, report: Report) {
         self.ended = Some(report);
         self.counters = self.place.counters();
+        self.volumes = None;
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
@@ -333,52 +299,60 @@ impl Live {
     /// One turn of the poll loop: until something happens, or until `deadline`.
     fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<()> {
         let ready: Vec<bool> = {
-            // init's end is the sandbox's, and is seen here even if a forked child of
-            // ours holds a copy of the other end of the socket.
-            let mut polled =
-                vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN)];
-            let mut places = Vec::new();
-            for (i, stream) in self.streams.iter().enumerate() {
-                if let Some((fd, events)) = stream.as_ref().and_then(Capture::wants) {
-                    polled.push(PollFd::new(fd, events));
-                    places.push(i);
-                }
-            }
+            let mut polled = self.interest();
             match poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until)) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
             }
-            let happened = |p: &PollFd<'_>| p.revents().is_some_and(|r| !r.is_empty());
-            let mut ready = vec![happened(&polled[0]), false, false, happened(&polled[1])];
-            for (place, p) in places.iter().zip(&polled[2..]) {
-                ready[place + 1] = happened(p);
-            }
-            ready
+            polled.iter().map(happened).collect()
         };
-        for (stream, ready) in self.streams.iter_mut().zip(&ready[1..3]) {
-            if let (Some(stream), true) = (stream, ready) {
-                stream.advance(buffer).map_err(|e| Error::io("read", "the output", e))?;
-            }
+        self.advance(&ready, buffer)
+    }
+
+    /// What poll is to be asked about; [`advance`](Self::advance) takes the answers in
+    /// this order.
+    pub(crate) fn interest(&self) -> Vec<PollFd<'_>> {
+        // init's end is the sandbox's, and is seen here even if a forked child of
+        // ours holds a copy of the other end of the socket.
+        let mut polled =
+            vec![PollFd::new(self.reply.as_fd(), PollFlags::POLLIN), PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN)];
+        let streams = self.streams.iter().flatten().filter_map(Capture::wants);
+        polled.extend(streams.map(|(fd, events)| PollFd::new(fd, events)));
+        polled
+    }
+
+    /// Does what is possible now. `buffer` is scratch space.
+    pub(crate) fn advance(&mut self, ready: &[bool], buffer: &mut Vec<u8>) -> Result<()> {
+        let asked = self.streams.iter_mut().flatten().filter(|stream| stream.wants().is_some());
+        for (stream, _) in asked.zip(&ready[2..]).filter(|(_, ready)| **ready) {
+            stream.advance(buffer).map_err(|e| Error::io("read", "the output", e))?;
         }
         self.note_excess()?;
         if ready[0] {
             self.message(false)?;
-        } else if ready[3] {
+        } else if ready[1] {
             self.gone = true;
             return Err(self.lost(None));
         }
         Ok(())
     }
 
+    /// When the command ended, on CLOCK_MONOTONIC, once that's known.
+    pub(crate) fn ended_at(&self) -> Option<u64> {
+        self.ended.map(|report| report.ended)
+    }
+
     /// Latches that a stream is too long, and ends the run.
-    fn note_excess(&mut self) -> Result<()> {
-        if !self.output_exceeded && self.streams.iter().flatten().any(Capture::exceeded) {
-            self.output_exceeded = true;
-            if self.ended.is_none() {
-                self.tell(Request::KILL, 1, Duration::ZERO)?;
-            }
+    pub(crate) fn exceed_output(&mut self) -> Result<()> {
+        if self.output_exceeded {
+            return Ok(());
         }
-        Ok(())
+        self.output_exceeded = true;
+        if self.ended.is_some() { Ok(()) } else { self.tell(Request::KILL, 1, Duration::ZERO) }
+    }
+
+    fn note_excess(&mut self) -> Result<()> {
+        if self.streams.iter().flatten().any(Capture::exceeded) { self.exceed_output() } else { Ok(()) }
     }
 
     fn facts(&self) -> Option<Facts> {
@@ -476,12 +450,20 @@ impl Drop for Live {
                 _ => break,
             }
         }
+        if let Some(volumes) = self.volumes.take().filter(|_| !self.gone) {
+            volumes.keep();
+        }
         if let Place::Own { claim, .. } = &mut self.place
             && let Some(claim) = claim.take().filter(|_| !self.gone)
         {
             claim.outlast(self.reply.clone());
         }
     }
+}
+
+/// Whether poll has anything to say about it.
+pub(crate) fn happened(polled: &PollFd<'_>) -> bool {
+    polled.revents().is_some_and(|events| !events.is_empty())
 }
 
 /// Sends a request about the (only) command of a sandbox.

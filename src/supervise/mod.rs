@@ -8,6 +8,7 @@ pub(crate) mod capture;
 mod check;
 mod descriptors;
 mod live;
+mod place;
 mod proof;
 pub(crate) mod share;
 
@@ -38,8 +39,8 @@ use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 pub(crate) use descriptors::{Passed, pass};
-use live::Place;
-pub(crate) use live::{Live, SETUP_LIMIT, Started, tell};
+pub(crate) use live::{Live, SETUP_LIMIT, Started, happened, tell};
+use place::Place;
 pub(crate) use proof::Expected;
 
 /// Nobody could use a stream that only `Child` has.
@@ -150,7 +151,8 @@ pub(crate) fn monotonic() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
-fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, Pipes)> {
+/// Asks for a sandbox with a command in it, and waits for nothing.
+pub(crate) fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, Pipes)> {
     let began = monotonic();
     let own = command.limits.over(sandbox);
     let sandbox = own.as_ref().unwrap_or(sandbox);
@@ -158,11 +160,12 @@ fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, P
     command = sandbox.complete(command)?;
     command.validate()?;
     let passed = pass(&mut command, sandbox)?;
+    let volumes = sandbox.hold_volumes()?;
     let asked = insist(|| ask(sandbox, Some(&command), flags, &passed))?;
     let Asked { reply, draft, claim, ids, group, init, expected } = asked;
     let place = Place::Own { claim, group: Box::new(group), init };
     let mut live = Live::new(began, sandbox, reply, draft, expected, place, passed.streams);
-    live.ids = ids;
+    (live.ids, live.volumes) = (ids, Some(volumes));
     live.give_group()?;
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.

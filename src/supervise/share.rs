@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::AsRawFd;
 
-use super::live::{Place, lost, send_group};
+use super::live::{lost, send_group};
+use super::place::Place;
 use super::{Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
 use crate::cgroup::{CommandGroup, Counters, Group, Handles};
 use crate::command::Command;
@@ -21,6 +22,7 @@ use crate::plan::namespaces::Ids;
 use crate::plan::{Draft, failure, wire};
 use crate::sandbox::Sandbox;
 use crate::sys;
+use crate::volume::Hold;
 
 /// How long the end waits for what it killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -32,6 +34,8 @@ pub(crate) struct Session {
     sandbox: Mutex<Sandbox>,
     /// Kept as long as the sandbox may live.
     _claim: Option<Claim>,
+    /// Until its end.
+    volumes: Mutex<Option<Hold>>,
     group: Mutex<Group>,
     init: Arc<Init>,
     pub(crate) ids: Ids,
@@ -83,6 +87,7 @@ impl Drop for Share {
 impl Session {
     pub(crate) fn start(sandbox: &Sandbox) -> Result<Session> {
         let began = monotonic();
+        let volumes = Mutex::new(Some(sandbox.hold_volumes()?));
         let asked = start_empty(sandbox)?;
         let mut group = asked.group;
         group.make()?;
@@ -99,6 +104,7 @@ impl Session {
             reply: asked.reply,
             sandbox: Mutex::new(sandbox.clone()),
             _claim: asked.claim,
+            volumes,
             missing: missing | group.missing | asked.draft.missing,
             group: Mutex::new(group),
             init: asked.init,
@@ -221,12 +227,17 @@ impl Session {
         if !asked {
             let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
         }
-        if !wait_for_end(&self.reply, if asked { END_LIMIT } else { Duration::ZERO }) {
+        let mut over = wait_for_end(&self.reply, if asked { END_LIMIT } else { Duration::ZERO });
+        if !over {
             // init kills PID 1 when it sees this.
             let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
-            wait_for_end(&self.reply, END_LIMIT);
+            over = wait_for_end(&self.reply, END_LIMIT);
         }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+        let volumes = self.volumes.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(volumes) = volumes.filter(|_| !over) {
+            volumes.keep();
+        }
     }
 }
 

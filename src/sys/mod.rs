@@ -10,6 +10,7 @@
 pub(crate) mod directory;
 pub(crate) mod landlock;
 pub(crate) mod pidfd;
+pub(crate) mod pipe;
 pub(crate) mod prctl;
 pub(crate) mod rlimit;
 pub(crate) mod socket;

@@ -1,0 +1,46 @@
+//! Where a command's counters and its init are: in a sandbox of its own or in a live one.
+
+use std::sync::Arc;
+
+use super::share::Share;
+use crate::cgroup::{Counters, Group};
+use crate::ids::Claim;
+use crate::launch::Init;
+
+/// What a command runs in.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// A sandbox of its own.
+    Own {
+        /// Kept as long as the sandbox may live.
+        claim: Option<Claim>,
+        group: Box<Group>,
+        init: Arc<Init>,
+    },
+    /// One that it shares with other commands.
+    Shared(Box<Share>),
+}
+
+impl Place {
+    pub(super) fn init(&self) -> &Init {
+        match self {
+            Place::Own { init, .. } => init,
+            Place::Shared(share) => share.init(),
+        }
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        match self {
+            Place::Own { group, .. } => group.counters(),
+            Place::Shared(share) => share.counters(),
+        }
+    }
+
+    /// Layers that could not be had.
+    pub(super) fn missing(&self) -> u64 {
+        match self {
+            Place::Own { group, .. } => group.missing,
+            Place::Shared(share) => share.missing(),
+        }
+    }
+}
