@@ -18,9 +18,7 @@ const PATIENCE: u32 = 8;
 
 /// init's side.
 pub struct Ahead {
-    /// Its pid, 0 for none; in memory that outer children share, because the clone is what
-    /// writes it.
-    place: *mut i32,
+    place: *mut Place,
     kind: u64,
     /// Our end of its channel.
     channel: i32,
@@ -39,18 +37,19 @@ pub struct Waiting {
 }
 
 impl Ahead {
-    /// `place` is zeroed memory shared with outer children, for as long as we live.
-    pub fn new(place: *mut i32) -> Ahead {
+    /// `place` is zeroed memory shared with our children, for as long as we live.
+    pub fn new(place: *mut Place) -> Ahead {
         Ahead { place, kind: 0, channel: -1, network: -1, maker: None, refused: 0 }
     }
 
-    pub fn place(&self) -> *mut i32 {
-        self.place
+    fn pid(&self) -> i32 {
+        // SAFETY: see `new`; one aligned word.
+        unsafe { (&raw const (*self.place).pid).read_volatile() }
     }
 
-    pub fn pid(&self) -> i32 {
-        // SAFETY: see `new`; one aligned word.
-        unsafe { self.place.read_volatile() }
+    fn ready(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.place).ready).read_volatile() != 0 }
     }
 
     /// It's there, or may come to be.
@@ -60,7 +59,7 @@ impl Ahead {
 
     pub fn take(&mut self, kind: u64) -> Option<Waiting> {
         let pid = self.pid();
-        if pid == 0 {
+        if pid == 0 || !self.ready() {
             return None;
         }
         if self.kind != kind {
@@ -77,7 +76,7 @@ impl Ahead {
 
     fn forget(&mut self) {
         // SAFETY: see `new`; nobody makes another one now.
-        unsafe { self.place.write_volatile(0) };
+        unsafe { self.place.write_volatile(Place { pid: 0, ready: 0 }) };
         *self = Ahead::new(self.place);
     }
 
@@ -129,13 +128,22 @@ impl Ahead {
     }
 }
 
+/// In memory that outer children and the one that waits share with init.
+#[repr(C)]
+pub struct Place {
+    /// 0 for none: the clone writes it.
+    pid: i32,
+    /// It has done its stage. If that fails the next sandbox tells why.
+    ready: i32,
+}
+
 /// What an outer child is told to make.
 #[derive(Clone, Copy)]
 pub struct Next {
     /// The other end of the channel; -1 for nothing.
     pub channel: i32,
     pub network: i32,
-    pub place: *mut i32,
+    pub place: *mut Place,
 }
 
 /// The outer child, when it's done: makes it. Returns in the outer child only.
@@ -151,20 +159,25 @@ pub fn make(context: &mut Context, next: Next) {
     if steps().any(|step| step.op == op::NETWORK) && crate::network::enter(next.network).is_err() {
         return;
     }
-    if let Ok(0) = fork(flags | CLONE_PARENT, 0, next.place) {
-        stand_by(context, next.channel)
+    // SAFETY: see `Ahead::new`.
+    let pid = unsafe { &raw mut (*next.place).pid };
+    if let Ok(0) = fork(flags | CLONE_PARENT, 0, pid) {
+        stand_by(context, next)
     }
 }
 
 /// PID 1 to be: its first stage, and then the wait for its sandbox. If anything fails it's
 /// as if it had never been, and the next sandbox makes its own and tells what failed.
-fn stand_by(context: &mut Context, channel: i32) -> ! {
+fn stand_by(context: &mut Context, next: Next) -> ! {
+    let channel = next.channel;
     let _ = prctl(PR_SET_NAME, c"cofferdam-next".as_ptr() as usize);
     close_all_but(&mut [channel, context.init]);
     context.forget_descriptors(channel);
     if context.run(Stage::Ahead).is_err() {
         exit(1)
     }
+    // SAFETY: see `Ahead::new`; one aligned word, which nobody else writes meanwhile.
+    unsafe { (&raw mut (*next.place).ready).write_volatile(1) };
     let context = context.adopted();
     let _ = prctl(PR_SET_NAME, c"cofferdam-init".as_ptr() as usize);
     crate::inside::go_on(context)

@@ -242,8 +242,8 @@ impl Server {
             return refuse(failure);
         }
         let size = SANDBOXES * size_of::<Entry>();
-        let table: *mut Entry = map_shared(size + size_of::<u64>()).ok()?.cast();
-        // SAFETY: the mapping is one word larger than the table.
+        let table: *mut Entry = map_shared(size + size_of::<crate::ahead::Place>()).ok()?.cast();
+        // SAFETY: the mapping is larger than the table by that.
         let place = unsafe { table.add(SANDBOXES) }.cast();
         let epoll = call(nr::EPOLL_CREATE1, [O_CLOEXEC, 0, 0, 0, 0, 0]).ok()? as i32;
         let slots = core::array::from_fn(|i| context.slots[i]);
