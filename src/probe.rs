@@ -33,7 +33,13 @@ pub enum Layer {
     NetworkNamespace = 5,
     /// It doesn't see where in the host's cgroups it runs. *Optional.*
     CgroupNamespace = 6,
-    /// The writable layer above an image.
+    /// The writable layer above an image. *Optional*: without it each run has a copy of
+    /// the image in its writable layer, which must be large enough ([`Sandbox::writable`]
+    /// counts it) and takes as long as copying does; names of one file become files of
+    /// their own there, and extended attributes and devices are left out. Runs that
+    /// [keep their changes](crate::Sandbox::keep_changes) need it.
+    ///
+    /// [`Sandbox::writable`]: crate::Sandbox::writable
     Overlay = 7,
     /// As root: files of images and binds have their right owners inside.
     /// *Optional*: without it they belong to nobody, and can't be written.
@@ -143,13 +149,14 @@ impl Layer {
     /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
     pub fn optional(self) -> bool {
         use Layer::{
-            CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit,
-            ReadBack, SubordinateIds, SyscallFilter,
+            CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, Overlay,
+            ProcessLimit, ReadBack, SubordinateIds, SyscallFilter,
         };
         matches!(
             self,
             CgroupNamespace
                 | IdMappedMounts
+                | Overlay
                 | SubordinateIds
                 | SyscallFilter
                 | MemoryLimit

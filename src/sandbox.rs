@@ -655,6 +655,12 @@ impl Sandbox {
         self
     }
 
+    /// Where there's no overlayfs the image is copied. Then all of it would be a change,
+    /// so whoever keeps those is refused.
+    pub(crate) fn copies_layers(&self) -> bool {
+        self.prefers(Layer::Overlay) && !self.keep_changes
+    }
+
     pub(crate) fn without_preferences(mut self) -> Sandbox {
         self.prefer = 0;
         self

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 
-use cofferdam::{ChangeKind, Command, CommitOptions, ErrorKind, Image, ImageFormat, Platform, Sandbox, Store};
+use cofferdam::{ChangeKind, Command, CommitOptions, ErrorKind, Image, ImageFormat, Layer, Platform, Sandbox, Store};
 use serde_json::json;
 use support::image::{Entry, INDEX, LAYER, Layout, busybox, dir, file, hard_link, listing, sha256, symlink, tar};
 use support::{Need, fresh_dir, is_root};
@@ -566,6 +566,54 @@ fn a_run_is_committed_and_saved() {
     assert!(committed.save(path("dir"), ImageFormat::OciDirectory, "mine").is_err(), "it isn't empty");
 }
 
+/// Looks at everything in an image, but for what lies in mounts.
+const EVERYTHING: &str = "find / -xdev ! -path '/proc*' ! -path '/dev*' | sort | while read -r f; do stat -c '%n %a %u %g %F' \"$f\"; done; stat -c %Y /data /data/* /was/it; cat /data/*";
+
+fn an_image_is_copied_where_overlayfs_is_missing() {
+    let mut layers = three_layers();
+    layers.push(tar(&[
+        dir("data/").mode(0o2750),
+        file("data/set", "s").mode(0o4711).owner(33),
+        dir("opaque/"),
+        file("opaque/old", "o"),
+        symlink("link", "../../data/a"),
+        file("was", "a file"),
+    ]));
+    layers.push(tar(&[
+        dir("opaque/"),
+        file("opaque/.wh..wh..opq", ""),
+        file("opaque/new", "n"),
+        dir("was/"),
+        file("was/it", "x"),
+        file(".wh.link", ""),
+    ]));
+    let image = open(&store(), &Layout::of(&layers, json!({})).path).expect("an image");
+    let recipe = Sandbox::new().rootfs(&image);
+    // Without its name the kernel knows no such file system.
+    let without = recipe.clone().with_bits_cleared("mount the overlay", 0, u64::MAX);
+    let error = without.run(["true"]).expect_err("there's no overlayfs");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("prefer(Layer::Overlay)"), "{error}");
+
+    let copied = without.prefer(Layer::Overlay);
+    let look = |recipe: &Sandbox| recipe.run(["sh", "-c", EVERYTHING]).expect("it runs");
+    let (copy, overlay) = (look(&copied), look(&recipe));
+    assert_eq!((copy.missing.as_slice(), overlay.missing.contains(&Layer::Overlay)), (&[Layer::Overlay][..], false));
+    let lines = |text: &str| text.lines().map(String::from).collect::<Vec<_>>();
+    assert_eq!(lines(&copy.text()), lines(&overlay.text()));
+    assert!(copy.text().contains("/opaque/new") && !copy.text().contains("/opaque/old"), "{copy}");
+    // It can be written to, and what is written is gone with the run.
+    let written =
+        copied.run(["sh", "-c", "echo 1 > /data/a; mv /opaque /o; rm -r /bin/ls; echo 2 > /new; cat /data/a /new"]).expect("it runs");
+    assert_eq!(written.text(), "1\n2\n", "{written}");
+    assert_eq!(lines(&look(&copied).text()), lines(&copy.text()));
+    // The disk limit counts it.
+    let error = copied.clone().writable(1 << 20).run(["true"]).expect_err("busybox is larger");
+    assert!(error.to_string().contains("doesn't fit"), "{error}");
+    // And all of it would be changes.
+    assert!(copied.keep_changes(true).run(["true"]).is_err());
+}
+
 fn changes_are_only_kept_on_request() {
     let store = store();
     let image = open(&store, &Layout::of(&[tar(&busybox())], json!({})).path).expect("an image");
@@ -619,6 +667,7 @@ fn main() {
         test!(limits_hold, Need::Tool("busybox")),
         test!(archives_of_docker_save_open, Need::Tool("busybox"), Need::Overlay),
         test!(a_run_is_committed_and_saved, Need::Tool("busybox"), Need::Tool("skopeo"), Need::Tool("umoci"), Need::Overlay),
+        test!(an_image_is_copied_where_overlayfs_is_missing, Need::Tool("busybox"), Need::Overlay),
         test!(changes_are_only_kept_on_request, Need::Tool("busybox"), Need::Overlay),
         test!(a_debian_image_works, root, Need::DebianRoot),
     ])
