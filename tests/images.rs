@@ -650,6 +650,42 @@ fn a_debian_image_works() {
     assert_eq!(prints(&image, "apt-get --version | head -c 3; perl -e 'print 6*7'"), "apt42");
 }
 
+/// Packages are installed into an image from the network, by apt and dpkg as they are,
+/// and the image that comes of it is whole.
+fn packages_are_installed_in_a_debian_image() {
+    let store = store();
+    let archive = fresh_dir("debian-").join("debian.tar");
+    let debian = support::debian_root().expect("looked into before");
+    tool("tar", &["-C", text(&debian), "--xattrs", "--xattrs-include=*", "-cf", text(&archive), "."]);
+    let image = open(&store, &archive).expect("an image");
+    let resolver = fs::read("/etc/resolv.conf").unwrap_or_default();
+    let recipe = |image: &Image| {
+        Sandbox::new()
+            .rootfs(image)
+            .network(cofferdam::Network::Host)
+            .capabilities(cofferdam::Capability::DOCKER)
+            .file("/etc/resolv.conf", resolver.clone())
+            .writable(2 << 30)
+            .keep_changes(true)
+    };
+    let installed = |image: &Image, script: &str| {
+        let out = recipe(image).run(["sh", "-ec", script]).expect("it runs");
+        assert!(out.success(), "{script}: {out}: {}{}", out.text(), String::from_utf8_lossy(&out.stderr));
+        out.commit(&CommitOptions::new()).expect("an image")
+    };
+    let python = installed(
+        &image,
+        "apt-get -q update; DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends python3 python3-yaml; apt-get clean",
+    );
+    assert_eq!(prints(&python, "dpkg --verify && dpkg -s python3-yaml | grep -c '^Status: install ok installed'"), "1\n");
+    let script = "python3 -c 'import yaml, ssl, sqlite3, json; print(json.dumps(yaml.safe_load(\"a: [1, 2]\")))'";
+    assert_eq!(prints(&python, script), "{\"a\": [1, 2]}\n");
+    // And removed again: whiteouts where there were files.
+    let without = installed(&python, "dpkg --purge python3-yaml");
+    assert_eq!(prints(&without, "dpkg --verify; python3 -c 'import yaml' 2>&1 | tail -n 1 | cut -d: -f1"), "ModuleNotFoundError\n");
+    assert_eq!(prints(&python, script), "{\"a\": [1, 2]}\n");
+}
+
 fn main() {
     support::main(vec![
         test!(layers_are_stacked, Need::Tool("busybox"), Need::Overlay),
@@ -670,5 +706,6 @@ fn main() {
         test!(an_image_is_copied_where_overlayfs_is_missing, Need::Tool("busybox"), Need::Overlay),
         test!(changes_are_only_kept_on_request, Need::Tool("busybox"), Need::Overlay),
         test!(a_debian_image_works, root, Need::DebianRoot),
+        test!(packages_are_installed_in_a_debian_image, root, Need::DebianRoot, Need::DebianMirror),
     ])
 }
