@@ -625,6 +625,51 @@ fn changes_are_only_kept_on_request() {
     assert_eq!(error.kind(), ErrorKind::Invalid);
 }
 
+/// Two images, the second on the first, in every form that buildah writes.
+const BUILDAH: &str = r#"
+b() { buildah --root "$PWD/root" --runroot "$PWD/run" --storage-driver vfs "$@"; }
+c=$(b from scratch)
+b copy -q "$c" "$1" /bin/busybox
+b run --isolation chroot "$c" /bin/busybox --install -s /bin
+b config --env WHO=buildah --workingdir /data --entrypoint '["cat"]' --cmd a --label l=1 "$c"
+b run --isolation chroot "$c" sh -c 'mkdir /gone; echo x > /gone/x; echo a1 > a; ln a hard; chown 33:34 a; chmod 4755 a; mkfifo p'
+b commit -q "$c" base
+d=$(b from --pull-never base)
+b run --isolation chroot "$d" sh -c 'rm -r /gone; echo a2 >> a; mkdir /new; ln -s ../data /new/l'
+b commit -q "$d" second
+b push -q second "oci:$PWD/oci:two"
+b push -q second "oci-archive:$PWD/oci.tar:two"
+b push -q second "docker-archive:$PWD/docker.tar:two:latest"
+b push -q --compression-format zstd second "oci:$PWD/zstd:two"
+b push -q --compression-format zstd:chunked second "oci:$PWD/chunked:two"
+b rm -a > /dev/null; b rmi -a > /dev/null"#;
+
+fn images_of_buildah_open() {
+    let directory = fresh_dir("buildah-");
+    let busybox = support::which("busybox").expect("busybox");
+    let output = Program::new("sh").args(["-ec", BUILDAH, "sh", text(&busybox)]).current_dir(&directory).output().expect("sh runs");
+    assert!(output.status.success(), "buildah: {}", String::from_utf8_lossy(&output.stderr));
+    // What umoci makes of it.
+    let theirs = directory.join("theirs");
+    tool("umoci", &["raw", "unpack", "--image", &format!("{}:two", text(&directory.join("oci"))), text(&theirs)]);
+    // No layer has an entry for the root, whose time is then anybody's guess.
+    let below_root = |directory: &Path| listing(directory).into_iter().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>();
+    for form in ["oci", "oci.tar", "docker.tar", "zstd", "chunked"] {
+        let path = directory.join(form);
+        let ours = fresh_dir("ours-");
+        Image::options().unpack(&path, &ours).unwrap_or_else(|error| panic!("{form}: {error}"));
+        assert_eq!(below_root(&ours), below_root(&theirs), "{form}");
+        let image = open(&store(), &path).unwrap_or_else(|error| panic!("{form}: {error}"));
+        let config = image.config().expect("it has one");
+        assert_eq!(config.labels().get("l").map(String::as_str), Some("1"), "{form}");
+        let recipe = Sandbox::new().rootfs(&image);
+        assert_eq!(recipe.run(Command::of_image()).expect("it runs").text(), "a1\na2\n", "{form}");
+        let recipe = recipe.entrypoint(["sh", "-c"]);
+        let out = recipe.run(["echo $WHO; pwd; stat -c '%a %u %g %h %F' a p; ls -d /gone; cat /new/l/hard"]).expect("it runs");
+        assert_eq!(out.text(), "buildah\n/data\n4755 33 34 2 regular file\n644 0 0 1 fifo\na1\na2\n", "{form}: {out}");
+    }
+}
+
 /// What the tools make, with more in it than tests make up.
 fn a_debian_image_works() {
     let debian = support::debian_root().expect("looked into before");
@@ -705,6 +750,7 @@ fn main() {
         test!(a_run_is_committed_and_saved, Need::Tool("busybox"), Need::Tool("skopeo"), Need::Tool("umoci"), Need::Overlay),
         test!(an_image_is_copied_where_overlayfs_is_missing, Need::Tool("busybox"), Need::Overlay),
         test!(changes_are_only_kept_on_request, Need::Tool("busybox"), Need::Overlay),
+        test!(images_of_buildah_open, root, Need::Tool("buildah"), Need::Tool("busybox"), Need::Tool("umoci"), Need::Overlay),
         test!(a_debian_image_works, root, Need::DebianRoot),
         test!(packages_are_installed_in_a_debian_image, root, Need::DebianRoot, Need::DebianMirror),
     ])
