@@ -260,7 +260,9 @@ impl Sandbox {
 
     /// User and group of the command, inside. Default: what the image's configuration
     /// says, or 0 and 0, the sandbox's root, which has no capability and is an
-    /// unprivileged id of the host.
+    /// unprivileged id of the host. The image's user is in the groups that its
+    /// `/etc/group` puts it in, unless the configuration names one; who is named here is in
+    /// no others.
     ///
     /// An ordinary user without subordinate ids has only one id to give; whatever
     /// number it gets here, it's that user outside.
@@ -633,6 +635,14 @@ impl Sandbox {
     pub(crate) fn account(&self) -> (u32, u32) {
         let of_image = || self.root.config().and_then(|config| config.account().as_ref().ok()).map(|user| (user.uid, user.gid));
         self.user.or_else(of_image).unwrap_or((0, 0))
+    }
+
+    /// Supplementary groups of the command: those of the image's user.
+    pub(crate) fn groups(&self) -> &[u32] {
+        match self.root.config().map(ImageConfig::account) {
+            Some(Ok(account)) if self.user.is_none() => &account.groups,
+            _ => &[],
+        }
     }
 
     /// The command line as docker run would have it.

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 
-use cofferdam::{ChangeKind, Command, CommitOptions, ErrorKind, Image, ImageFormat, Layer, Platform, Sandbox, Store};
+use cofferdam::{ChangeKind, Command, CommitOptions, ErrorKind, Image, ImageFormat, Layer, LayerState, Platform, Sandbox, Store};
 use serde_json::json;
 use support::image::{Entry, INDEX, LAYER, Layout, busybox, dir, file, hard_link, listing, sha256, symlink, tar};
 use support::{Need, fresh_dir, is_root};
@@ -229,6 +229,21 @@ fn the_configuration_is_followed() {
     std::thread::sleep(std::time::Duration::from_millis(300));
     child.stop(std::time::Duration::from_secs(20)).expect("told");
     assert!(matches!(child.wait().expect("an end"), cofferdam::Exit::Code(9) | cofferdam::Exit::Signal(10)));
+}
+
+fn a_user_is_in_the_groups_that_the_image_says() {
+    let groups = "root:x:0:\nstaff:x:50:web\nsecret:x:60:root,web\nother:x:70:root\n";
+    let layer = [busybox(), vec![file("etc/group", groups), file("secret", "told").mode(0o640).owner(60)]].concat();
+    let image = |user: &str| open(&store(), &Layout::of(&[tar(&layer)], json!({ "User": user })).path).expect("an image");
+    let says = |recipe: &Sandbox| recipe.run(["sh", "-c", "id -G; cat /secret 2>/dev/null"]).expect("it runs").text().into_owned();
+    let web = Sandbox::new().rootfs(&image("web"));
+    // One id has no groups to be in.
+    if web.check().expect("a report").state(Layer::SubordinateIds) == &LayerState::Works || is_root() {
+        let told = if is_root() { "told" } else { "" };
+        assert_eq!(says(&web), format!("34 50 60\n{told}"));
+        assert_eq!(says(&Sandbox::new().rootfs(&image("web:staff"))), "50\n", "who names a group is in that one");
+        assert_eq!(says(&web.user(33, 34)), "34\n", "and so is whom the recipe names");
+    }
 }
 
 fn unknown_users_are_refused_by_name() {
@@ -739,6 +754,7 @@ fn main() {
         test!(one_of_several_images_is_named, Need::Tool("busybox"), Need::Overlay),
         test!(the_platform_is_chosen, Need::Tool("busybox")),
         test!(the_configuration_is_followed, Need::Tool("busybox"), Need::Overlay),
+        test!(a_user_is_in_the_groups_that_the_image_says, Need::Tool("busybox"), Need::Overlay),
         test!(unknown_users_are_refused_by_name, Need::Tool("busybox"), Need::Overlay),
         test!(what_only_lower_layers_know_is_asked_of_them, Need::Tool("busybox"), Need::Overlay),
         test!(a_layer_that_hides_everything_ends_the_stack, Need::Tool("busybox"), Need::Overlay),
