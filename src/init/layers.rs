@@ -80,7 +80,9 @@ fn directory(from: i32, to: i32, name: *const u8, about: &About, depth: usize) -
     copied
 }
 
-/// Everything but directories and whiteouts.
+/// Everything but directories and whiteouts. Not a part of its callers, whose frames are
+/// on the stack once a level.
+#[inline(never)]
 fn other(from: i32, to: i32, name: *const u8, about: &About, depth: usize) -> Result<()> {
     remove(to, name, depth)?;
     let at = [to as usize, name as usize];
