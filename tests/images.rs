@@ -236,12 +236,12 @@ fn a_user_is_in_the_groups_that_the_image_says() {
     let layer = [busybox(), vec![file("etc/group", groups), file("secret", "told").mode(0o640).owner(60)]].concat();
     let image = |user: &str| open(&store(), &Layout::of(&[tar(&layer)], json!({ "User": user })).path).expect("an image");
     let says = |recipe: &Sandbox| recipe.run(["sh", "-c", "id -G; cat /secret 2>/dev/null"]).expect("it runs").text().into_owned();
-    let web = Sandbox::new().rootfs(&image("web"));
+    let web = Sandbox::new().rootfs(image("web"));
     // One id has no groups to be in.
     if web.check().expect("a report").state(Layer::SubordinateIds) == &LayerState::Works || is_root() {
         let told = if is_root() { "told" } else { "" };
         assert_eq!(says(&web), format!("34 50 60\n{told}"));
-        assert_eq!(says(&Sandbox::new().rootfs(&image("web:staff"))), "50\n", "who names a group is in that one");
+        assert_eq!(says(&Sandbox::new().rootfs(image("web:staff"))), "50\n", "who names a group is in that one");
         assert_eq!(says(&web.user(33, 34)), "34\n", "and so is whom the recipe names");
     }
 }
