@@ -267,7 +267,7 @@ fn importing_takes_little_memory() {
         assert!(peak < 64 << 10, "{arguments}: {peak} KiB");
     }
     // What has to be remembered of a layer until its end.
-    let hiding = |i: usize| -> Vec<Entry> { (0..50_000).map(|n| file(&format!("d{i}/.wh.{}{n}", "x".repeat(70)), "")).collect() };
+    let hiding = |i: usize| -> Vec<Entry> { (0..20_000).map(|n| file(&format!("d{i}/.wh.{}{n}", "x".repeat(70)), "")).collect() };
     let peak = import(&Layout::of(&[tar(&hiding(0)), tar(&hiding(1))], json!({})));
     assert!(peak < 64 << 10, "whiteouts: {peak} KiB");
 }
