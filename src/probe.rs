@@ -33,7 +33,13 @@ pub enum Layer {
     NetworkNamespace = 5,
     /// It doesn't see where in the host's cgroups it runs. *Optional.*
     CgroupNamespace = 6,
-    /// The writable layer above an image.
+    /// The writable layer above an image. *Optional*: without it each run has a copy of
+    /// the image in its writable layer, which must be large enough ([`Sandbox::writable`]
+    /// counts it) and takes as long as copying does; names of one file become files of
+    /// their own there, and extended attributes and devices are left out. Runs that
+    /// [keep their changes](crate::Sandbox::keep_changes) need it.
+    ///
+    /// [`Sandbox::writable`]: crate::Sandbox::writable
     Overlay = 7,
     /// As root: files of images and binds have their right owners inside.
     /// *Optional*: without it they belong to nobody, and can't be written.
@@ -143,13 +149,14 @@ impl Layer {
     /// Whether [`prefer`](crate::Sandbox::prefer) may leave it out.
     pub fn optional(self) -> bool {
         use Layer::{
-            CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, ProcessLimit,
-            ReadBack, SubordinateIds, SyscallFilter,
+            CgroupNamespace, CoreScheduling, CpuAccount, CpuBandwidth, CpuPinning, IdMappedMounts, Landlock, MemoryLimit, Overlay,
+            ProcessLimit, ReadBack, SubordinateIds, SyscallFilter,
         };
         matches!(
             self,
             CgroupNamespace
                 | IdMappedMounts
+                | Overlay
                 | SubordinateIds
                 | SyscallFilter
                 | MemoryLimit
@@ -273,27 +280,15 @@ pub(crate) struct Facts {
 
 impl Facts {
     pub(crate) fn gather() -> Facts {
-        let effective = fs::read_to_string("/proc/thread-self/status").ok().and_then(|status| {
-            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        });
-        const CHOWN: u64 = 1;
-        const DAC_OVERRIDE: u64 = 1 << 1;
-        const FOWNER: u64 = 1 << 3;
-        const SETGID: u64 = 1 << 6;
-        const SETUID: u64 = 1 << 7;
         const NET_ADMIN: u64 = 1 << 12;
-        const SYS_CHROOT: u64 = 1 << 18;
-        const SYS_ADMIN: u64 = 1 << 21;
-        const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
+        let effective = crate::sys::capabilities::effective().unwrap_or(0);
         // What is limited unasked must not be above the host's own limits.
         let implicit = Resource::DEFAULTS.iter().map(|(resource, ..)| *resource).chain([Resource::CpuSeconds]);
-        let nested = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map));
-        let has = |needed: u64| effective.is_some_and(|set| set & needed == needed);
-        let privileged = !nested && has(NEEDED);
+        let nested = nested();
+        let privileged = !nested && suffices(effective);
         Facts {
             privileged,
-            network_admin: !privileged || has(NET_ADMIN),
+            network_admin: !privileged || effective & NET_ADMIN != 0,
             nested,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -325,6 +320,28 @@ impl Facts {
             landlock: Ok(7),
         }
     }
+}
+
+/// Whether this thread is root as [`Facts::privileged`] means it, and nothing else: for
+/// what is done more often than starting init.
+pub(crate) fn privileged() -> bool {
+    crate::sys::capabilities::effective().is_ok_and(suffices) && !nested()
+}
+
+fn suffices(capabilities: u64) -> bool {
+    const CHOWN: u64 = 1;
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const FOWNER: u64 = 1 << 3;
+    const SETGID: u64 = 1 << 6;
+    const SETUID: u64 = 1 << 7;
+    const SYS_CHROOT: u64 = 1 << 18;
+    const SYS_ADMIN: u64 = 1 << 21;
+    const NEEDED: u64 = CHOWN | DAC_OVERRIDE | FOWNER | SETGID | SETUID | SYS_CHROOT | SYS_ADMIN;
+    capabilities & NEEDED == NEEDED
+}
+
+fn nested() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map))
 }
 
 fn landlock() -> Result<u32, String> {

@@ -260,7 +260,9 @@ impl Sandbox {
 
     /// User and group of the command, inside. Default: what the image's configuration
     /// says, or 0 and 0, the sandbox's root, which has no capability and is an
-    /// unprivileged id of the host.
+    /// unprivileged id of the host. The image's user is in the groups that its
+    /// `/etc/group` puts it in, unless the configuration names one; who is named here is in
+    /// no others.
     ///
     /// An ordinary user without subordinate ids has only one id to give; whatever
     /// number it gets here, it's that user outside.
@@ -635,6 +637,14 @@ impl Sandbox {
         self.user.or_else(of_image).unwrap_or((0, 0))
     }
 
+    /// Supplementary groups of the command: those of the image's user.
+    pub(crate) fn groups(&self) -> &[u32] {
+        match self.root.config().map(ImageConfig::account) {
+            Some(Ok(account)) if self.user.is_none() => &account.groups,
+            _ => &[],
+        }
+    }
+
     /// The command line as docker run would have it.
     pub(crate) fn complete(&self, command: Command) -> Result<Command> {
         command.in_image(self.root.config(), self.entrypoint.as_deref())
@@ -653,6 +663,12 @@ impl Sandbox {
     pub(crate) fn without_locks(mut self) -> Sandbox {
         self.volumes.clear();
         self
+    }
+
+    /// Where there's no overlayfs the image is copied. Then all of it would be a change,
+    /// so whoever keeps those is refused.
+    pub(crate) fn copies_layers(&self) -> bool {
+        self.prefers(Layer::Overlay) && !self.keep_changes
     }
 
     pub(crate) fn without_preferences(mut self) -> Sandbox {

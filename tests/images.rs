@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 
-use cofferdam::{ChangeKind, Command, CommitOptions, ErrorKind, Image, ImageFormat, Platform, Sandbox, Store};
+use cofferdam::{ChangeKind, Command, CommitOptions, ErrorKind, Image, ImageFormat, Layer, LayerState, Platform, Sandbox, Store};
 use serde_json::json;
 use support::image::{Entry, INDEX, LAYER, Layout, busybox, dir, file, hard_link, listing, sha256, symlink, tar};
 use support::{Need, fresh_dir, is_root};
@@ -229,6 +229,21 @@ fn the_configuration_is_followed() {
     std::thread::sleep(std::time::Duration::from_millis(300));
     child.stop(std::time::Duration::from_secs(20)).expect("told");
     assert!(matches!(child.wait().expect("an end"), cofferdam::Exit::Code(9) | cofferdam::Exit::Signal(10)));
+}
+
+fn a_user_is_in_the_groups_that_the_image_says() {
+    let groups = "root:x:0:\nstaff:x:50:web\nsecret:x:60:root,web\nother:x:70:root\n";
+    let layer = [busybox(), vec![file("etc/group", groups), file("secret", "told").mode(0o640).owner(60)]].concat();
+    let image = |user: &str| open(&store(), &Layout::of(&[tar(&layer)], json!({ "User": user })).path).expect("an image");
+    let says = |recipe: &Sandbox| recipe.run(["sh", "-c", "id -G; cat /secret 2>/dev/null"]).expect("it runs").text().into_owned();
+    let web = Sandbox::new().rootfs(image("web"));
+    // One id has no groups to be in.
+    if web.check().expect("a report").state(Layer::SubordinateIds) == &LayerState::Works || is_root() {
+        let told = if is_root() { "told" } else { "" };
+        assert_eq!(says(&web), format!("34 50 60\n{told}"));
+        assert_eq!(says(&Sandbox::new().rootfs(image("web:staff"))), "50\n", "who names a group is in that one");
+        assert_eq!(says(&web.user(33, 34)), "34\n", "and so is whom the recipe names");
+    }
 }
 
 fn unknown_users_are_refused_by_name() {
@@ -566,6 +581,54 @@ fn a_run_is_committed_and_saved() {
     assert!(committed.save(path("dir"), ImageFormat::OciDirectory, "mine").is_err(), "it isn't empty");
 }
 
+/// Looks at everything in an image, but for what lies in mounts.
+const EVERYTHING: &str = "find / -xdev ! -path '/proc*' ! -path '/dev*' | sort | while read -r f; do stat -c '%n %a %u %g %F' \"$f\"; done; stat -c %Y /data /data/* /was/it; cat /data/*";
+
+fn an_image_is_copied_where_overlayfs_is_missing() {
+    let mut layers = three_layers();
+    layers.push(tar(&[
+        dir("data/").mode(0o2750),
+        file("data/set", "s").mode(0o4711).owner(33),
+        dir("opaque/"),
+        file("opaque/old", "o"),
+        symlink("link", "../../data/a"),
+        file("was", "a file"),
+    ]));
+    layers.push(tar(&[
+        dir("opaque/"),
+        file("opaque/.wh..wh..opq", ""),
+        file("opaque/new", "n"),
+        dir("was/"),
+        file("was/it", "x"),
+        file(".wh.link", ""),
+    ]));
+    let image = open(&store(), &Layout::of(&layers, json!({})).path).expect("an image");
+    let recipe = Sandbox::new().rootfs(&image);
+    // Without its name the kernel knows no such file system.
+    let without = recipe.clone().with_bits_cleared("mount the overlay", 0, u64::MAX);
+    let error = without.run(["true"]).expect_err("there's no overlayfs");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("prefer(Layer::Overlay)"), "{error}");
+
+    let copied = without.prefer(Layer::Overlay);
+    let look = |recipe: &Sandbox| recipe.run(["sh", "-c", EVERYTHING]).expect("it runs");
+    let (copy, overlay) = (look(&copied), look(&recipe));
+    assert_eq!((copy.missing.as_slice(), overlay.missing.contains(&Layer::Overlay)), (&[Layer::Overlay][..], false));
+    let lines = |text: &str| text.lines().map(String::from).collect::<Vec<_>>();
+    assert_eq!(lines(&copy.text()), lines(&overlay.text()));
+    assert!(copy.text().contains("/opaque/new") && !copy.text().contains("/opaque/old"), "{copy}");
+    // It can be written to, and what is written is gone with the run.
+    let written =
+        copied.run(["sh", "-c", "echo 1 > /data/a; mv /opaque /o; rm -r /bin/ls; echo 2 > /new; cat /data/a /new"]).expect("it runs");
+    assert_eq!(written.text(), "1\n2\n", "{written}");
+    assert_eq!(lines(&look(&copied).text()), lines(&copy.text()));
+    // The disk limit counts it.
+    let error = copied.clone().writable(1 << 20).run(["true"]).expect_err("busybox is larger");
+    assert!(error.to_string().contains("doesn't fit"), "{error}");
+    // And all of it would be changes.
+    assert!(copied.keep_changes(true).run(["true"]).is_err());
+}
+
 fn changes_are_only_kept_on_request() {
     let store = store();
     let image = open(&store, &Layout::of(&[tar(&busybox())], json!({})).path).expect("an image");
@@ -575,6 +638,51 @@ fn changes_are_only_kept_on_request() {
     assert_eq!(out.changes().expect("kept"), [], "what we put there ourselves doesn't count");
     let error = Sandbox::new().keep_changes(true).run("true").expect_err("the host's root");
     assert_eq!(error.kind(), ErrorKind::Invalid);
+}
+
+/// Two images, the second on the first, in every form that buildah writes.
+const BUILDAH: &str = r#"
+b() { buildah --root "$PWD/root" --runroot "$PWD/run" --storage-driver vfs "$@"; }
+c=$(b from scratch)
+b copy -q "$c" "$1" /bin/busybox
+b run --isolation chroot "$c" /bin/busybox --install -s /bin
+b config --env WHO=buildah --workingdir /data --entrypoint '["cat"]' --cmd a --label l=1 "$c"
+b run --isolation chroot "$c" sh -c 'mkdir /gone; echo x > /gone/x; echo a1 > a; ln a hard; chown 33:34 a; chmod 4755 a; mkfifo p'
+b commit -q "$c" base
+d=$(b from --pull-never base)
+b run --isolation chroot "$d" sh -c 'rm -r /gone; echo a2 >> a; mkdir /new; ln -s ../data /new/l'
+b commit -q "$d" second
+b push -q second "oci:$PWD/oci:two"
+b push -q second "oci-archive:$PWD/oci.tar:two"
+b push -q second "docker-archive:$PWD/docker.tar:two:latest"
+b push -q --compression-format zstd second "oci:$PWD/zstd:two"
+b push -q --compression-format zstd:chunked second "oci:$PWD/chunked:two"
+b rm -a > /dev/null; b rmi -a > /dev/null"#;
+
+fn images_of_buildah_open() {
+    let directory = fresh_dir("buildah-");
+    let busybox = support::which("busybox").expect("busybox");
+    let output = Program::new("sh").args(["-ec", BUILDAH, "sh", text(&busybox)]).current_dir(&directory).output().expect("sh runs");
+    assert!(output.status.success(), "buildah: {}", String::from_utf8_lossy(&output.stderr));
+    // What umoci makes of it.
+    let theirs = directory.join("theirs");
+    tool("umoci", &["raw", "unpack", "--image", &format!("{}:two", text(&directory.join("oci"))), text(&theirs)]);
+    // No layer has an entry for the root, whose time is then anybody's guess.
+    let below_root = |directory: &Path| listing(directory).into_iter().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>();
+    for form in ["oci", "oci.tar", "docker.tar", "zstd", "chunked"] {
+        let path = directory.join(form);
+        let ours = fresh_dir("ours-");
+        Image::options().unpack(&path, &ours).unwrap_or_else(|error| panic!("{form}: {error}"));
+        assert_eq!(below_root(&ours), below_root(&theirs), "{form}");
+        let image = open(&store(), &path).unwrap_or_else(|error| panic!("{form}: {error}"));
+        let config = image.config().expect("it has one");
+        assert_eq!(config.labels().get("l").map(String::as_str), Some("1"), "{form}");
+        let recipe = Sandbox::new().rootfs(&image);
+        assert_eq!(recipe.run(Command::of_image()).expect("it runs").text(), "a1\na2\n", "{form}");
+        let recipe = recipe.entrypoint(["sh", "-c"]);
+        let out = recipe.run(["echo $WHO; pwd; stat -c '%a %u %g %h %F' a p; ls -d /gone; cat /new/l/hard"]).expect("it runs");
+        assert_eq!(out.text(), "buildah\n/data\n4755 33 34 2 regular file\n644 0 0 1 fifo\na1\na2\n", "{form}: {out}");
+    }
 }
 
 /// What the tools make, with more in it than tests make up.
@@ -602,6 +710,42 @@ fn a_debian_image_works() {
     assert_eq!(prints(&image, "apt-get --version | head -c 3; perl -e 'print 6*7'"), "apt42");
 }
 
+/// Packages are installed into an image from the network, by apt and dpkg as they are,
+/// and the image that comes of it is whole.
+fn packages_are_installed_in_a_debian_image() {
+    let store = store();
+    let archive = fresh_dir("debian-").join("debian.tar");
+    let debian = support::debian_root().expect("looked into before");
+    tool("tar", &["-C", text(&debian), "--xattrs", "--xattrs-include=*", "-cf", text(&archive), "."]);
+    let image = open(&store, &archive).expect("an image");
+    let resolver = fs::read("/etc/resolv.conf").unwrap_or_default();
+    let recipe = |image: &Image| {
+        Sandbox::new()
+            .rootfs(image)
+            .network(cofferdam::Network::Host)
+            .capabilities(cofferdam::Capability::DOCKER)
+            .file("/etc/resolv.conf", resolver.clone())
+            .writable(2 << 30)
+            .keep_changes(true)
+    };
+    let installed = |image: &Image, script: &str| {
+        let out = recipe(image).run(["sh", "-ec", script]).expect("it runs");
+        assert!(out.success(), "{script}: {out}: {}{}", out.text(), String::from_utf8_lossy(&out.stderr));
+        out.commit(&CommitOptions::new()).expect("an image")
+    };
+    let python = installed(
+        &image,
+        "apt-get -q update; DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends python3 python3-yaml; apt-get clean",
+    );
+    assert_eq!(prints(&python, "dpkg --verify && dpkg -s python3-yaml | grep -c '^Status: install ok installed'"), "1\n");
+    let script = "python3 -c 'import yaml, ssl, sqlite3, json; print(json.dumps(yaml.safe_load(\"a: [1, 2]\")))'";
+    assert_eq!(prints(&python, script), "{\"a\": [1, 2]}\n");
+    // And removed again: whiteouts where there were files.
+    let without = installed(&python, "dpkg --purge python3-yaml");
+    assert_eq!(prints(&without, "dpkg --verify; python3 -c 'import yaml' 2>&1 | tail -n 1 | cut -d: -f1"), "ModuleNotFoundError\n");
+    assert_eq!(prints(&python, script), "{\"a\": [1, 2]}\n");
+}
+
 fn main() {
     support::main(vec![
         test!(layers_are_stacked, Need::Tool("busybox"), Need::Overlay),
@@ -610,6 +754,7 @@ fn main() {
         test!(one_of_several_images_is_named, Need::Tool("busybox"), Need::Overlay),
         test!(the_platform_is_chosen, Need::Tool("busybox")),
         test!(the_configuration_is_followed, Need::Tool("busybox"), Need::Overlay),
+        test!(a_user_is_in_the_groups_that_the_image_says, Need::Tool("busybox"), Need::Overlay),
         test!(unknown_users_are_refused_by_name, Need::Tool("busybox"), Need::Overlay),
         test!(what_only_lower_layers_know_is_asked_of_them, Need::Tool("busybox"), Need::Overlay),
         test!(a_layer_that_hides_everything_ends_the_stack, Need::Tool("busybox"), Need::Overlay),
@@ -619,7 +764,10 @@ fn main() {
         test!(limits_hold, Need::Tool("busybox")),
         test!(archives_of_docker_save_open, Need::Tool("busybox"), Need::Overlay),
         test!(a_run_is_committed_and_saved, Need::Tool("busybox"), Need::Tool("skopeo"), Need::Tool("umoci"), Need::Overlay),
+        test!(an_image_is_copied_where_overlayfs_is_missing, Need::Tool("busybox"), Need::Overlay),
         test!(changes_are_only_kept_on_request, Need::Tool("busybox"), Need::Overlay),
+        test!(images_of_buildah_open, root, Need::Tool("buildah"), Need::Tool("busybox"), Need::Tool("umoci"), Need::Overlay),
         test!(a_debian_image_works, root, Need::DebianRoot),
+        test!(packages_are_installed_in_a_debian_image, root, Need::DebianRoot, Need::DebianMirror),
     ])
 }

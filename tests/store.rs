@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use cofferdam::{ErrorKind, Image, Sandbox, Store};
 use serde_json::json;
 use support::host::{Host, inside, say};
-use support::image::{Layout, busybox, dir, file, tar};
+use support::image::{Entry, Layout, busybox, dir, file, tar};
 use support::{Need, fresh_dir};
 
 const STORE: &str = "COFFERDAM_TEST_STORE";
@@ -236,6 +236,42 @@ fn an_image_that_is_there_opens_fast() {
     assert!(opened < Duration::from_millis(100), "{opened:?}");
 }
 
+/// Two layers at a time, with the largest window that zstd takes without being asked.
+fn importing_takes_little_memory() {
+    if inside() {
+        let peak = support::processes::peak_during(open_as_host);
+        return say(&format!("peak {peak}"));
+    }
+    let import = |layout: &Layout| -> u64 {
+        let store = fresh_dir("store-").join("store");
+        let mut host = host("importing_takes_little_memory", &store, &layout.path);
+        let peak = host.hear("peak ").parse().expect("a number");
+        host.success();
+        peak
+    };
+    // Half of it can't be compressed.
+    let mut seed = 1u32;
+    let mut half = |length: usize| -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        bytes[..length / 2].fill_with(|| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 24) as u8
+        });
+        bytes
+    };
+    let large: Vec<Vec<u8>> = (0..3).map(|i| tar(&[file(&format!("large{i}"), half(48 << 20))])).collect();
+    for arguments in ["gzip -1", "zstd -q -1 --zstd=wlog=23"] {
+        let layout = Layout::of_packed(&large, arguments);
+        let peak = import(&layout);
+        println!("{arguments}: {peak} KiB");
+        assert!(peak < 64 << 10, "{arguments}: {peak} KiB");
+    }
+    // What has to be remembered of a layer until its end.
+    let hiding = |i: usize| -> Vec<Entry> { (0..20_000).map(|n| file(&format!("d{i}/.wh.{}{n}", "x".repeat(70)), "")).collect() };
+    let peak = import(&Layout::of(&[tar(&hiding(0)), tar(&hiding(1))], json!({})));
+    assert!(peak < 64 << 10, "whiteouts: {peak} KiB");
+}
+
 fn main() {
     let tests = vec![
         test!(two_hundred_processes_unpack_once, Need::Tool("busybox")),
@@ -246,6 +282,7 @@ fn main() {
         test!(a_store_of_others_is_refused),
         test!(a_damaged_record_does_not_stop_the_rest, Need::Tool("busybox"), Need::Overlay),
         test!(an_image_that_is_there_opens_fast, Need::Tool("busybox")),
+        test!(importing_takes_little_memory, root, Need::Tool("zstd")),
     ];
     support::main(tests)
 }

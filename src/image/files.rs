@@ -82,7 +82,8 @@ impl Files {
         if member.len() > limit {
             return Err(refused(format!("{path} has {} bytes; {limit} are possible", member.len())));
         }
-        let mut bytes = Vec::new();
+        // The length is the file's or, in an archive, checked against it.
+        let mut bytes = Vec::with_capacity(member.len() as usize);
         member.read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
         Ok(Some(bytes))
     }

@@ -13,13 +13,16 @@ pub(crate) const MAX_FILE: u64 = 1 << 20;
 pub(crate) struct User {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// Supplementary groups; of who names a group, as in `web:staff`, none.
+    #[serde(default)]
+    pub(crate) groups: Vec<u32>,
     pub(crate) home: Option<String>,
 }
 
 impl User {
     #[cfg(test)]
     pub(crate) fn root() -> User {
-        User { uid: 0, gid: 0, home: None }
+        User { uid: 0, gid: 0, groups: Vec::new(), home: None }
     }
 
     /// Finds `user`, `user:group`, each a name or a number, in the contents of the two
@@ -46,9 +49,26 @@ impl User {
             }
             None => line.as_ref().and_then(|fields| number(fields[3])).unwrap_or(0),
         };
+        let groups = match (&line, wanted_group) {
+            (Some(fields), None) => memberships(group, fields[0], gid),
+            _ => Vec::new(),
+        };
         let home = line.and_then(|fields| fields.get(5).copied()).filter(|home| home.starts_with('/') && !home.contains('\0'));
-        Ok(User { uid, gid, home: home.map(String::from) })
+        Ok(User { uid, gid, groups, home: home.map(String::from) })
     }
+}
+
+/// The most groups that are kept: a plan has room for them, and no user so many.
+const MAX_GROUPS: usize = 1024;
+
+/// The groups that list a user, but for its own one (group(5)).
+fn memberships(group: &[u8], name: &str, own: u32) -> Vec<u32> {
+    let lists = |fields: &Vec<&str>| fields.get(3).is_some_and(|members| members.split(',').any(|member| member == name));
+    let mut ids: Vec<u32> = records(group).filter(lists).filter_map(|fields| number(fields[2])).filter(|id| *id != own).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids.truncate(MAX_GROUPS);
+    ids
 }
 
 /// The lines of a file, in fields. What isn't UTF-8 names nobody.
@@ -67,19 +87,27 @@ mod tests {
     use super::*;
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/var/www:/bin/false\nbroken:x\nbad:x:-1:0::/:\n\xff:x:5:5::/:\nhuge:x:4294967295:0::/:\n12:x:99:98::/n:\n";
-    const GROUP: &[u8] = b"root:x:0:\nstaff:x:50:web\n";
+    const GROUP: &[u8] = b"root:x:0:\nstaff:x:50:web\nwww:x:34:web\nmore:x:60:root,web,daemon\nbad:x:-1:web\nshort:x\nnot:x:70:webb\n";
 
     #[test]
     fn names_and_numbers_are_found() {
         let find = |text| User::find(text, PASSWD, GROUP);
-        let user = |uid, gid, home: Option<&str>| Ok(User { uid, gid, home: home.map(String::from) });
+        let user = |uid, gid, home: Option<&str>| {
+            let groups = match uid {
+                0 => vec![60],
+                33 => vec![50, 60],
+                _ => Vec::new(),
+            };
+            Ok(User { uid, gid, groups, home: home.map(String::from) })
+        };
+        let alone = |user: Result<User, String>| user.map(|user| User { groups: Vec::new(), ..user });
         assert_eq!(find(""), user(0, 0, Some("/root")));
         assert_eq!(find("web"), user(33, 34, Some("/var/www")));
-        assert_eq!(find("web:staff"), user(33, 50, Some("/var/www")));
+        assert_eq!(find("web:staff"), alone(user(33, 50, Some("/var/www"))), "who names a group has that one");
         assert_eq!(find("33"), user(33, 34, Some("/var/www")));
         assert_eq!(find("1000"), user(1000, 0, None));
         assert_eq!(find("1000:1001"), user(1000, 1001, None));
-        assert_eq!(find(":staff"), user(0, 50, Some("/root")));
+        assert_eq!(find(":staff"), alone(user(0, 50, Some("/root"))));
         // A name of digits is a name first.
         assert_eq!(find("12"), user(99, 98, Some("/n")));
     }
@@ -89,6 +117,6 @@ mod tests {
         for text in ["nobody", "web:nobody", "broken", "bad", "huge", "-1", "4294967295", "99999999999", "web:-1"] {
             assert!(User::find(text, PASSWD, GROUP).is_err(), "{text}");
         }
-        assert_eq!(User::find("0", b"", b""), Ok(User { uid: 0, gid: 0, home: None }));
+        assert_eq!(User::find("0", b"", b""), Ok(User::root()));
     }
 }

@@ -19,6 +19,7 @@ const SOURCES: &[&str] = &[
     "src/init/command.rs",
     "src/init/helper.rs",
     "src/init/tree.rs",
+    "src/init/layers.rs",
     "src/init/listener.rs",
     "src/init/memory.rs",
     "src/init/network.rs",

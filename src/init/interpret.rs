@@ -212,6 +212,7 @@ impl Context {
             }
             op::SELF_OPEN => plain(self_open(a[0] as *const u8)),
             op::RAISE_FILES => plain(raise_files()),
+            op::STACK => plain(self.stack(a)),
             op::USER_XATTR => plain(user_xattr(a[0])),
             op::ALLOW => plain(allow(a[0] as i32, a[1], a[2] as *const u8, a[3] as u64)),
             op::STAND => plain(self.stand()),
@@ -225,6 +226,18 @@ impl Context {
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
             number => plain(call(number as usize, a)),
         }
+    }
+
+    /// The root as overlayfs stacks it, or as a copy.
+    fn stack(&self, a: [usize; 6]) -> Result<usize> {
+        // OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+        const CLONE: usize = 1 | O_CLOEXEC;
+        const AT_EMPTY_PATH: usize = 0x1000;
+        if self.missing & a[1] as u64 == 0 {
+            return call(nr::OPEN_TREE, [WIRE_CWD as usize, a[0], CLONE, 0, 0, 0]);
+        }
+        crate::layers::copy(a[3], a[2] as i32)?;
+        call(nr::OPEN_TREE, [a[2], c"".as_ptr() as usize, CLONE | AT_EMPTY_PATH, 0, 0, 0])
     }
 
     fn clone_pid1(&mut self, flags: u64) -> Result<usize> {
@@ -627,7 +640,7 @@ fn write_file(parent: i32, name: usize, a: [usize; 6], fill: impl Fn(usize) -> R
 }
 
 /// The whole of a regular file, whatever its offset is.
-fn copy_all(to: usize, from: usize) -> Result<usize> {
+pub fn copy_all(to: usize, from: usize) -> Result<usize> {
     const MOST: usize = 1 << 30;
     let mut offset = 0u64;
     loop {

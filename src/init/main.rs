@@ -35,6 +35,7 @@ mod command;
 mod helper;
 mod inside;
 mod interpret;
+mod layers;
 mod listener;
 mod memory;
 #[path = "../plan/message.rs"]

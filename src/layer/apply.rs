@@ -2,14 +2,14 @@
 
 use std::ffi::CString;
 use std::io::BufRead;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
+use nix::unistd::{Gid, Uid, fchown, fchownat, getegid, geteuid, linkat, symlinkat};
 
 use super::directory::{CHANGE, is_directory, look, set_mode};
 use super::name::{self, Name, split};
@@ -26,7 +26,8 @@ pub(crate) fn apply(tar: impl BufRead, root: BorrowedFd<'_>, options: &Options) 
 }
 
 fn into<'a>(tree: Tree<'a>, tar: impl BufRead, options: &'a Options) -> Result<Applied> {
-    let mut layer = Layer { tar: Reader::new(tar), tree, options, applied: Applied::default(), markers: Vec::new() };
+    let caller = (geteuid().as_raw(), getegid().as_raw());
+    let mut layer = Layer { tar: Reader::new(tar), tree, options, caller, applied: Applied::default(), markers: Vec::new() };
     while let Some(entry) = layer.tar.next_entry()? {
         layer.entry(entry)?;
     }
@@ -42,6 +43,8 @@ pub(super) struct Layer<'a, R> {
     pub(super) tar: Reader<R>,
     pub(super) tree: Tree<'a>,
     pub(super) options: &'a Options,
+    /// Whose what we make is at first.
+    pub(super) caller: (u32, u32),
     pub(super) applied: Applied,
     /// Whiteouts and opaque directories, for the end: they hide what's in lower layers,
     /// never what is in this one, wherever in the archive they stand.
@@ -105,9 +108,8 @@ impl<R: BufRead> Layer<'_, R> {
     /// The entry of the root directory: it has a mode, an owner and a time, too.
     fn root(&mut self, entry: &Entry) -> Result<()> {
         let root = self.tree.root();
-        let fd = root.fd.try_clone().map_err(|error| Error::io("open", "the root", error))?;
         self.applied.root_entry = true;
-        self.described(b"", &root, &fd, entry, true)
+        self.described(b"", &root, entry, true)
     }
 
     fn directory(&mut self, at: &At<'_>, entry: &Entry) -> Result<()> {
@@ -127,16 +129,16 @@ impl<R: BufRead> Layer<'_, R> {
         let name = CString::new(at.name).map_err(|_| failed(at.path, Errno::EINVAL))?;
         let opened = super::directory::open(at.parent.fd.as_fd(), &name, CHANGE);
         let (fd, stat) = opened.map_err(|error| Error::io("open", &shown(at.path), error))?;
-        let copy = fd.try_clone().map_err(|error| Error::io("open", &shown(at.path), error))?;
         let directory = Rc::new(Directory { fd, inode: stat.st_ino });
-        self.described(at.path, &directory, &copy, entry, there)?;
+        self.described(at.path, &directory, entry, there)?;
         // What is in it comes next, most likely.
         self.tree.keep_open(at.path, &directory);
         Ok(())
     }
 
-    /// Owner and attributes of a directory; mode and time come at the end.
-    fn described(&mut self, path: &[u8], directory: &Directory, fd: &OwnedFd, entry: &Entry, there: bool) -> Result<()> {
+    /// Owner and attributes of a directory, which isn't open as O_PATH; mode and time
+    /// come at the end.
+    fn described(&mut self, path: &[u8], directory: &Directory, entry: &Entry, there: bool) -> Result<()> {
         if !self.tree.nodes.contains_key(&directory.inode) {
             self.tree.remember(size_of::<(u64, Node)>() * 2)?;
         }
@@ -144,12 +146,13 @@ impl<R: BufRead> Layer<'_, R> {
         let node = Node { mode: entry.mode, mtime: entry.mtime, origin: Origin::Entry, opaque };
         self.tree.nodes.insert(directory.inode, node);
         if self.options.owners == Owners::Real {
-            fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(|errno| owner_failed(path, entry, errno))?;
+            fchown(&directory.fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+                .map_err(|errno| owner_failed(path, entry, errno))?;
         }
         if there {
-            self.without_attributes(path, fd.as_fd())?;
+            self.without_attributes(path, directory.fd.as_fd())?;
         }
-        self.attributes(path, fd.as_fd(), entry)?;
+        self.attributes(path, directory.fd.as_fd(), entry)?;
         self.owner(path, entry)
     }
 

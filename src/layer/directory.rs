@@ -25,12 +25,24 @@ pub(super) const DEEPEST: usize = 512;
 /// An ordinary user may own directories that it can't enter: those are given the bits
 /// of `needed` first. The answer has the mode that was there before.
 pub(super) fn open(parent: BorrowedFd<'_>, name: &CStr, needed: u32) -> io::Result<(OwnedFd, FileStat)> {
-    let found = open_with(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY)?;
-    let stat = fstat(&found)?;
-    if lacks(&stat, needed) {
-        set_mode(found.as_fd(), (stat.st_mode & 0o7777) | needed)?;
+    match open_with(parent, name, OFlag::O_RDONLY) {
+        Ok(directory) => {
+            let stat = fstat(&directory)?;
+            if lacks(&stat, needed) {
+                fchmod(&directory, Mode::from_bits_truncate((stat.st_mode & 0o7777) | needed))?;
+            }
+            Ok((directory, stat))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            let closed = open_with(parent, name, OFlag::O_PATH)?;
+            let stat = fstat(&closed)?;
+            if lacks(&stat, needed) {
+                set_mode(closed.as_fd(), (stat.st_mode & 0o7777) | needed)?;
+            }
+            Ok((open_with(closed.as_fd(), c".", OFlag::O_RDONLY)?, stat))
+        }
+        Err(error) => Err(error),
     }
-    Ok((open_with(found.as_fd(), c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?, stat))
 }
 
 fn lacks(stat: &FileStat, needed: u32) -> bool {
@@ -38,12 +50,12 @@ fn lacks(stat: &FileStat, needed: u32) -> bool {
 }
 
 fn open_with(parent: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> io::Result<OwnedFd> {
-    let flags = flags | OFlag::O_CLOEXEC;
+    let flags = flags | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let resolve = ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
     match openat2(parent, name, OpenHow::new().flags(flags).resolve(resolve)) {
         // A filter of system calls that doesn't know it (there's none for one's own file).
         Err(Errno::ENOSYS | Errno::EPERM) => {
-            let opened = openat(parent, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+            let opened = openat(parent, name, flags, Mode::empty())?;
             if fstat(&opened)?.st_dev != fstat(parent)?.st_dev {
                 return Err(Errno::EXDEV.into());
             }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::stat::{Mode, fchmod, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown};
 
@@ -33,17 +33,31 @@ impl<R: BufRead> Layer<'_, R> {
             return Err(refused(at.path, "the file is too long"));
         }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut file = File::from(self.make(at, || openat(&at.parent.fd, at.name, flags, Mode::S_IRUSR | Mode::S_IWUSR))?);
+        let mode = self.first_mode(entry);
+        let mut file = File::from(self.make(at, || openat(&at.parent.fd, at.name, flags, mode))?);
         self.data(at, entry, &mut file)?;
+        // Most files are right as they were made, and looking costs a tenth of setting. The
+        // umask and the directory have had their say in both, so nothing is taken for granted.
+        let stat = fstat(&file).map_err(|errno| failed(at.path, errno))?;
         // This order: chown(2) takes set-user-id bits and capabilities away, and nobody may
         // set attributes of a file that isn't writable.
-        if self.options.owners == Owners::Real {
+        if self.options.owners == Owners::Real && (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
             let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
             fchown(&file, uid, gid).map_err(|errno| owner_failed(at.path, entry, errno))?;
         }
         self.attributes(at.path, file.as_fd(), entry)?;
-        fchmod(&file, Mode::from_bits_truncate(entry.mode)).map_err(|errno| failed(at.path, errno))?;
+        if stat.st_mode & 0o7777 != entry.mode {
+            fchmod(&file, Mode::from_bits_truncate(entry.mode)).map_err(|errno| failed(at.path, errno))?;
+        }
         futimens(&file, &TimeSpec::UTIME_OMIT, &spec(entry.mtime)).map_err(|errno| failed(at.path, errno))
+    }
+
+    /// The mode that a file is made with: its own, as far as nobody gets more by it than in
+    /// the end. Bits that change who somebody is come after the owner.
+    fn first_mode(&self, entry: &Entry) -> Mode {
+        let owned = self.options.owners == Owners::Single || self.caller == (entry.uid, entry.gid);
+        let open = owned && entry.xattrs.is_empty();
+        Mode::from_bits_truncate(if open { entry.mode & 0o777 } else { 0o600 })
     }
 
     /// The data go from the decompressor's buffer to the file. Holes stay holes.

@@ -31,6 +31,8 @@ impl<R: BufRead> Layer<'_, R> {
             depth(a).cmp(&depth(b)).then_with(|| a.path().cmp(b.path()))
         });
         markers.dedup();
+        // A hundred thousand whiteouts in one directory ask one thing.
+        let mut asked: Option<&[u8]> = None;
         for marker in &markers {
             match (self.options.form, marker) {
                 (Form::Flat, _) if self.tree.is_fresh() => {}
@@ -40,7 +42,11 @@ impl<R: BufRead> Layer<'_, R> {
                         self.prune(path, &directory)?;
                     }
                 }
-                (Form::Overlay { user_xattr }, Marker::Whiteout(path)) => self.whiteout(path, user_xattr)?,
+                (Form::Overlay { user_xattr }, Marker::Whiteout(path)) => {
+                    if self.whiteout(path, user_xattr)? && asked.replace(split(path).0) != Some(split(path).0) {
+                        self.question(path, Unknown::Whiteout)?;
+                    }
+                }
                 (Form::Overlay { user_xattr }, Marker::Opaque(path)) => {
                     let found = self.tree.walk(path, Some(Origin::Marker))?;
                     if let Some((directory, false)) = found {
@@ -53,20 +59,21 @@ impl<R: BufRead> Layer<'_, R> {
         Ok(())
     }
 
-    /// Hides a name of lower layers.
-    fn whiteout(&mut self, path: &[u8], user_xattr: bool) -> Result<()> {
+    /// Hides a name of lower layers; whether by a whiteout.
+    fn whiteout(&mut self, path: &[u8], user_xattr: bool) -> Result<bool> {
         let (above, name) = split(path);
         // Nothing: a parent is hidden, or a file of this layer. Opaque: what's below it is hidden.
-        let Some((parent, false)) = self.tree.walk(above, Some(Origin::Marker))? else { return Ok(()) };
+        let Some((parent, false)) = self.tree.walk(above, Some(Origin::Marker))? else { return Ok(false) };
         if let Some(stat) = look(parent.fd.as_fd(), name).map_err(|errno| failed(path, errno))? {
             if !is_directory(&stat) {
                 // It hides what's below it by itself.
-                return Ok(());
+                return Ok(false);
             }
             if self.tree.nodes.get(&stat.st_ino).is_none_or(|node| node.origin != Origin::Marker) {
                 // The directory is new, and begins empty.
                 let found = self.tree.walk(path, None)?;
-                return found.map_or(Ok(()), |(directory, _)| self.opaque(path, &directory, user_xattr));
+                found.map_or(Ok(()), |(directory, _)| self.opaque(path, &directory, user_xattr))?;
+                return Ok(false);
             }
             // Nothing but whiteouts in it, and those are moot.
             self.tree.clear(&parent, name, Some(&stat))?;
@@ -74,7 +81,7 @@ impl<R: BufRead> Layer<'_, R> {
         self.tree.count()?;
         // Anybody may make this one device, since Linux 5.8.
         mknodat(&parent.fd, name, SFlag::S_IFCHR, Mode::empty(), 0).map_err(|errno| failed(path, errno))?;
-        self.question(path, Unknown::Whiteout)
+        Ok(true)
     }
 
     fn opaque(&mut self, path: &[u8], directory: &Directory, user_xattr: bool) -> Result<()> {

@@ -139,8 +139,8 @@ pub(crate) enum Unknown {
     /// root's; a directory below has to lend its mode, owner and attributes, and a
     /// symbolic link below has to be followed, which takes a flat tree.
     Implied,
-    /// A whiteout. Where nothing below has that name, in the base layer above all,
-    /// overlayfs lists a name that can't be looked at.
+    /// A whiteout. Where nothing below has its directory, in the base layer above all,
+    /// overlayfs lists a name that can't be looked at. One stands for all of a directory.
     Whiteout,
     /// A hard link to a file that isn't in this layer. It wasn't made; this takes a flat tree.
     Link {

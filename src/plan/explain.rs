@@ -115,6 +115,7 @@ const TEXTUAL: &[u32] = &[
     op::SELF_OPEN,
     op::MAKE_PATH,
     op::ALLOW,
+    op::STACK,
 ];
 
 /// Every operation that a plan may hold, with its name. System calls are those
@@ -186,6 +187,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::SHOW, "show the host"),
     (op::COPY, "copy file"),
     (op::TERMINAL, "pass the terminal"),
+    (op::STACK, "open_tree or copy"),
 ];
 
 fn name(op: u32) -> &'static str {

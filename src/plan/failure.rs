@@ -93,14 +93,26 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
         Area::Overlay => {
             let from_host = sandbox.is_some_and(|s| matches!(s.root.root, Root::Host(_)));
             match errno {
-                libc::ENODEV if !from_host => (ErrorKind::Unsupported, Some("this kernel has no overlayfs: load the module `overlay`")),
-                libc::EPERM | libc::EINVAL => (ErrorKind::Unsupported, Some("overlayfs refuses it here; the kernel's log says why")),
+                libc::ENODEV if !from_host => (
+                    ErrorKind::Unsupported,
+                    Some("this kernel has no overlayfs: load the module `overlay`; `prefer(Layer::Overlay)` copies the image for each run"),
+                ),
+                libc::EPERM | libc::EINVAL => (
+                    ErrorKind::Unsupported,
+                    Some(
+                        "overlayfs refuses it here, and the kernel's log says why; `prefer(Layer::Overlay)` copies the image for each run",
+                    ),
+                ),
+                libc::ENOSPC => (ErrorKind::Image, Some("a copy of the image doesn't fit; see `Sandbox::writable`")),
                 _ => (exhausted, hint),
             }
         }
-        Area::UserXattr => {
-            (ErrorKind::Unsupported, Some("an ordinary user's overlay on tmpfs needs Linux 6.6; run as root, or use `Image::host()`"))
-        }
+        Area::UserXattr => (
+            ErrorKind::Unsupported,
+            Some(
+                "an ordinary user's overlay on tmpfs needs Linux 6.6; run as root, use `Image::host()`, or copy the image for each run with `prefer(Layer::Overlay)`",
+            ),
+        ),
         Area::Proc => match errno {
             libc::EPERM => (
                 ErrorKind::Unsupported,

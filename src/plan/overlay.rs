@@ -69,6 +69,11 @@ impl<'a> Lower<'a> {
         }
     }
 
+    /// How many [`names`](Self::names) there are; 0 for the directory itself.
+    fn count(&self) -> usize {
+        self.chain.map_or(0, |chain| chain.layers)
+    }
+
     /// The layer whose root directory says how the new one is to look.
     fn pattern(&self) -> String {
         self.chain.map_or_else(|| ".".into(), |chain| chain.root.to_string())
@@ -98,7 +103,9 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").keep_in(upper);
     if owners.ordinary {
         draft.area(Area::UserXattr);
-        draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs");
+        draft
+            .step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs")
+            .layer(Layer::Overlay, sandbox.copies_layers());
         draft.area(Area::Overlay);
     }
     if let Some(root) = owners.substitute {
@@ -125,7 +132,15 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     // lead into directories that its layers keep closed (many kernels follow
     // them unless told otherwise).
     options.push_str(if owners.ordinary { ",userxattr" } else { ",redirect_dir=nofollow,metacopy=off,index=off" });
-    mount(draft, &options);
+    let (name, place, text) = (draft.text("overlay"), draft.text(SCRATCH), draft.text(&options));
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    // By mount(2), because fsconfig(2) takes 255 bytes of a value, which are some 80
+    // layers, and several values only from Linux 6.7 on (`lowerdir+`).
+    draft
+        .step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay")
+        .layer(Layer::Overlay, sandbox.copies_layers());
+    let args = [place, Layer::Overlay.bit().into(), Arg::Slot(upper), lower.count().into()];
+    draft.step(op::STACK, &args, "open", "the overlay").keep_in(slot::ROOT);
     draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
     let shm = draft.text("shm");
     let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
@@ -137,16 +152,4 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
         draft.close(slot);
     }
     shm
-}
-
-/// The overlay as a detached mount in [`slot::ROOT`].
-///
-/// By mount(2), because fsconfig(2) takes 255 bytes of a value, which are some 80
-/// layers, and several values only from Linux 6.7 on (`lowerdir+`).
-fn mount(draft: &mut Draft, options: &str) {
-    let (name, place, text) = (draft.text("overlay"), draft.text(SCRATCH), draft.text(options));
-    let flags = libc::MS_NOSUID | libc::MS_NODEV;
-    draft.step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay").layer(Layer::Overlay, false);
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    draft.step(libc::SYS_open_tree, &[HERE, place, flags.into()], "open", "the overlay").keep_in(slot::ROOT);
 }

@@ -21,7 +21,14 @@ pub(crate) fn credentials(draft: &mut Draft, sandbox: &Sandbox, groups: bool) {
     let keep = sandbox.kept_capabilities();
     draft.step(libc::SYS_setresgid, &[gid.into(), gid.into(), gid.into()], "become", format!("group {gid}"));
     if groups {
-        draft.step(libc::SYS_setgroups, &[0.into(), 0.into()], "drop", "supplementary groups");
+        let list = sandbox.groups();
+        if list.is_empty() {
+            draft.step(libc::SYS_setgroups, &[0.into(), 0.into()], "drop", "supplementary groups");
+        } else {
+            let bytes: Vec<u8> = list.iter().flat_map(|group| group.to_le_bytes()).collect();
+            let ids = draft.data(&bytes);
+            draft.step(libc::SYS_setgroups, &[list.len().into(), ids], "join", "the groups of the image's user");
+        }
     }
     if keep != 0 && uid != 0 {
         prctl(draft, libc::PR_SET_KEEPCAPS, 1, "keep capabilities");

@@ -159,8 +159,12 @@ pub mod op {
     /// Command: wait until the host has looked
     /// ([`Request::PROCEED`](super::super::message::Request::PROCEED)).
     pub const AWAIT_LOOK: u32 = 0x1_0018;
+    /// Outer: a detached mount of what is at path (0) or, if a layer of mask (1) is missing
+    /// by now, of directory (2), into which the layers in the current directory are
+    /// copied: (3) of them by their numbers, or it itself if that's 0.
+    pub const STACK: u32 = 0x1_0019;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0018;
+    pub const LAST: u32 = 0x1_0019;
 }
 
 /// How an argument is to be read.

@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -50,6 +50,7 @@ pub(crate) struct LayerFacts {
 /// See [`layer::Question`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Question {
+    #[serde(with = "latin1")]
     path: Vec<u8>,
     kind: Unknown,
 }
@@ -62,11 +63,27 @@ enum Unknown {
     Link,
 }
 
+/// Bytes as a string of JSON, each as the character of that number: paths needn't be
+/// UTF-8, and a list of numbers is four times as long.
+mod latin1 {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&bytes.iter().map(|byte| char::from(*byte)).collect::<String>())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.chars().map(|c| u8::try_from(c).map_err(D::Error::custom)).collect()
+    }
+}
+
 impl LayerFacts {
-    pub(super) fn of(applied: &layer::Applied) -> LayerFacts {
-        let question = |question: &layer::Question| Question {
-            path: question.path.as_os_str().as_bytes().to_vec(),
-            kind: match &question.kind {
+    pub(super) fn of(applied: layer::Applied) -> LayerFacts {
+        let question = |question: layer::Question| Question {
+            path: question.path.into_os_string().into_vec(),
+            kind: match question.kind {
                 layer::Unknown::Implied => Unknown::Implied,
                 layer::Unknown::Whiteout => Unknown::Whiteout,
                 layer::Unknown::Link { .. } => Unknown::Link,
@@ -75,7 +92,7 @@ impl LayerFacts {
         LayerFacts {
             opaque_root: applied.opaque_root,
             root: applied.root_entry,
-            questions: applied.questions.iter().map(question).collect(),
+            questions: applied.questions.into_iter().map(question).collect(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From an image's members to layers of the store.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::{Store, make_directory};
 use crate::error::{Error, Result};
 use crate::image::json::{ConfigDocument, refused};
 use crate::image::{Digest, Hasher, ImageConfig, LayerSource, Member, Platform, Progress, Source, User, rootfs, user};
-use crate::layer;
+use crate::layer::{self, Applied};
 
 /// How an image is taken into a store.
 pub(crate) struct Import<'a> {
@@ -137,11 +137,16 @@ impl Staging {
         Ok(Place { directory, root, copy })
     }
 
-    fn record(&self, directory: &Path, unpacked: &Unpacked) -> Result<()> {
-        let (applied, blob) = (&unpacked.applied, unpacked.blob.clone());
-        let record = LayerRecord { bytes: applied.bytes, inodes: applied.inodes, blob, facts: LayerFacts::of(applied) };
+    fn record(&self, directory: &Path, blob: Blob, applied: Applied) -> Result<()> {
+        let (bytes, inodes) = (applied.bytes, applied.inodes);
+        let record = LayerRecord { bytes, inodes, blob, facts: LayerFacts::of(applied) };
         let path = directory.join("layer.json");
-        fs::write(&path, encode(&record)?).map_err(|e| Error::io("write", &path.to_string_lossy(), e))
+        let attempt = || -> io::Result<()> {
+            let mut file = BufWriter::new(File::create_new(&path)?);
+            serde_json::to_writer(&mut file, &record)?;
+            file.flush()
+        };
+        attempt().map_err(|e| Error::io("write", &path.to_string_lossy(), e))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
@@ -239,7 +244,7 @@ impl Import<'_> {
         let place = staging.layer(&wanted.diff_id.file_name())?;
         let tell = teller(self.progress, i, source.layers.len(), &wanted.diff_id);
         let unpacked = stream::layer(source, wanted, place.root.as_fd(), Some(place.copy), shared, &tell)?;
-        staging.record(&place.directory, &unpacked)
+        staging.record(&place.directory, unpacked.blob, unpacked.applied)
     }
 
     /// Takes in a root file system that is one archive.
@@ -269,10 +274,11 @@ impl Import<'_> {
         if unpacked.received != key {
             return Err(refused("the archive changed while it was read"));
         }
-        staging.record(&place.directory, &unpacked)?;
-        staging.rename("archive", &unpacked.diff_id.file_name())?;
-        let source = rootfs::source(&unpacked.diff_id, name)?;
-        lock.also([&unpacked.diff_id, &source.id].into_iter().filter(|digest| **digest != key))?;
+        let Unpacked { diff_id, blob, applied, .. } = unpacked;
+        staging.record(&place.directory, blob, applied)?;
+        staging.rename("archive", &diff_id.file_name())?;
+        let source = rootfs::source(&diff_id, name)?;
+        lock.also([&diff_id, &source.id].into_iter().filter(|digest| **digest != key))?;
         let record = self.finish(&source, &staging)?;
         record::write(path, &format!("images/{}.json", source.id.file_name()), &encode(&record)?)?;
         record::set_source(path, &key, &source.id)?;

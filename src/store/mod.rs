@@ -46,7 +46,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Digest, Image, ImageConfig};
-use crate::probe::Facts;
 
 pub(crate) use chain::Chain;
 pub(crate) use import::{Import, Imported, Stored, teller};
@@ -114,13 +113,16 @@ impl Store {
         let path = path.as_ref();
         let shown = path.display().to_string();
         let path = std::path::absolute(path).map_err(|e| Error::io("open the store", &shown, e))?;
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|e| Error::io("make", &parent.to_string_lossy(), e))?;
-        }
-        make_directory(&path)?;
+        let look = || fs::symlink_metadata(&path);
+        let metadata = look().or_else(|_| {
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent).map_err(|e| Error::io("make", &parent.to_string_lossy(), e))?;
+            }
+            make_directory(&path)?;
+            look().map_err(|e| Error::io("look at the store", &shown, e))
+        })?;
         // A world-readable store would hand out set-user-ID programs and other users'
         // files (CVE-2021-41103).
-        let metadata = fs::symlink_metadata(&path).map_err(|e| Error::io("look at the store", &shown, e))?;
         let user = nix::unistd::geteuid().as_raw();
         if !metadata.is_dir() || metadata.uid() != user || metadata.mode() & 0o077 != 0 {
             return Err(Error::new(
@@ -128,7 +130,7 @@ impl Store {
                 format!("cannot use the store {shown}: it must be a directory of user {user} that is closed to others (mode 0700)"),
             ));
         }
-        let user_xattr = !Facts::gather().privileged;
+        let user_xattr = !crate::probe::privileged();
         let format = format!("cofferdam store 1\nlayers {}\n", if user_xattr { "user.overlay" } else { "trusted.overlay" });
         match fs::read_to_string(path.join("format")) {
             Ok(found) if found == format => {}

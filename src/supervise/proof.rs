@@ -117,7 +117,11 @@ impl Process {
             same(name, right, field(name), outside.map_or(String::from("a subordinate id"), |id| id.to_string()))?;
         }
         if expected.ids.groups() {
-            same("Groups", field("Groups").is_empty(), field("Groups"), "none")?;
+            let outside: Vec<Option<u32>> = sandbox.groups().iter().map(|group| expected.outside(*group, expected.own.1)).collect();
+            let found = numbers("Groups");
+            // Subordinate ids may come in another order.
+            let right = found.len() == outside.len() && outside.iter().flatten().all(|id| found.contains(id));
+            same("Groups", right, field("Groups"), format!("{} groups", outside.len()))?;
         }
         let kept = sandbox.kept_capabilities();
         let ambient = if uid == 0 { 0 } else { kept };

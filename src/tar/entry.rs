@@ -16,6 +16,13 @@ pub(super) struct Metadata {
     pub(super) bytes: u64,
 }
 
+impl Metadata {
+    /// Whether it says something about the next entry.
+    pub(super) fn speaks(&self) -> bool {
+        self.pax.is_some() || self.long_name.is_some() || self.long_link.is_some()
+    }
+}
+
 /// Where the rest of an entry is.
 #[derive(Debug)]
 pub(super) enum Rest {

@@ -68,8 +68,12 @@ impl<'a> Header<'a> {
     }
 
     pub(super) fn mode(&self) -> Result<u32, Wrong> {
-        // Some writers put all of st_mode there.
-        Ok((field(&self.block[100..108])? & 0o7777) as u32)
+        // Some writers put all of st_mode there. What is more than that GNU tar can't read
+        // and gives to everybody.
+        match field(&self.block[100..108])? {
+            mode @ 0..=0o177_777 => Ok((mode & 0o7777) as u32),
+            _ => Err("its mode is out of range"),
+        }
     }
 
     pub(super) fn uid(&self) -> Result<u32, Wrong> {

@@ -126,6 +126,8 @@ impl<R: BufRead> Reader<R> {
             b'L' => long(bytes).map(|name| metadata.long_name = Some(name)),
             b'K' if metadata.long_link.is_some() => Err(TWICE),
             b'K' => long(bytes).map(|name| metadata.long_link = Some(name)),
+            // GNU tar takes what was said before for the label's.
+            b'V' if metadata.speaks() => Err("a volume's label stands between an entry and its headers"),
             // What holds for all entries (a comment of git's) and a volume's label.
             _ => Ok(()),
         };

@@ -211,6 +211,11 @@ fn what_readers_disagree_about_is_refused() {
     refused(&header(b"", b'0', 0), "no name");
     refused(&header(b"a", b'2', 0), "no target");
     refused(&header(b"a", b'Z', 0), "unknown kind");
+    refused(&[gnu_long(b'L', b"one"), header(b"label", b'V', 0).to_vec(), file(b"a", b"")].concat(), "label");
+    let mut mode = header(b"a", b'0', 0);
+    mode[100..108].copy_from_slice(b"\x80\0\0\0\0\x02\0\0");
+    sum(&mut mode);
+    refused(&mode, "mode is out of range");
     refused(&header(b"a", b'M', 0), "volumes");
     let mut block = header(b"a", b'0', 0);
     block[0] = b'b';

@@ -150,6 +150,17 @@ impl Layout {
         fs::write(self.path.join("index.json"), index.to_string()).expect("index.json");
     }
 
+    /// A layout of one image, its layers packed by a program with these arguments.
+    pub fn of_packed(layers: &[Vec<u8>], program: &str) -> Layout {
+        let mut layout = Layout::new();
+        let ids: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
+        let media_type = format!("{LAYER}+{}", program.split(' ').next().expect("a name"));
+        let blobs: Vec<Value> = layers.iter().map(|layer| layout.blob(&media_type, &filtered(program, layer))).collect();
+        let manifest = layout.manifest_of(&blobs, &ids, json!({}));
+        layout.add(manifest, "one");
+        layout
+    }
+
     /// A layout of one image.
     pub fn of(layers: &[Vec<u8>], config: Value) -> Layout {
         let mut layout = Layout::new();
@@ -157,6 +168,17 @@ impl Layout {
         layout.add(manifest, "one");
         layout
     }
+}
+
+/// What a program makes of these bytes.
+fn filtered(program: &str, bytes: &[u8]) -> Vec<u8> {
+    let input = fresh_dir("packed-").join("input");
+    fs::write(&input, bytes).expect("written");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("exec {program} -c")]).stdin(fs::File::open(input).expect("a file"));
+    let output = command.output().expect("sh runs");
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 /// A layer with busybox and what it's usually called.

@@ -30,6 +30,8 @@ pub enum Need {
     Tool(&'static str),
     /// A Debian root file system; see [`debian_root`].
     DebianRoot,
+    /// That root file system's package archive, over the network.
+    DebianMirror,
     /// The setting vm.memfd_noexec (Linux 6.3).
     MemfdNoexec,
     /// A C program of `tests/programs`: a compiler, or the program itself; see [`compile_c`].
@@ -65,6 +67,7 @@ impl Need {
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
             Need::Landlock(least) => (landlock() < least).then(|| format!("needs version {least} of Landlock")),
             Need::X86 => (!cfg!(target_arch = "x86_64")).then(|| "it's about x86_64".into()),
+            Need::DebianMirror => unreachable_mirror(),
             Need::DebianRoot => match debian_root() {
                 Ok(path) if !root && !open_to_all(&path) => Some(format!("an ordinary user can't reach {}", path.display())),
                 Ok(_) => None,
@@ -345,6 +348,22 @@ fn make_debian_root(root: PathBuf) -> Result<PathBuf, String> {
         Ok(()) => Err(format!("cannot keep {}", root.display())),
         Err(why) => Err(format!("mmdebstrap can't make a Debian root: {why}")),
     }
+}
+
+/// Why packages can't be had from where the Debian root file system gets them.
+fn unreachable_mirror() -> Option<String> {
+    use std::net::{TcpStream, ToSocketAddrs};
+    let sources = debian_root().ok()?.join("etc/apt");
+    let output = Command::new("grep").args(["-rhE", "^(URIs:|deb) .*https?://"]).arg(sources).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let Some((before, after)) = text.lines().next().and_then(|line| line.split_once("://")) else {
+        return Some("the Debian root has no sources of packages".into());
+    };
+    let host = after.split(['/', ' ']).next().unwrap_or_default();
+    let port = if before.ends_with('s') { 443 } else { 80 };
+    let mut addresses = (host, port).to_socket_addrs().into_iter().flatten();
+    let reached = addresses.any(|address| TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok());
+    (!reached).then(|| format!("{host} can't be reached"))
 }
 
 /// Whether an ordinary user gets to this directory.

@@ -87,3 +87,13 @@ pub fn eventually(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) 
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// The most memory that this process has at once during something, in KiB, its program
+/// and libraries included. Only for a process of its own: other tests would count.
+pub fn peak_during(what: impl FnOnce()) -> u64 {
+    fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+    what();
+    let status = fs::read_to_string("/proc/self/status").expect("it's readable");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    peak.trim().trim_end_matches(" kB").parse().expect("a number")
+}

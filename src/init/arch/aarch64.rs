@@ -69,6 +69,12 @@ pub mod nr {
     pub const CLONE3: usize = 435;
     pub const CLOSE_RANGE: usize = 436;
     pub const OPENAT2: usize = 437;
+    pub const OPEN_TREE: usize = 428;
+    pub const READLINKAT: usize = 78;
+    pub const SYMLINKAT: usize = 36;
+    pub const MKNODAT: usize = 33;
+    pub const UTIMENSAT: usize = 88;
+    pub const FGETXATTR: usize = 10;
     pub const MOUNT_SETATTR: usize = 442;
     pub const LANDLOCK_ADD_RULE: usize = 445;
 }

@@ -72,6 +72,12 @@ pub mod nr {
     pub const CLONE3: usize = 435;
     pub const CLOSE_RANGE: usize = 436;
     pub const OPENAT2: usize = 437;
+    pub const OPEN_TREE: usize = 428;
+    pub const READLINKAT: usize = 267;
+    pub const SYMLINKAT: usize = 266;
+    pub const MKNODAT: usize = 259;
+    pub const UTIMENSAT: usize = 280;
+    pub const FGETXATTR: usize = 193;
     pub const MOUNT_SETATTR: usize = 442;
     pub const LANDLOCK_ADD_RULE: usize = 445;
 }
