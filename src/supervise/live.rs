@@ -213,6 +213,9 @@ impl Live {
         self.ended = Some(report);
         self.counters = self.place.counters();
         self.volumes = None;
+        if let Place::Shared(share) = &mut self.place {
+            share.ended();
+        }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
