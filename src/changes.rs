@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 use crate::image::{HostLayout, Image, Root};
-use crate::layer::{self, Change, IdRange, PackOptions};
+use crate::layer::{self, Change, ChangeKind, IdRange, PackOptions};
 use crate::outcome::Output;
 use crate::sandbox::Sandbox;
 use crate::store::commit;
@@ -26,7 +26,8 @@ pub(crate) struct Upper {
     ids: Vec<IdRange>,
     /// What isn't the run's: our own files, mounts and volumes.
     ours: Vec<PathBuf>,
-    /// Directories and links that we made, in which others may be.
+    /// Directories and links that we make where they are missing. What is in them is the
+    /// run's.
     made: Vec<PathBuf>,
 }
 
@@ -70,19 +71,20 @@ impl Upper {
         let mut ours: Vec<PathBuf> = ["etc/hosts", "etc/hostname", "proc", "dev"].map(PathBuf::from).to_vec();
         ours.extend(sandbox.sorted_mounts().iter().map(|mount| relative(&mount.inside)));
         ours.extend(sandbox.root.config().into_iter().flat_map(|config| config.volumes().map(relative)));
-        let mut made = Vec::new();
+        let mut made: Vec<PathBuf> = ["etc", "tmp"].map(PathBuf::from).to_vec();
         if let Root::Host(layout) = &sandbox.root.root {
             ours.extend(layout.parts.iter().map(|part| relative(Path::new(&part.inside))));
             ours.extend(HostLayout::files("", 0, 0).iter().map(|(name, _)| relative(Path::new(name))));
             made.extend(layout.directories.iter().map(|(name, _)| PathBuf::from(name)));
             made.extend(layout.links.iter().map(|(name, _)| PathBuf::from(name)));
-            made.extend(["tmp".into(), relative(Path::new(sandbox.home()))]);
+            made.push(relative(Path::new(sandbox.home())));
         }
         Upper { directory, image: sandbox.root.clone(), ids, ours, made }
     }
 
-    fn is_ours(&self, path: &Path) -> bool {
-        self.ours.iter().any(|ours| path.starts_with(ours)) || self.made.iter().any(|made| path == made)
+    fn is_ours(&self, change: &Change) -> bool {
+        let made = change.kind == ChangeKind::Added && self.made.contains(&change.path);
+        made || self.ours.iter().any(|ours| change.path.starts_with(ours))
     }
 
     /// The layers below, the topmost first.
@@ -105,7 +107,7 @@ impl Upper {
         let lower = self.lower()?;
         let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
         let mut changes = layer::changes(self.directory.as_fd(), &lower, &self.ids)?;
-        changes.retain(|change| !self.is_ours(&change.path));
+        changes.retain(|change| !self.is_ours(change));
         Ok(changes)
     }
 

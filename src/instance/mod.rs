@@ -1,9 +1,11 @@
 //! A live sandbox: several commands in the same files, namespaces and limits.
 
+mod archive;
 mod connect;
 mod copy;
 mod files;
 mod inside;
+mod walk;
 
 pub use files::{Entry, EntryKind};
 

@@ -136,6 +136,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (libc::SYS_ioctl as u32, "ioctl"),
     (libc::SYS_landlock_create_ruleset as u32, "landlock_create_ruleset"),
     (libc::SYS_landlock_restrict_self as u32, "landlock_restrict_self"),
+    (libc::SYS_linkat as u32, "linkat"),
     (libc::SYS_mkdirat as u32, "mkdirat"),
     (libc::SYS_mknodat as u32, "mknodat"),
     (libc::SYS_mount as u32, "mount"),

@@ -170,6 +170,11 @@ impl Session {
         look(&layer.as_ref().ok_or_else(|| self.no_layer())?.upper)
     }
 
+    /// How ids outside are called inside.
+    pub(crate) fn id_ranges(&self) -> Vec<IdRange> {
+        self.ids.ranges(&self.init.facts)
+    }
+
     fn no_layer(&self) -> Error {
         if self.ended.load(Ordering::Relaxed) {
             return self.over();
