@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::changes::Upper;
 use crate::error::{Error, Result};
@@ -62,6 +63,8 @@ pub(crate) struct Frozen {
     pub(crate) recipe: Sandbox,
     /// Checkpoints in the stack, this one among them.
     pub(crate) depth: usize,
+    /// The kernel keeps it from being written: the first sandbox on it has seen to that.
+    sealed: AtomicBool,
 }
 
 /// The deepest stack of checkpoints; see `Lower::names`.
@@ -70,6 +73,15 @@ pub(crate) const DEEPEST: usize = 24;
 impl Frozen {
     pub(crate) fn mounts(&self) -> BorrowedFd<'_> {
         self.mounts.as_fd()
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Relaxed)
+    }
+
+    /// A sandbox stands on it.
+    pub(crate) fn has_been_sealed(&self) {
+        self.sealed.store(true, Ordering::Relaxed);
     }
 
     /// The recipe with this as its root. Files that it gives by contents are there
@@ -98,7 +110,7 @@ impl Checkpoint {
 
     pub(crate) fn new(mounts: OwnedFd, upper: Upper, recipe: Sandbox) -> Checkpoint {
         let depth = depth(&recipe) + 1;
-        Checkpoint { frozen: Arc::new(Frozen { mounts, upper, recipe, depth }) }
+        Checkpoint { frozen: Arc::new(Frozen { mounts, upper, recipe, depth, sealed: AtomicBool::new(false) }) }
     }
 
     /// The recipe of the instance that it was made of, with the checkpoint as its root:

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use cofferdam::{ChangeKind, Checkpoint, Command, CommitOptions, ErrorKind, Image, Instance, MIB, Sandbox, Stdio, Syscalls};
+use cofferdam::{ChangeKind, Checkpoint, Child, Command, CommitOptions, ErrorKind, Image, Instance, Layer, MIB, Sandbox, Stdio, Syscalls};
 use support::processes::eventually;
 use support::{Need, host};
 
@@ -39,6 +39,15 @@ fn run(sandbox: &Sandbox, script: &str) -> String {
     sandbox.run(shell(script)).expect("it runs").exit_ok().expect("success").text().into_owned()
 }
 
+/// A process that stays, when it has done what the script says.
+fn ready(instance: &Instance, script: &str) -> Child {
+    let command = shell(&format!("{script}; echo ready; exec sleep 1000")).stdout(Stdio::piped());
+    let mut child = instance.spawn(command).expect("it starts");
+    let mut line = [0; 6];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut line).expect("it's ready");
+    child
+}
+
 fn checkpoint(instance: &mut Instance) -> Checkpoint {
     instance.checkpoint().expect("a checkpoint")
 }
@@ -46,25 +55,15 @@ fn checkpoint(instance: &mut Instance) -> Checkpoint {
 fn a_hundred_cases_run_against_one_checkpoint() {
     let source = "#include <fstream>\n#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n';
         if (std::ifstream(\"/tmp/seen\")) std::cout << \"not the first\\n\"; std::ofstream(\"/tmp/seen\") << a; }";
-    let mut instance = sandbox().user(1000, 1000).start().expect("it starts");
+    let mut instance = sandbox().wall_time(4 * LONG).user(1000, 1000).start().expect("it starts");
     instance.write("/tmp/sum.cpp", source).expect("a file");
     instance.run(["g++", "-o", "/tmp/sum", "/tmp/sum.cpp"]).expect("it runs").exit_ok().expect("it compiles");
     let compiled = checkpoint(&mut instance);
     drop(instance);
-    let sandbox = compiled.sandbox().memory_if_possible().processes(8);
+    let sandbox = compiled.sandbox().memory(64 * MIB).prefer(Layer::MemoryLimit).processes(8);
     for n in 0..100 {
         let out = sandbox.run(Command::new("/tmp/sum").stdin(format!("{n} 1\n"))).expect("it runs");
         assert_eq!(out.exit_ok().expect("success").text(), format!("{}\n", n + 1));
-    }
-}
-
-trait IfPossible {
-    fn memory_if_possible(self) -> Self;
-}
-
-impl IfPossible for Sandbox {
-    fn memory_if_possible(self) -> Sandbox {
-        self.memory(64 * MIB).prefer(cofferdam::Layer::MemoryLimit)
     }
 }
 
@@ -101,12 +100,7 @@ fn forks_do_not_see_each_other() {
     let forks = checkpoint(&mut instance).fork(3).expect("three of them");
     let mut servers = Vec::new();
     for (i, fork) in forks.iter().enumerate() {
-        let server = fork
-            .spawn(shell(&format!("echo {i} >> /tmp/file; echo {i} > /dev/shm/{i}; echo ready; exec sleep 1000")).stdout(Stdio::piped()));
-        let mut server = server.expect("it starts");
-        let mut ready = [0; 6];
-        server.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("it's ready");
-        servers.push(server);
+        servers.push(ready(fork, &format!("echo {i} >> /tmp/file; echo {i} > /dev/shm/{i}")));
     }
     thread::scope(|scope| {
         for (i, fork) in forks.iter().enumerate() {
@@ -218,7 +212,7 @@ fn a_stack_that_is_too_deep_is_an_error_that_changes_nothing() {
 
 fn a_running_command_keeps_it_from_happening() {
     let mut instance = start();
-    let mut child = instance.spawn(shell("echo x > /tmp/file; exec sleep 1000")).expect("it starts");
+    let mut child = ready(&instance, "echo x > /tmp/file");
     let error = instance.checkpoint().expect_err("there's a process");
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     assert_eq!(child.try_wait().expect("a status"), None, "it goes on");
@@ -258,12 +252,15 @@ f = open('/tmp/file', sys.argv[1]); f.write('old') if 'w' in sys.argv[1] else No
         let stream = instance.connect_unix("/tmp/s", support::patience(LONG)).expect("a connection");
         let mut file = receive(&stream);
         assert!(server.wait().expect("its end") == cofferdam::Exit::Code(0));
-        let made = instance.checkpoint();
         if writable {
-            let error = made.expect_err("somebody could write to it");
+            let saved = instance.into_checkpoint().expect("nobody has looked yet");
+            let error = saved.sandbox().run("true").expect_err("somebody could write to it");
             assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("open for writing"), "{error}");
+            file.write_all(b" and new").expect("it's open for writing");
+            drop(file);
+            assert_eq!(run(&saved.sandbox(), "cat /tmp/file"), "old and new", "now it's as it will remain");
         } else {
-            let saved = made.expect("nobody can write to it");
+            let saved = checkpoint(&mut instance);
             file.write_all(b"x").expect_err("it's open for reading");
             assert_eq!(run(&saved.sandbox(), "cat /tmp/file"), "old");
         }
@@ -446,24 +443,24 @@ fn what_the_workload_makes_of_its_root_leads_nowhere() {
 
 fn main() {
     support::main_with_subordinate_ids(vec![
-        test!(a_hundred_cases_run_against_one_checkpoint, Need::Tool("g++"), Need::Overlay),
-        test!(a_case_finds_nothing_of_the_one_before, Need::Program("leftovers"), Need::Overlay),
-        test!(forks_do_not_see_each_other, Need::Overlay),
+        test!(a_hundred_cases_run_against_one_checkpoint, Need::Tool("g++"), Need::Checkpoint),
+        test!(a_case_finds_nothing_of_the_one_before, Need::Program("leftovers"), Need::Checkpoint),
+        test!(forks_do_not_see_each_other, Need::Checkpoint),
         test!(as_root_forks_have_ids_of_their_own, root),
-        test!(writes_and_deletes_stay_in_a_fork, Need::Overlay),
-        test!(files_of_the_image_can_be_deleted_in_a_checkpoint, Need::Tool("busybox"), Need::Overlay),
-        test!(a_reset_goes_back_to_the_latest_checkpoint, Need::Overlay),
-        test!(checkpoints_stack_and_are_dropped_in_any_order, Need::Overlay),
-        test!(a_stack_that_is_too_deep_is_an_error_that_changes_nothing, Need::Overlay),
-        test!(a_running_command_keeps_it_from_happening, Need::Overlay),
-        test!(what_a_sandbox_passed_out_cannot_write_to_a_checkpoint, Need::Tool("python3"), Need::Overlay),
-        test!(each_sandbox_has_a_whole_scratch_layer, Need::Overlay),
-        test!(a_recipe_s_files_are_as_the_commands_left_them, Need::Overlay),
-        test!(changes_are_those_since_the_latest_checkpoint, Need::Overlay),
-        test!(an_instance_is_committed_with_its_checkpoints, Need::Tool("busybox"), Need::Overlay),
-        test!(its_memory_is_freed_with_the_last_user, Need::Overlay),
-        test!(nothing_is_left_of_it_after_a_killed_host, Need::Overlay),
-        test!(it_is_shared_between_threads, Need::Overlay),
-        test!(what_the_workload_makes_of_its_root_leads_nowhere, Need::Overlay),
+        test!(writes_and_deletes_stay_in_a_fork, Need::Checkpoint),
+        test!(files_of_the_image_can_be_deleted_in_a_checkpoint, Need::Tool("busybox"), Need::Checkpoint),
+        test!(a_reset_goes_back_to_the_latest_checkpoint, Need::Checkpoint),
+        test!(checkpoints_stack_and_are_dropped_in_any_order, Need::Checkpoint),
+        test!(a_stack_that_is_too_deep_is_an_error_that_changes_nothing, Need::Checkpoint),
+        test!(a_running_command_keeps_it_from_happening, Need::Checkpoint),
+        test!(what_a_sandbox_passed_out_cannot_write_to_a_checkpoint, Need::Tool("python3"), Need::Checkpoint),
+        test!(each_sandbox_has_a_whole_scratch_layer, Need::Checkpoint),
+        test!(a_recipe_s_files_are_as_the_commands_left_them, Need::Checkpoint),
+        test!(changes_are_those_since_the_latest_checkpoint, Need::Checkpoint),
+        test!(an_instance_is_committed_with_its_checkpoints, Need::Tool("busybox"), Need::Checkpoint),
+        test!(its_memory_is_freed_with_the_last_user, Need::Checkpoint),
+        test!(nothing_is_left_of_it_after_a_killed_host, Need::Checkpoint),
+        test!(it_is_shared_between_threads, Need::Checkpoint),
+        test!(what_the_workload_makes_of_its_root_leads_nowhere, Need::Checkpoint),
     ]);
 }

@@ -154,12 +154,25 @@ impl Instance {
     /// ordinary user needs Linux 6.6. 24 checkpoints can lie on each other. If the instance
     /// can't go on it has ended, as every further call says.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        let checkpoint = self.freeze()?;
+        self.session = Arc::new(Session::start(&checkpoint.sandbox())?);
+        Ok(checkpoint)
+    }
+
+    /// Like [`checkpoint`](Self::checkpoint), and ends the instance, which saves the fresh
+    /// sandbox.
+    ///
+    /// # Errors
+    /// As above, but the instance has ended then.
+    pub fn into_checkpoint(self) -> Result<Checkpoint> {
+        self.freeze()
+    }
+
+    fn freeze(&self) -> Result<Checkpoint> {
         let recipe = self.session.sandbox();
         Checkpoint::check_depth(&recipe)?;
         let Shown { mounts, upper } = self.session.freeze()?;
-        let checkpoint = Checkpoint::new(mounts, upper, recipe);
-        self.session = Arc::new(Session::start(&checkpoint.sandbox())?);
-        Ok(checkpoint)
+        Ok(Checkpoint::new(mounts, upper, recipe))
     }
 
     /// What was added, modified and deleted in the root file system since the start, the

@@ -183,9 +183,9 @@ pub(crate) fn sources<'a>(draft: &mut Draft, sandbox: &'a Sandbox, checkpoint: u
         }
     }
     outside.lower = Lower::of(&sandbox.root).and_then(|lower| lower.open(draft));
-    if sandbox.root.checkpoint().is_some() {
+    if let Some(frozen) = sandbox.root.checkpoint() {
         draft.area(Area::Checkpoint);
-        outside.lower = Some(open_checkpoint(draft, checkpoint));
+        outside.lower = Some(open_checkpoint(draft, frozen, checkpoint));
     }
     draft.area(Area::Mount);
     draft.step(libc::SYS_setns, &[Arg::Slot(slot::INIT_MOUNTS), libc::CLONE_NEWNS.into()], "return to", "init's mounts");

@@ -23,6 +23,7 @@ use super::files::{BASE, HERE, Owners, SCRATCH, attach, map_ids, scratch_into, s
 use super::message::Report;
 use super::wire::{op, slot};
 use super::{Arg, Draft, Mark};
+use crate::checkpoint::Frozen;
 use crate::sandbox::Sandbox;
 
 /// What is kept of the scratch.
@@ -115,10 +116,12 @@ fn clone_all(draft: &mut Draft, slot: u8) {
 
 /// A checkpoint, whose mount namespace is in slot `mounts`, as a detached, read-only tree.
 /// Leaves us in that namespace.
-pub(super) fn open_checkpoint(draft: &mut Draft, mounts: u8) -> u8 {
+pub(super) fn open_checkpoint(draft: &mut Draft, checkpoint: &Frozen, mounts: u8) -> u8 {
     let tree = draft.temporary();
     draft.step(libc::SYS_setns, &[Arg::Slot(mounts), libc::CLONE_NEWNS.into()], "look at", "the checkpoint");
-    seal(draft);
+    if !checkpoint.is_sealed() {
+        seal(draft);
+    }
     clone_all(draft, tree);
     set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY, "the checkpoint");
     tree

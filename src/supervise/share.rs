@@ -140,6 +140,9 @@ impl Session {
         };
         send_group(&asked.reply, &oom)?;
         let (missing, shown) = stands(&asked.reply, &asked.draft, sandbox, &mut group)?;
+        if let Some(checkpoint) = sandbox.root.checkpoint() {
+            checkpoint.has_been_sealed();
+        }
         let ids = match asked.expected.ids {
             // As they are inside: see plan/scratch.rs.
             Ids::Range { .. } => vec![IdRange { here: 0, there: 0, count: RANGE }],
