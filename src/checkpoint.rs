@@ -27,11 +27,15 @@ use crate::sandbox::Sandbox;
 /// [`rootfs`](Sandbox::rootfs), with a fresh scratch layer of the size that the recipe
 /// says. A file of the checkpoint that is written to is copied there first, as a whole.
 ///
-/// It's cheap to hold and to clone: one mount namespace and a descriptor or two, whatever
-/// its size. Its files are memory, as they were before, of the host and no more in
-/// anybody's [memory limit](Sandbox::memory). They are freed when nobody uses them any
-/// more: the last clone of the checkpoint, sandboxes on it, checkpoints of
-/// those; and when the host program ends, however it ends.
+/// It's cheap to hold and to clone: one mount namespace and two descriptors, whatever its
+/// size. Its files are memory, as they were before, with what `/dev/shm` held; at most the
+/// [scratch layer](Sandbox::writable) of the instance, which was charged to that and
+/// is in nobody's [memory limit](Sandbox::memory) any more. They are freed when nobody
+/// uses them any more: the last clone of the checkpoint, sandboxes on it, checkpoints
+/// of those; and when the host program ends, however it ends.
+///
+/// It belongs to the process that made it. An ordinary user's can't be used by a
+/// forked child of that, whose own sandboxes are of another user namespace.
 ///
 /// Compile once, run each test in a fresh copy:
 ///

@@ -287,7 +287,7 @@ impl Sandbox {
     /// [`Output::changes`](crate::Output::changes) lists it and
     /// [`Output::commit`](crate::Output::commit) makes an image of it. The writable layer
     /// is memory, and lives as long as the [`Output`]. It needs a root file system other
-    /// than the host's.
+    /// than the host's. An [`Instance`] tells and commits its changes without this.
     pub fn keep_changes(mut self, keep: bool) -> Sandbox {
         self.keep_changes = keep;
         self
