@@ -257,8 +257,11 @@ f = open('/tmp/file', sys.argv[1]); f.write('old') if 'w' in sys.argv[1] else No
             let error = saved.sandbox().run("true").expect_err("somebody could write to it");
             assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("open for writing"), "{error}");
             file.write_all(b" and new").expect("it's open for writing");
-            drop(file);
-            assert_eq!(run(&saved.sandbox(), "cat /tmp/file"), "old and new", "now it's as it will remain");
+            // Without that step nothing keeps it from happening.
+            let unsealed = saved.sandbox().without_step("seal the checkpoint");
+            assert_eq!(run(&unsealed, "cat /tmp/file"), "old and new");
+            file.write_all(b" and newer").expect("it's open for writing");
+            assert_eq!(run(&unsealed, "cat /tmp/file"), "old and new and newer");
         } else {
             let saved = checkpoint(&mut instance);
             file.write_all(b"x").expect_err("it's open for reading");
@@ -446,7 +449,7 @@ fn main() {
         test!(a_hundred_cases_run_against_one_checkpoint, Need::Tool("g++"), Need::Checkpoint),
         test!(a_case_finds_nothing_of_the_one_before, Need::Program("leftovers"), Need::Checkpoint),
         test!(forks_do_not_see_each_other, Need::Checkpoint),
-        test!(as_root_forks_have_ids_of_their_own, root),
+        test!(as_root_forks_have_ids_of_their_own, root, Need::Checkpoint),
         test!(writes_and_deletes_stay_in_a_fork, Need::Checkpoint),
         test!(files_of_the_image_can_be_deleted_in_a_checkpoint, Need::Tool("busybox"), Need::Checkpoint),
         test!(a_reset_goes_back_to_the_latest_checkpoint, Need::Checkpoint),

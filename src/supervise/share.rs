@@ -16,6 +16,7 @@ use crate::changes::Upper;
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
+use crate::image::Root;
 use crate::launch::{self, Init};
 use crate::layer::IdRange;
 use crate::plan::compile::{self, Grouped, Wanted};
@@ -118,7 +119,10 @@ impl Session {
         match Session::attempt(sandbox, true) {
             Err(error) if error.layer() == Some(Fence::IdMappedMounts) => {
                 let session = Session::attempt(sandbox, false)?;
-                init.shows_no_layers();
+                // With an image it may have been that.
+                if matches!(sandbox.root.root, Root::Host(_)) {
+                    init.shows_no_layers();
+                }
                 Ok(session)
             }
             other => other,
