@@ -4,10 +4,11 @@
 //! cargo run --release --example judge [DIRECTORY]
 //! ```
 //!
-//! Every file of the directory (by default `examples/judge`) is compiled and run in
-//! sandboxes with the host's own compilers and interpreters, and the verdicts are
-//! printed as a table. The submissions are hostile: endless loops, memory hogs, a
-//! fork bomb, one that looks for what is none of its business.
+//! Every file of the directory (by default `examples/judge`) is compiled once, with the
+//! host's own compilers; each test runs in a fresh copy of the sandbox that this leaves,
+//! and the verdicts are printed as a table. The submissions are hostile: endless loops,
+//! memory hogs, a fork bomb, one that looks for what is none of its business, one that
+//! leaves answers for the next test.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,44 +16,24 @@ use std::time::Duration;
 use cofferdam::{Command, Exit, Layer, MIB, Output, Resource, Sandbox};
 
 /// Inputs and what a right program prints.
-const TESTS: [(&str, &str); 2] = [("1 2\n", "3\n"), ("2000000000 2000000000\n", "4000000000\n")];
+const TESTS: [(&str, &str); 5] =
+    [("1 2\n", "3\n"), ("2000000000 2000000000\n", "4000000000\n"), ("-5 5\n", "0\n"), ("0 0\n", "0\n"), ("-7 -8\n", "-15\n")];
 
-/// How a language is compiled and run.
+/// How a language is compiled and run: shell commands in the directory of the source,
+/// whose name they are given as `$0`.
 struct Language {
     extension: &'static str,
-    /// Must be on the host.
-    tool: &'static str,
-    /// Shell commands that leave one file, `/tmp/out`; interpreted languages have none.
-    compile: Option<&'static str>,
-    /// Where that file (or the source) is put, and how it's run.
-    program: &'static str,
-    run: &'static [&'static str],
+    /// Interpreters only show that they are there.
+    compile: &'static str,
+    run: &'static str,
 }
 
 const LANGUAGES: [Language; 5] = [
-    Language {
-        extension: "c",
-        tool: "gcc",
-        compile: Some("gcc -O2 -o /tmp/out \"$1\""),
-        program: "/work/program",
-        run: &["/work/program"],
-    },
-    Language {
-        extension: "cpp",
-        tool: "g++",
-        compile: Some("g++ -O2 -o /tmp/out \"$1\""),
-        program: "/work/program",
-        run: &["/work/program"],
-    },
-    Language { extension: "py", tool: "python3", compile: None, program: "/work/main.py", run: &["/usr/bin/python3", "/work/main.py"] },
-    Language {
-        extension: "java",
-        tool: "javac",
-        compile: Some("javac -d /tmp/classes \"$1\" && jar cfe /tmp/out \"$(basename \"$1\" .java)\" -C /tmp/classes ."),
-        program: "/work/main.jar",
-        run: &["java", "-XX:+UseSerialGC", "-jar", "/work/main.jar"],
-    },
-    Language { extension: "js", tool: "node", compile: None, program: "/work/main.js", run: &["node", "/work/main.js"] },
+    Language { extension: "c", compile: "gcc -O2 -o program $0", run: "exec ./program" },
+    Language { extension: "cpp", compile: "g++ -O2 -o program $0", run: "exec ./program" },
+    Language { extension: "java", compile: "javac $0", run: "exec java -XX:+UseSerialGC ${0%.java}" },
+    Language { extension: "py", compile: "python3 -V", run: "exec python3 $0" },
+    Language { extension: "js", compile: "node -v", run: "exec node $0" },
 ];
 
 /// A line of the table.
@@ -80,27 +61,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 fn judge(language: &Language, name: &str, source: Vec<u8>) -> cofferdam::Result<Row> {
     let plain = |verdict: String| Row { verdict, time: Duration::ZERO, memory: None };
-    if !Sandbox::new().run(["sh", "-c", "command -v \"$0\"", language.tool])?.success() {
-        return Ok(plain(format!("no {} here", language.tool)));
+    let shell = |script: &str| Command::new("sh").args(["-c", script, name]).current_dir("/work");
+    let recipe = Sandbox::new().user(1000, 1000).file(format!("/work/{name}"), source);
+    let compiler = recipe.wall_time(Duration::from_secs(30)).output(16 * MIB).start()?;
+    match compiler.run(shell(language.compile))?.status {
+        Exit::Code(0) => {}
+        Exit::Code(127) => return Ok(plain("no compiler here".into())),
+        Exit::Code(_) => return Ok(plain("compile error".into())),
+        other => return Ok(plain(format!("compiler: {other}"))),
     }
-    let program = match language.compile {
-        None => source,
-        Some(script) => {
-            let path = format!("/work/{name}");
-            let compiler = Sandbox::new().file(&path, source).wall_time(Duration::from_secs(30)).output(16 * MIB);
-            let script = format!("exec 3>&1 >&2; {script} && cat /tmp/out >&3");
-            let out = compiler.run(["sh", "-c", &script, "sh", &path])?;
-            match out.status {
-                Exit::Code(0) => out.stdout,
-                Exit::Code(_) => return Ok(plain("compile error".into())),
-                other => return Ok(plain(format!("compiler: {other}"))),
-            }
-        }
-    };
-    let sandbox = limits(Sandbox::new().file_mode(language.program, program, 0o755).user(1000, 1000));
+    let sandbox = limits(compiler.into_checkpoint()?.sandbox());
     let mut row = plain("accepted".into());
     for (input, expected) in TESTS {
-        let out = sandbox.run(Command::from(language.run).stdin(input))?;
+        let out = sandbox.run(shell(language.run).stdin(input))?;
         row.time = row.time.max(out.usage.cpu());
         row.memory = row.memory.max(out.usage.peak_memory);
         if let Some(verdict) = verdict(&out, expected) {

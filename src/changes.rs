@@ -2,7 +2,8 @@
 //!
 //! The writable layer is a tmpfs that the outer child mounts in a namespace of its own
 //! and shows the host by a descriptor. Nothing but that descriptor is left of it when
-//! the run has ended, and it's only kept where the recipe asks for it.
+//! the run has ended. Of a run it's only kept where the recipe asks for it; of a live
+//! sandbox always, because it may become a checkpoint.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::error::{Error, Result};
-use crate::image::{Image, Root};
-use crate::layer::{self, Change, IdRange, PackOptions};
+use crate::image::{HostLayout, Image, Root};
+use crate::layer::{self, Change, ChangeKind, IdRange, PackOptions};
 use crate::outcome::Output;
 use crate::sandbox::Sandbox;
 use crate::store::commit;
 
-/// The writable layer of a run that has ended.
+/// A writable layer, with what is below it.
 #[derive(Debug)]
 pub(crate) struct Upper {
     directory: OwnedFd,
@@ -25,9 +26,12 @@ pub(crate) struct Upper {
     ids: Vec<IdRange>,
     /// What isn't the run's: our own files, mounts and volumes.
     ours: Vec<PathBuf>,
+    /// Directories and links that we make where they are missing. What is in them is the
+    /// run's.
+    made: Vec<PathBuf>,
 }
 
-/// How [`Output::commit`] makes an image.
+/// How [`Output::commit`] and [`Instance::commit`](crate::Instance::commit) make an image.
 #[derive(Clone, Debug, Default)]
 pub struct CommitOptions {
     name: Option<String>,
@@ -67,11 +71,20 @@ impl Upper {
         let mut ours: Vec<PathBuf> = ["etc/hosts", "etc/hostname", "proc", "dev"].map(PathBuf::from).to_vec();
         ours.extend(sandbox.sorted_mounts().iter().map(|mount| relative(&mount.inside)));
         ours.extend(sandbox.root.config().into_iter().flat_map(|config| config.volumes().map(relative)));
-        Upper { directory, image: sandbox.root.clone(), ids, ours }
+        let mut made: Vec<PathBuf> = ["etc", "tmp"].map(PathBuf::from).to_vec();
+        if let Root::Host(layout) = &sandbox.root.root {
+            ours.extend(layout.parts.iter().map(|part| relative(Path::new(&part.inside))));
+            ours.extend(HostLayout::files("", 0, 0).iter().map(|(name, _)| relative(Path::new(name))));
+            made.extend(layout.directories.iter().map(|(name, _)| PathBuf::from(name)));
+            made.extend(layout.links.iter().map(|(name, _)| PathBuf::from(name)));
+            made.push(relative(Path::new(sandbox.home())));
+        }
+        Upper { directory, image: sandbox.root.clone(), ids, ours, made }
     }
 
-    fn is_ours(&self, path: &Path) -> bool {
-        self.ours.iter().any(|ours| path.starts_with(ours))
+    fn is_ours(&self, change: &Change) -> bool {
+        let made = change.kind == ChangeKind::Added && self.made.contains(&change.path);
+        made || self.ours.iter().any(|ours| change.path.starts_with(ours))
     }
 
     /// The layers below, the topmost first.
@@ -81,8 +94,48 @@ impl Upper {
             Root::Host(_) => Ok(Vec::new()),
             Root::Dir(path) => Ok(vec![open(path.clone())?]),
             Root::Layers(imported) => imported.directories().map(open).collect(),
+            Root::Checkpoint(frozen) => {
+                let mut lower = vec![frozen.upper.directory.try_clone().map_err(|e| Error::io("copy", "a descriptor", e))?];
+                lower.extend(frozen.upper.lower()?);
+                Ok(lower)
+            }
         }
     }
+
+    /// What it changes of what is below it.
+    pub(crate) fn changes(&self) -> Result<Vec<Change>> {
+        let lower = self.lower()?;
+        let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
+        let mut changes = layer::changes(self.directory.as_fd(), &lower, &self.ids)?;
+        changes.retain(|change| !self.is_ours(change));
+        Ok(changes)
+    }
+
+    /// The image below with this as one more layer, and one for each checkpoint between.
+    pub(crate) fn commit(&self, options: &CommitOptions) -> Result<Image> {
+        let committed;
+        let base = match &self.image.root {
+            Root::Layers(base) => base,
+            Root::Checkpoint(frozen) => {
+                committed = frozen.upper.commit(&CommitOptions { name: None, ..options.clone() })?;
+                match &committed.root {
+                    Root::Layers(base) => base,
+                    _ => return Err(not_an_image()),
+                }
+            }
+            Root::Host(_) | Root::Dir(_) => return Err(not_an_image()),
+        };
+        let created = options.time.unwrap_or_else(SystemTime::now);
+        let pack =
+            PackOptions { ids: self.ids.clone(), latest: options.time, overlay: true, root_entry: false, exclude: self.ours.clone() };
+        let write = |out: &mut dyn std::io::Write| layer::pack(self.directory.as_fd(), out, &pack).map(|_| ());
+        let new = commit::Commit { base, created, name: options.name.as_deref(), comment: options.comment.as_deref() };
+        new.write(write).map(Image::imported).map_err(|error| error.within("cannot commit the run"))
+    }
+}
+
+fn not_an_image() -> Error {
+    Error::invalid("only a run on an image can be committed; open the root file system as an archive with `Image::open`")
 }
 
 impl Output {
@@ -98,12 +151,7 @@ impl Output {
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) unless the recipe says
     /// [`keep_changes`](Sandbox::keep_changes).
     pub fn changes(&self) -> Result<Vec<Change>> {
-        let upper = self.upper()?;
-        let lower = upper.lower()?;
-        let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
-        let mut changes = layer::changes(upper.directory.as_fd(), &lower, &upper.ids)?;
-        changes.retain(|change| !upper.is_ours(&change.path));
-        Ok(changes)
+        self.upper()?.changes()
     }
 
     /// A new image: the run's, with what it wrote as one more layer. It's in the same
@@ -114,17 +162,6 @@ impl Output {
     /// [`keep_changes`](Sandbox::keep_changes), and if the run's root file system isn't an
     /// image of a [`Store`](crate::Store).
     pub fn commit(&self, options: &CommitOptions) -> Result<Image> {
-        let upper = self.upper()?;
-        let Root::Layers(base) = &upper.image.root else {
-            return Err(Error::invalid(
-                "only a run on an image can be committed; open the root file system as an archive with `Image::open`",
-            ));
-        };
-        let created = options.time.unwrap_or_else(SystemTime::now);
-        let pack =
-            PackOptions { ids: upper.ids.clone(), latest: options.time, overlay: true, root_entry: false, exclude: upper.ours.clone() };
-        let write = |out: &mut dyn std::io::Write| layer::pack(upper.directory.as_fd(), out, &pack).map(|_| ());
-        let new = commit::Commit { base, created, name: options.name.as_deref(), comment: options.comment.as_deref() };
-        new.write(write).map(Image::imported).map_err(|error| error.within("cannot commit the run"))
+        self.upper()?.commit(options)
     }
 }

@@ -16,7 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ pub(crate) struct Init {
     pub(crate) places: Arc<Places>,
     groups: AtomicU64,
     seen: Mutex<HashSet<u64>>,
+    /// Writable layers can't be shown: it was tried.
+    hides_layers: AtomicBool,
 }
 
 /// Where a process keeps its init. A forked child of the host finds a foreign pid
@@ -228,6 +230,7 @@ impl Init {
                         places,
                         groups: AtomicU64::new(1),
                         seen: Mutex::default(),
+                        hides_layers: AtomicBool::new(false),
                     });
                 }
                 Err(error) => {
@@ -262,6 +265,16 @@ impl Init {
             }
             seen.insert(kind);
         }
+    }
+
+    /// Whether the writable layers of live sandboxes can be shown, as far as is known.
+    pub(crate) fn shows_layers(&self) -> bool {
+        !self.hides_layers.load(Ordering::Relaxed)
+    }
+
+    /// They can't.
+    pub(crate) fn shows_no_layers(&self) {
+        self.hides_layers.store(true, Ordering::Relaxed);
     }
 
     /// A number that no other group of this init has.

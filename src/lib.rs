@@ -3,6 +3,7 @@
 mod capability;
 mod cgroup;
 mod changes;
+mod checkpoint;
 mod child;
 mod command;
 mod compress;
@@ -36,6 +37,7 @@ pub mod threats {}
 
 pub use capability::Capability;
 pub use changes::CommitOptions;
+pub use checkpoint::Checkpoint;
 pub use child::{Child, Killer};
 pub use command::{Command, Stdio};
 pub use cpu::Speculation;

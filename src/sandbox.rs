@@ -162,7 +162,8 @@ impl Sandbox {
         path.to_path_buf()
     }
 
-    /// The root file system. Default: [`Image::host`].
+    /// The root file system: an [`Image`], or a [`Checkpoint`](crate::Checkpoint).
+    /// Default: [`Image::host`].
     pub fn rootfs(mut self, image: impl Into<Image>) -> Sandbox {
         self.root = image.into();
         self
@@ -288,7 +289,7 @@ impl Sandbox {
     /// [`Output::changes`](crate::Output::changes) lists it and
     /// [`Output::commit`](crate::Output::commit) makes an image of it. The writable layer
     /// is memory, and lives as long as the [`Output`]. It needs a root file system other
-    /// than the host's.
+    /// than the host's. An [`Instance`] tells and commits its changes without this.
     pub fn keep_changes(mut self, keep: bool) -> Sandbox {
         self.keep_changes = keep;
         self
@@ -621,7 +622,9 @@ impl Sandbox {
             return Err(Error::invalid(problem.clone()));
         }
         if self.keep_changes && matches!(self.root.root, Root::Host(_)) {
-            return Err(Error::invalid("there are no changes to keep of the host's root, which isn't written to; give an image"));
+            return Err(Error::invalid(
+                "there are no changes to keep of the host's root, which isn't written to; give an image, or a checkpoint",
+            ));
         }
         match self.root.config().map(ImageConfig::account) {
             Some(Err(why)) if self.user.is_none() => {
@@ -688,6 +691,13 @@ impl Sandbox {
         &self.files
     }
 
+    /// Without the files that went into the root file system itself.
+    pub(crate) fn without_written_files(mut self) -> Sandbox {
+        let files = std::mem::take(&mut self.files);
+        self.files = files.into_iter().filter(|file| self.covers(&file.inside)).collect();
+        self
+    }
+
     /// Parents before what lies in them.
     pub(crate) fn sorted_mounts(&self) -> Vec<&Mount> {
         let mut mounts: Vec<&Mount> = self.mounts.iter().collect();
@@ -703,14 +713,19 @@ impl Sandbox {
             mode: 0o644,
             ours: true,
         };
-        let synthetic = match &self.root.root {
+        let synthetic = match self.root.base() {
+            // It has them, and what the workload made of them.
+            _ if self.root.checkpoint().is_some_and(|frozen| self.is_known_in(&frozen.recipe)) => Vec::new(),
             Root::Host(_) => HostLayout::files(&self.hostname, self.account().0, self.account().1),
-            Root::Dir(_) | Root::Layers(_) => {
-                vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))]
-            }
+            _ => vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))],
         };
         let synthetic = synthetic.into_iter().map(ours).filter(|file| !self.covers(&file.inside));
         synthetic.chain(self.files.iter().cloned()).collect()
+    }
+
+    /// Whether files of ours about names are the same with another recipe.
+    fn is_known_in(&self, other: &Sandbox) -> bool {
+        (&self.hostname, self.account()) == (&other.hostname, other.account())
     }
 
     /// Whether a path lies in one of the recipe's mounts, or where we mount something.
@@ -741,16 +756,16 @@ impl Sandbox {
         {
             return home;
         }
-        match (&self.root.root, uid) {
+        match (self.root.base(), uid) {
             (_, 0) => "/root",
             (Root::Host(_), _) => USER_HOME,
-            (Root::Dir(_) | Root::Layers(_), _) => "/",
+            _ => "/",
         }
     }
 
     /// The host's root, for a user other than root, who needs a home.
     pub(crate) fn makes_home(&self) -> bool {
-        matches!(self.root.root, Root::Host(_)) && self.account().0 != 0
+        matches!(self.root.base(), Root::Host(_)) && self.account().0 != 0
     }
 
     /// Directories that the image's configuration needs.

@@ -213,6 +213,77 @@ fn walk(path: &Path) -> Vec<std::path::PathBuf> {
     entries.flatten().flat_map(|e| if e.file_type().is_ok_and(|t| t.is_dir()) { walk(&e.path()) } else { vec![e.path()] }).collect()
 }
 
+fn tar_streams_go_in_and_come_out_as_they_are() {
+    let tree = fresh_dir("tree-");
+    let script = "mkdir -p d/empty && echo one > d/one && ln -s one d/link && echo two > two && chmod 4755 two &&
+        ln two d/again && head -c 200000 /dev/urandom > big && truncate -s 6M sparse && echo end >> sparse && touch -d @1700000000 d/one";
+    assert!(Host::new("sh").args(["-c", script]).current_dir(&tree).status().expect("sh runs").success());
+    let pack = |arguments: &[&str]| {
+        Host::new("tar").arg("-C").arg(&tree).args(arguments).args(["-cf", "-", "."]).output().expect("tar runs").stdout
+    };
+    for tar in [pack(&["--format=pax"]), pack(&["--format=gnu", "--sparse"]), pack(&["--format=ustar"])] {
+        let instance = start();
+        sh(&instance, "mkdir -p /tmp/in/d; echo old > /tmp/in/d/one; echo kept > /tmp/in/kept");
+        instance.tar_in(&tar[..], "/tmp/in").expect("it's unpacked");
+        let look = "cd /tmp/in; cat d/one d/link d/again; stat -c '%n %a' d two kept d/empty; ls -A d; tail -c 4 sparse; stat -c %s sparse";
+        assert_eq!(
+            sh(&instance, look),
+            "one\none\ntwo\nd 755\ntwo 755\nkept 644\nd/empty 755\nagain\nempty\nlink\none\nend\n6291460\n",
+            "set-ID bits don't go in"
+        );
+        assert!(instance.read("/tmp/in/big", MIB).expect("a file") == fs::read(tree.join("big")).expect("a file"));
+        sh(&instance, "touch -d @1700000000 /tmp/in/d/one; chmod 6755 /tmp/in/two");
+        let mut out = Vec::new();
+        instance.tar_out("/tmp/in", &mut out).expect("it's packed");
+        let back = fresh_dir("back-");
+        let mut unpack =
+            Host::new("tar").arg("-C").arg(&back).args(["-xpf", "-"]).stdin(std::process::Stdio::piped()).spawn().expect("tar runs");
+        std::io::Write::write_all(&mut unpack.stdin.take().expect("a pipe"), &out).expect("it reads");
+        assert!(unpack.wait().expect("its end").success());
+        let script = "find . | sort; cat d/one two; readlink d/link; stat -c '%a %Y' d/one; stat -c %a two d";
+        let found = Host::new("sh").args(["-c", script]).current_dir(&back).output().expect("sh runs");
+        assert_eq!(
+            String::from_utf8_lossy(&found.stdout),
+            ".\n./big\n./d\n./d/again\n./d/empty\n./d/link\n./d/one\n./kept\n./sparse\n./two\none\ntwo\none\n644 1700000000\n755\n755\n"
+        );
+        let mut single = Vec::new();
+        instance.tar_out("/tmp/in/two", &mut single).expect("a file");
+        let other = start();
+        other.tar_in(&single[..], "/tmp/new/place").expect("it's unpacked");
+        assert_eq!(other.read("/tmp/new/place/two", 10).expect("a file"), b"two\n");
+    }
+}
+
+fn tar_streams_of_strangers_are_refused() {
+    use support::image::{dir, file, hard_link, symlink, tar};
+    let device = |kind: u8| support::image::Entry { kind, ..file("d/node", "") };
+    let cases = [
+        ("climbs", vec![file("../outside", "x")], ErrorKind::NotAFile),
+        ("climbs later", vec![dir("d"), file("d/../../outside", "x")], ErrorKind::NotAFile),
+        ("through its own link", vec![symlink("d", "/tmp"), file("d/outside", "x")], ErrorKind::NotAFile),
+        ("makes a directory through it", vec![symlink("d", "/tmp"), dir("d/outside")], ErrorKind::NotAFile),
+        ("links to what is beyond it", vec![symlink("d", "/tmp"), hard_link("x", "d/secret")], ErrorKind::NotAFile),
+        ("a FIFO", vec![device(b'6')], ErrorKind::NotAFile),
+        ("a device", vec![device(b'3')], ErrorKind::NotAFile),
+        ("too large", vec![file("a", vec![0; MIB as usize]), file("b", vec![0; MIB as usize])], ErrorKind::FileTooLarge),
+        ("too many", (0..300).map(|n| dir(&format!("{n}"))).collect(), ErrorKind::FileTooLarge),
+    ];
+    for (name, entries, kind) in cases {
+        let instance = Sandbox::new().writable(2 * MIB - 1).writable_files(256).start().expect("it starts");
+        sh(&instance, "echo secret > /tmp/secret");
+        let error = instance.tar_in(&tar(&entries)[..], "/tmp/in").expect_err(name);
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+        assert_eq!(sh(&instance, "ls /tmp/outside /tmp/in/x 2> /dev/null || true"), "", "{name}");
+    }
+    let instance = start();
+    instance.tar_in(&b"this is no archive, but long enough to be looked at"[..], "/tmp/in").expect_err("no archive");
+    instance.tar_in(&tar(&[file("a", "x")])[..300], "/tmp/in").expect_err("half of one");
+    sh(&instance, "mkdir /tmp/out; ln -s /etc/passwd /tmp/out/link");
+    assert_eq!(instance.tar_out("/tmp/out", Vec::new()).expect_err("a link out of it").kind(), ErrorKind::NotAFile);
+    sh(&instance, "rm /tmp/out/link; truncate -s 200M /tmp/out/a /tmp/out/b");
+    assert_eq!(instance.tar_out("/tmp/out", Vec::new()).expect_err("too large").kind(), ErrorKind::FileTooLarge);
+}
+
 /// Where the workload leads a write to, it could have written itself: not to a directory
 /// of root's.
 fn writes_are_led_nowhere_that_the_workload_cannot_go() {
@@ -245,6 +316,8 @@ fn main() {
         test!(trees_go_in_and_come_out_as_they_are),
         test!(what_leads_out_of_a_tree_or_is_no_file_is_not_copied),
         test!(copies_are_bounded),
+        test!(tar_streams_go_in_and_come_out_as_they_are, Need::Tool("tar")),
+        test!(tar_streams_of_strangers_are_refused),
         test!(copies_race_with_a_workload_that_swaps_files, Need::Program("swapper")),
         test!(writes_are_led_nowhere_that_the_workload_cannot_go, root),
         test!(a_workload_that_kills_everybody_does_not_hinder_copies, root),

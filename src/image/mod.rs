@@ -25,6 +25,7 @@ pub(crate) mod user;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::checkpoint::Frozen;
 use crate::error::Result;
 use crate::store::{Imported, Store};
 
@@ -52,6 +53,8 @@ pub(crate) enum Root {
     Dir(PathBuf),
     /// Layers in a store.
     Layers(Arc<Imported>),
+    /// One of these with what a sandbox wrote.
+    Checkpoint(Arc<Frozen>),
 }
 
 impl Image {
@@ -121,13 +124,31 @@ impl Image {
         Image { root: Root::Layers(imported) }
     }
 
+    pub(crate) fn frozen(frozen: Arc<Frozen>) -> Image {
+        Image { root: Root::Checkpoint(frozen) }
+    }
+
+    pub(crate) fn checkpoint(&self) -> Option<&Arc<Frozen>> {
+        if let Root::Checkpoint(frozen) = &self.root { Some(frozen) } else { None }
+    }
+
+    /// What lies below all checkpoints.
+    pub(crate) fn base(&self) -> &Root {
+        let mut root = &self.root;
+        while let Root::Checkpoint(frozen) = root {
+            root = &frozen.recipe.root.root;
+        }
+        root
+    }
+
     fn layers(&self) -> Option<&Imported> {
         if let Root::Layers(imported) = &self.root { Some(imported) } else { None }
     }
 
-    /// How the image wants to be run; a root file system without an image doesn't say.
+    /// How the image wants to be run, also as a checkpoint; a root file system without an
+    /// image doesn't say.
     pub fn config(&self) -> Option<&ImageConfig> {
-        self.layers().map(|imported| &imported.config)
+        if let Root::Layers(imported) = self.base() { Some(&imported.config) } else { None }
     }
 
     /// `sha256:` and the digest of the image's configuration, which names the contents of

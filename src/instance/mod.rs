@@ -1,21 +1,27 @@
 //! A live sandbox: several commands in the same files, namespaces and limits.
 
+mod archive;
 mod connect;
 mod copy;
 mod files;
 mod inside;
+mod walk;
 
 pub use files::{Entry, EntryKind};
 
 use std::sync::Arc;
 
+use crate::changes::{CommitOptions, Upper};
+use crate::checkpoint::Checkpoint;
 use crate::child::Child;
 use crate::command::Command;
 use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::layer::Change;
 use crate::outcome::{Line, Output, Usage};
 use crate::plan::message::Request;
 use crate::sandbox::Sandbox;
-use crate::supervise::share::Session;
+use crate::supervise::share::{Session, Shown};
 use crate::supervise::{monotonic, refuse_piped};
 
 /// A live sandbox, started by [`Sandbox::start`]: commands run in it one after another,
@@ -123,15 +129,71 @@ impl Instance {
         Ok(())
     }
 
-    /// Makes it as it was when it was started, at the cost of a fresh sandbox: kills
-    /// everything, and drops all that was written, also from outside, with shared memory,
-    /// queues and whatever else a sandbox has. Limits stay as they were
-    /// [updated](Self::update); a pause ends.
+    /// Makes it as it was at the latest [`checkpoint`](Self::checkpoint) or, if there's
+    /// none, when it was started, at the cost of a fresh sandbox: kills everything, and
+    /// drops all that was written since, also from outside, with shared memory, queues and
+    /// whatever else a sandbox has. Limits stay as they were [updated](Self::update); a
+    /// pause ends.
     pub fn reset(&mut self) -> Result<()> {
         let recipe = self.session.sandbox();
         self.session.end();
         self.session = Arc::new(Session::start(&recipe)?);
         Ok(())
+    }
+
+    /// Makes a [`Checkpoint`] of the root file system as it is, at the cost of a fresh
+    /// sandbox, whatever has been written: nothing is copied. The instance goes on as if it
+    /// had been [forked](Checkpoint::fork) from it: with the same files and limits, of which
+    /// the scratch layer is empty again, but in fresh namespaces, without `/dev/shm` and
+    /// what its [tmpfs mounts](Sandbox::tmpfs) held.
+    ///
+    /// # Errors
+    /// While a command runs, [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), and nothing
+    /// has happened: wait for its end, which [`kill`](Self::kill) brings about. As root
+    /// below Linux 6.3 [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported); an
+    /// ordinary user needs Linux 6.6. 24 checkpoints can lie on each other. If the instance
+    /// can't go on it has ended, as every further call says.
+    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        let checkpoint = self.freeze()?;
+        self.session = Arc::new(Session::start(&checkpoint.sandbox())?);
+        Ok(checkpoint)
+    }
+
+    /// Like [`checkpoint`](Self::checkpoint), and ends the instance, which saves the fresh
+    /// sandbox.
+    ///
+    /// # Errors
+    /// As above, but the instance has ended then.
+    pub fn into_checkpoint(self) -> Result<Checkpoint> {
+        self.freeze()
+    }
+
+    fn freeze(&self) -> Result<Checkpoint> {
+        let recipe = self.session.sandbox();
+        Checkpoint::check_depth(&recipe)?;
+        let Shown { mounts, upper } = self.session.freeze()?;
+        Ok(Checkpoint::new(mounts, upper, recipe))
+    }
+
+    /// What was added, modified and deleted in the root file system since the start, the
+    /// latest [`checkpoint`](Self::checkpoint) or the latest [`reset`](Self::reset): what a
+    /// `reset` would drop of it. Sorted by path; what the recipe mounts isn't part of it.
+    ///
+    /// It may be called while commands run; what they write meanwhile may be in it or
+    /// not.
+    pub fn changes(&self) -> Result<Vec<Change>> {
+        self.session.with_layer(Upper::changes)
+    }
+
+    /// A new image: the instance's, with what was written as one more layer, and one for
+    /// each checkpoint before, as [`Output::commit`] does it. Nothing is running, best, or
+    /// a file may be in it half written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the root file system isn't an
+    /// image of a [`Store`](crate::Store).
+    pub fn commit(&self, options: &CommitOptions) -> Result<Image> {
+        self.session.with_layer(|layer| layer.commit(options))
     }
 
     /// What all commands together have used so far, where a control group counts it.

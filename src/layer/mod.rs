@@ -40,6 +40,7 @@ use std::time::SystemTime;
 
 pub(crate) use apply::apply;
 pub(crate) use changes::changes;
+pub(crate) use name::clean;
 pub(crate) use pack::pack;
 pub(crate) use remove::remove_tree;
 
@@ -216,7 +217,7 @@ pub enum ChangeKind {
 }
 
 /// The id that an archive has for one on disk.
-fn mapped(ids: &[IdRange], id: u32) -> u32 {
+pub(crate) fn mapped(ids: &[IdRange], id: u32) -> u32 {
     const NOBODY: u32 = 65534;
     if ids.is_empty() {
         return id;

@@ -45,7 +45,7 @@ pub(super) fn parse(path: &[u8], limits: &Limits) -> Result<Name, &'static str> 
 }
 
 /// The path below the root, without `.`, `//` and slashes at the ends; empty for the root.
-pub(super) fn clean(path: &[u8], limits: &Limits) -> Result<Vec<u8>, &'static str> {
+pub(crate) fn clean(path: &[u8], limits: &Limits) -> Result<Vec<u8>, &'static str> {
     let mut clean = Vec::with_capacity(path.len());
     let mut depth = 0;
     for component in path.split(|byte| *byte == b'/') {

@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::landlock::{self, Ruleset};
+use super::scratch::Kept;
 use super::wire::{self, Stage, op};
 use super::{Area, Arg, Draft, Mark, files, limits, namespaces, privileges};
 use crate::command::Command;
@@ -51,8 +52,30 @@ pub(crate) struct Wanted<'a> {
 pub(crate) enum Purpose<'a> {
     /// One command, with which it ends.
     Run(Wanted<'a>),
-    /// Commands that come later; this is what PID 1 gets of the group.
-    Live(&'a Grouped),
+    /// Commands that come later.
+    Live {
+        /// What PID 1 gets of the group.
+        group: &'a Grouped,
+        /// The writable layer may become a checkpoint's.
+        keeps_layer: bool,
+    },
+}
+
+impl Purpose<'_> {
+    /// The slot of the root's mount namespace, if that is a checkpoint: it comes behind
+    /// what is the command's.
+    fn checkpoint(&self) -> u8 {
+        let before = if let Purpose::Run(wanted) = self { wanted.numbers.len() } else { 0 };
+        wire::slot::PASSED + before as u8
+    }
+
+    fn kept(&self, sandbox: &Sandbox) -> Kept {
+        match self {
+            Purpose::Live { keeps_layer: true, .. } => Kept::Layer,
+            Purpose::Run(_) if sandbox.keep_changes => Kept::Changes,
+            _ => Kept::No,
+        }
+    }
 }
 
 /// One more command for a sandbox that stands.
@@ -74,16 +97,17 @@ pub(crate) fn beside(sandbox: &Sandbox, facts: &Facts, ids: Ids, wanted: &Wanted
 pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpose<'_>) -> Result<Draft> {
     let mut draft = Draft::new();
     let prefer = sandbox.prefers(Layer::IdMappedMounts);
-    let substitute = match ids {
-        Ids::Range { first } => prefer.then_some(first),
-        Ids::Outer { .. } | Ids::Single { .. } => Some(0),
+    let (root, foreign) = match ids {
+        Ids::Range { first } => (first, prefer),
+        Ids::Outer { .. } | Ids::Single { .. } => (0, true),
     };
-    let owners = files::Owners { namespace: None, prefer, ordinary: !facts.privileged, substitute };
+    let owners = files::Owners { namespace: None, prefer, ordinary: !facts.privileged, root, substitute: foreign.then_some(root) };
+    let kept = purpose.kept(sandbox);
     draft.stage(Stage::Outer);
-    let wanted = facts.privileged && sandbox.maps_owners();
-    let mut outside = files::sources(&mut draft, sandbox);
+    let wanted = facts.privileged && (sandbox.maps_owners() || kept == Kept::Layer);
+    let mut outside = files::sources(&mut draft, sandbox, purpose.checkpoint());
     let namespace = namespaces::outer(&mut draft, sandbox, facts, ids, wanted);
-    files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners }, &mut outside);
+    files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners }, kept, &mut outside);
     namespaces::hand_over(&mut draft);
 
     draft.stage(Stage::Ahead);
@@ -111,7 +135,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
             draft.sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets);
             command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
-        Purpose::Live(group) => {
+        Purpose::Live { group, .. } => {
             await_group(&mut draft, group);
             draft.settings.watch = watch(sandbox, group);
             draft.settings.flags |= wire::NO_COMMAND;
@@ -366,7 +390,7 @@ mod tests {
         let recipe = &recipes()[3];
         for (privileged, ids) in all_ids() {
             let facts = Facts { privileged, ..Facts::of_root() };
-            let draft = sandbox(recipe, &facts, ids, Purpose::Live(&Grouped::default())).expect("a plan");
+            let draft = sandbox(recipe, &facts, ids, Purpose::Live { group: &Grouped::default(), keeps_layer: false }).expect("a plan");
             let maps = draft.steps.iter().filter(|step| step.op == op::ID_MAP).count();
             assert_eq!(maps, if privileged { 3 } else { 0 }, "the image and two binds");
         }

@@ -43,7 +43,9 @@ fn layer(area: Area) -> Layer {
         Area::ReadBack => Layer::ReadBack,
         Area::Proc => Layer::PidNamespace,
         Area::Group => Layer::CgroupNamespace,
-        Area::Setup | Area::Image | Area::Mount | Area::Limit | Area::Chdir | Area::Exec | Area::Inside => Layer::MountNamespace,
+        Area::Setup | Area::Image | Area::Checkpoint | Area::Mount | Area::Limit | Area::Chdir | Area::Exec | Area::Inside => {
+            Layer::MountNamespace
+        }
     }
 }
 
@@ -89,6 +91,14 @@ fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (Erro
             libc::EACCES | libc::EPERM => (ErrorKind::Image, Some("this user may not read it")),
             libc::EINVAL => (ErrorKind::Image, Some("a directory with mounts below it can't be an ordinary user's root file system")),
             _ => (if is_exhaustion(errno) { exhausted } else { ErrorKind::Image }, hint),
+        },
+        Area::Checkpoint => match errno {
+            libc::EBUSY => (ErrorKind::Invalid, Some("a file in it is still open for writing: the sandbox has passed it out")),
+            libc::EPERM => (
+                ErrorKind::Lost,
+                Some("an ordinary user's checkpoints end with the init that made them: it was killed, or this is a forked process"),
+            ),
+            _ => (exhausted, hint),
         },
         Area::Overlay => {
             let from_host = sandbox.is_some_and(|s| matches!(s.root.root, Root::Host(_)));

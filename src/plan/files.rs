@@ -17,6 +17,7 @@ use std::path::Path;
 
 use super::landlock::{self, Ruleset};
 use super::overlay::{Lower, overlay};
+use super::scratch::{Kept, bare_root, open_checkpoint};
 use super::wire::{AT_FDCWD, op, slot};
 use super::{Area, Arg, Draft, Mark, namespaces, proc};
 use crate::image::{HostLayout, Root};
@@ -68,7 +69,7 @@ pub(crate) fn set_attributes(draft: &mut Draft, mount: u8, set: u64, object: imp
 /// Makes a detached tree idmapped, if that is wanted. Apart from the other attributes,
 /// so that a file system without idmapped mounts can be told from one that refuses
 /// read-only.
-fn map_ids(draft: &mut Draft, mount: u8, owners: Owners, object: String) {
+pub(super) fn map_ids(draft: &mut Draft, mount: u8, owners: Owners, object: String) {
     if let Some(namespace) = owners.namespace {
         let area = std::mem::replace(&mut draft.area, Area::IdMappedMount);
         draft
@@ -128,7 +129,7 @@ pub(crate) struct Outside<'a> {
     shm: Option<u8>,
     /// With the host's root: its parts, by the name inside.
     parts: Vec<(&'a str, u8)>,
-    /// The image.
+    /// The image, or the checkpoint with all that lies below it.
     lower: Option<u8>,
 }
 
@@ -141,21 +142,26 @@ pub(crate) struct Owners {
     pub(crate) prefer: bool,
     /// An ordinary user: overlayfs keeps its marks in `user.*` attributes.
     pub(crate) ordinary: bool,
-    /// The sandbox's root in the numbers of the outer stage, if an image may belong
-    /// to ids that don't exist inside: an ordinary user's, or one not idmapped.
+    /// The sandbox's root in the numbers of the outer stage.
+    pub(crate) root: u32,
+    /// The same, if an image may belong to ids that don't exist inside: an ordinary
+    /// user's, or one not idmapped.
     pub(crate) substitute: Option<u32>,
 }
 
 /// Outer stage, first part: opens everything of the host's, before PID 1 is cloned.
 /// It inherits these descriptors; and the later it's born, the less often it has to
-/// wait for the processor on which the outer child goes on (0.2 ms of two).
-pub(crate) fn sources<'a>(draft: &mut Draft, sandbox: &'a Sandbox) -> Outside<'a> {
+/// wait for the processor on which the outer child goes on (0.2 ms of two). In slot
+/// `checkpoint` is the mount namespace of the root, if that is one.
+pub(crate) fn sources<'a>(draft: &mut Draft, sandbox: &'a Sandbox, checkpoint: u8) -> Outside<'a> {
     let mut outside = Outside { binds: Vec::new(), shm: None, parts: Vec::new(), lower: None };
     draft.area(Area::Mount);
-    draft.step(libc::SYS_setns, &[Arg::Slot(slot::HOST_MOUNTS), libc::CLONE_NEWNS.into()], "look at", "the host's mounts");
-    draft.step(libc::SYS_fchdir, &[Arg::Slot(slot::HOST_ROOT)], "enter", "the host's root");
-    let dot = draft.text(".");
-    draft.step(libc::SYS_chroot, &[dot], "enter", "the host's root");
+    if looks_at_host(sandbox) {
+        draft.step(libc::SYS_setns, &[Arg::Slot(slot::HOST_MOUNTS), libc::CLONE_NEWNS.into()], "look at", "the host's mounts");
+        draft.step(libc::SYS_fchdir, &[Arg::Slot(slot::HOST_ROOT)], "enter", "the host's root");
+        let dot = draft.text(".");
+        draft.step(libc::SYS_chroot, &[dot], "enter", "the host's root");
+    }
     for mount in sandbox.sorted_mounts() {
         let MountKind::Bind { host, writable } = &mount.kind else { continue };
         let name = display(host);
@@ -166,26 +172,34 @@ pub(crate) fn sources<'a>(draft: &mut Draft, sandbox: &'a Sandbox) -> Outside<'a
         outside.binds.push(Prepared { mount, slot: tree });
     }
     draft.area(Area::Image);
-    match &sandbox.root.root {
-        Root::Host(layout) => {
-            for part in &layout.parts {
-                // Not idmapped: seen by the sandbox, the host's files belong to
-                // nobody, so that its root can't read what only the host's may.
-                let path = draft.text(part.host.as_bytes());
-                let tree = Tree { path, recursive: true }.clone_into(draft, part.host.clone());
-                set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY, part.host.clone());
-                outside.parts.push((part.inside.as_str(), tree));
-            }
+    if let Root::Host(layout) = sandbox.root.base() {
+        for part in &layout.parts {
+            // Not idmapped: seen by the sandbox, the host's files belong to
+            // nobody, so that its root can't read what only the host's may.
+            let path = draft.text(part.host.as_bytes());
+            let tree = Tree { path, recursive: true }.clone_into(draft, part.host.clone());
+            set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY, part.host.clone());
+            outside.parts.push((part.inside.as_str(), tree));
         }
-        Root::Dir(_) | Root::Layers(_) => outside.lower = Lower::of(&sandbox.root).map(|lower| lower.open(draft)),
+    }
+    outside.lower = Lower::of(&sandbox.root).and_then(|lower| lower.open(draft));
+    if let Some(frozen) = sandbox.root.checkpoint() {
+        draft.area(Area::Checkpoint);
+        outside.lower = Some(open_checkpoint(draft, frozen, checkpoint));
     }
     draft.area(Area::Mount);
     draft.step(libc::SYS_setns, &[Arg::Slot(slot::INIT_MOUNTS), libc::CLONE_NEWNS.into()], "return to", "init's mounts");
     outside
 }
 
+/// Whether anything of the host's is opened; a checkpoint has its image with it.
+fn looks_at_host(sandbox: &Sandbox) -> bool {
+    let binds = sandbox.mounts().iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. }));
+    binds || sandbox.root.checkpoint().is_none() || matches!(sandbox.root.base(), Root::Host(_))
+}
+
 /// Outer stage, second part: what needs the user namespace.
-pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, outside: &mut Outside<'_>) {
+pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, kept: Kept, outside: &mut Outside<'_>) {
     for bind in &outside.binds {
         if let MountKind::Bind { host, .. } = &bind.mount.kind {
             draft.area(Area::Mount);
@@ -193,9 +207,14 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, outsid
         }
     }
     if let (Some(tree), Some(lower)) = (outside.lower, Lower::of(&sandbox.root)) {
-        draft.area(Area::Image);
-        map_ids(draft, tree, owners, lower.name());
-        outside.shm = Some(overlay(draft, sandbox, &lower, tree, owners));
+        if kept != Kept::Layer {
+            draft.area(Area::Image);
+            map_ids(draft, tree, owners, lower.name());
+        }
+        outside.shm = Some(overlay(draft, sandbox, &lower, tree, owners, kept));
+    } else if kept == Kept::Layer {
+        draft.area(Area::Mount);
+        outside.shm = Some(bare_root(draft, sandbox, owners));
     }
 }
 
@@ -264,8 +283,8 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     draft.step(libc::SYS_pivot_root, &[dot, proc], "pivot to", "the new root");
 
     // From here on "/" is the new root, and paths can't leave it.
-    if let Root::Host(layout) = &sandbox.root.root {
-        host_tree(draft, layout, outside);
+    if let Root::Host(layout) = sandbox.root.base() {
+        host_tree(draft, layout, outside, sandbox.root.checkpoint().is_none());
     }
     let (uid, gid) = sandbox.account();
     if sandbox.makes_home() {
@@ -347,12 +366,13 @@ fn hidden_shm(draft: &mut Draft) -> u8 {
     shm
 }
 
-/// The directories, links and mounts of the host's root.
-fn host_tree(draft: &mut Draft, layout: &HostLayout, outside: &Outside<'_>) {
-    for (name, mode) in &layout.directories {
+/// The directories and links of the host's root, unless a checkpoint has them, and its
+/// mounts.
+fn host_tree(draft: &mut Draft, layout: &HostLayout, outside: &Outside<'_>, fresh: bool) {
+    for (name, mode) in layout.directories.iter().filter(|_| fresh) {
         directory(draft, name, *mode);
     }
-    for (name, target) in &layout.links {
+    for (name, target) in layout.links.iter().filter(|_| fresh) {
         let (path, target) = (draft.text(name), draft.text(target));
         draft.step(libc::SYS_symlinkat, &[target, HERE, path], "make", format!("/{name}"));
     }

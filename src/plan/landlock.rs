@@ -74,13 +74,15 @@ impl Ruleset {
     /// Lets the parts of the root be written that no mount covers.
     pub(crate) fn allow_root(&self, draft: &mut Draft, sandbox: &Sandbox) {
         let root = Arg::Slot(slot::ROOT);
-        match &sandbox.root.root {
-            Root::Dir(_) | Root::Layers(_) => self.rule(draft, root, ".", right::WRITE, "/"),
+        match sandbox.root.base() {
             // `/` itself stays as it is: a rule for it would hold for all below.
             Root::Host(layout) => {
                 let own = layout.directories.iter().map(|(name, _)| *name).chain(["tmp"]).filter(|name| !name.contains('/'));
                 let mut names: Vec<String> = own.map(String::from).collect();
-                let made = sandbox.mounts().iter().map(|mount| &mount.inside).chain(sandbox.files().iter().map(|file| &file.inside));
+                let recipes = std::iter::successors(Some(sandbox), |recipe| recipe.root.checkpoint().map(|frozen| &frozen.recipe));
+                let made = recipes.flat_map(|recipe| {
+                    recipe.mounts().iter().map(|mount| &mount.inside).chain(recipe.files().iter().map(|file| &file.inside))
+                });
                 names.extend(made.filter_map(|path| Some(path.components().nth(1)?.as_os_str().to_string_lossy().into_owned())));
                 names.sort();
                 names.dedup();
@@ -96,6 +98,7 @@ impl Ruleset {
                 self.rule(draft, root, "proc", right::CONTENTS, "/proc");
                 self.rule(draft, root, "dev", right::CONTENTS, "/dev");
             }
+            _ => self.rule(draft, root, ".", right::WRITE, "/"),
         }
     }
 

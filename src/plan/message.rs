@@ -167,6 +167,9 @@ impl Report {
     pub const STANDING: u32 = 11;
     /// The writable layer, for a host that wants to keep it; its directory comes along.
     pub const UPPER: u32 = 12;
+    /// The mount namespace in which the writable layer of a live sandbox lies, with all
+    /// that is below it.
+    pub const MOUNTS: u32 = 13;
 
     /// The wall-time limit was reached.
     pub const WALL: u32 = 1;

@@ -9,7 +9,7 @@
 //! | stage | performed by | files |
 //! | --- | --- | --- |
 //! | start | init, once | `start.rs` |
-//! | outer | a child of init's, with the host's files in view | `namespaces.rs`, `files.rs`, `overlay.rs` |
+//! | outer | a child of init's, with the host's files in view | `namespaces.rs`, `files.rs`, `scratch.rs`, `overlay.rs` |
 //! | inner | PID 1 of the sandbox | `namespaces.rs`, `files.rs` |
 //! | command | the workload's process, up to exec | `privileges.rs`, `limits.rs` |
 
@@ -26,6 +26,7 @@ pub(crate) mod namespaces;
 mod overlay;
 pub(crate) mod privileges;
 pub(crate) mod proc;
+pub(crate) mod scratch;
 pub(crate) mod start;
 #[allow(dead_code, unreachable_pub, reason = "the decoding half is init's, which includes the same file")]
 pub(crate) mod wire;
@@ -59,6 +60,7 @@ pub(crate) enum Area {
     IdMap,
     IdMappedMount,
     Image,
+    Checkpoint,
     Overlay,
     /// tmpfs with `user.*` attributes, for an ordinary user's overlay.
     UserXattr,

@@ -3,8 +3,9 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::files::{BASE, HERE, Owners, SCRATCH, Tree, attach, display, scratch_into, set_attributes};
+use super::files::{BASE, HERE, Owners, SCRATCH, display, set_attributes};
 use super::message::Report;
+use super::scratch::{Below, Kept, LOWER, make_directory, scratch, shared_memory, show_directory};
 use super::wire::{op, slot};
 use super::{Area, Arg, Draft, Mark};
 use crate::image::{Image, Root};
@@ -12,8 +13,15 @@ use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 use crate::store::Chain;
 
-/// The read-only side of an overlay.
+/// The read-only side of an overlay: a base with checkpoints on it, of which the host's
+/// root has none at first.
 pub(super) struct Lower<'a> {
+    base: Option<Base<'a>>,
+    /// How many lie on the base.
+    checkpoints: usize,
+}
+
+struct Base<'a> {
     /// The layer itself or, with a chain, the store that holds it.
     path: &'a Path,
     chain: Option<&'a Chain>,
@@ -22,22 +30,29 @@ pub(super) struct Lower<'a> {
 impl<'a> Lower<'a> {
     /// What a root has below its writable layer; the host's has nothing.
     pub(super) fn of(image: &'a Image) -> Option<Lower<'a>> {
-        match &image.root {
-            Root::Host(_) => None,
-            Root::Dir(path) => Some(Lower { path, chain: None }),
-            Root::Layers(image) => Some(Lower { path: image.store_path(), chain: Some(image.chain()) }),
-        }
+        let base = match image.base() {
+            Root::Dir(path) => Some(Base { path, chain: None }),
+            Root::Layers(image) => Some(Base { path: image.store_path(), chain: Some(image.chain()) }),
+            Root::Host(_) | Root::Checkpoint(_) => None,
+        };
+        let checkpoints = image.checkpoint().map_or(0, |frozen| frozen.depth);
+        (base.is_some() || checkpoints > 0).then_some(Lower { base, checkpoints })
     }
 
     pub(super) fn name(&self) -> String {
-        display(self.path)
+        match &self.base {
+            Some(base) if self.checkpoints == 0 => display(base.path),
+            _ => "the checkpoint".into(),
+        }
     }
 
-    /// A detached, read-only mount of it. It's one mount for however many layers a
+    /// A detached, read-only mount of the base. It's one mount for however many layers a
     /// store has: overlayfs takes directories in it as layers, and each has its id map.
-    pub(super) fn open(&self, draft: &mut Draft) -> u8 {
+    /// With a checkpoint there's nothing to open: it has all that lies below it.
+    pub(super) fn open(&self, draft: &mut Draft) -> Option<u8> {
+        let base = self.base.as_ref().filter(|_| self.checkpoints == 0)?;
         let directory = draft.temporary();
-        let path = draft.text(self.path.as_os_str().as_bytes());
+        let path = draft.text(base.path.as_os_str().as_bytes());
         // Not O_PATH: a directory that this user can't read is told here.
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
         draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "open the root file system", self.name()).keep_in(directory);
@@ -48,25 +63,36 @@ impl<'a> Lower<'a> {
             .keep_in(tree);
         set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY, self.name());
         draft.close(directory);
-        tree
+        Some(tree)
+    }
+
+    /// Below this many checkpoints, the topmost first, from [`SCRATCH`].
+    fn below(checkpoints: usize) -> String {
+        vec![LOWER; checkpoints + 1].join("/")
     }
 
     /// Enters the directory that has the layers under their [`names`](Self::names).
     fn enter(&self, draft: &mut Draft) {
-        let path = match self.chain {
-            None => draft.text("lower"),
-            Some(chain) => draft.text(format!("lower/{}", chain.directory)),
-        };
+        let mut directory = Lower::below(self.checkpoints);
+        match &self.base {
+            Some(Base { chain: Some(chain), .. }) => directory = format!("{directory}/{}", chain.directory),
+            Some(_) => {}
+            None => return,
+        }
+        let path = draft.text(directory);
         draft.step(libc::SYS_chdir, &[path], "find the layers of", self.name());
     }
 
     /// Value of the option `lowerdir`, the topmost layer first. mount(2) takes 4,095
-    /// bytes of options: 500 layers, the most that overlayfs stacks, need 1,889 of them.
+    /// bytes of options: 500 layers, the most that overlayfs stacks, need 1,889 of them,
+    /// and as many checkpoints as are possible 2,063.
     fn names(&self) -> String {
-        match self.chain {
-            None => ".".into(),
-            Some(chain) => (0..chain.layers).map(|i| i.to_string()).collect::<Vec<_>>().join(":"),
-        }
+        let checkpoints = (0..self.checkpoints).map(|i| format!("{SCRATCH}/{}/upper", Lower::below(i)));
+        let base = self.base.iter().flat_map(|base| match base.chain {
+            None => vec![".".into()],
+            Some(chain) => (0..chain.layers).map(|i| i.to_string()).collect(),
+        });
+        checkpoints.chain(base).collect::<Vec<_>>().join(":")
     }
 
     /// How many [`names`](Self::names) there are; 0 for the directory itself.
@@ -76,28 +102,22 @@ impl<'a> Lower<'a> {
 
     /// The layer whose root directory says how the new one is to look.
     fn pattern(&self) -> String {
-        self.chain.map_or_else(|| ".".into(), |chain| chain.root.to_string())
+        match &self.base {
+            _ if self.checkpoints > 0 => format!("{SCRATCH}/{}/upper", Lower::below(0)),
+            Some(Base { chain: Some(chain), .. }) => chain.root.to_string(),
+            _ => ".".into(),
+        }
     }
 }
 
-/// The scratch and the overlay of it over the layers in the mount `tree`; returns
+/// The scratch and the overlay of it over what is in the mount `tree`; returns
 /// `/dev/shm`.
-pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8, owners: Owners) -> u8 {
+pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8, owners: Owners, kept: Kept) -> u8 {
     // overlayfs wants its layers attached in the caller's mount namespace
     // (before Linux 6.15), so this child takes a copy of init's small one.
     draft.area(Area::Overlay);
-    draft.step(libc::SYS_unshare, &[libc::CLONE_NEWNS.into()], "make", "a mount namespace");
-    let scratch = draft.temporary();
-    scratch_into(draft, scratch, sandbox, "755");
-    let path = draft.text(SCRATCH);
-    attach(draft, scratch, path, "the writable layer");
-    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
-    for (directory, mode) in [("lower", 0o700), ("upper", 0o755), ("work", 0o700), ("shm", 0o1777)] {
-        let path = draft.text(directory);
-        draft.step(libc::SYS_mkdirat, &[HERE, path, mode.into()], "make", "the writable layer");
-    }
-    let path = draft.text("lower");
-    attach(draft, tree, path, lower.name());
+    let below = Below { tree, name: lower.name() };
+    let scratch = scratch(draft, sandbox, Some(&below), owners, kept, 0o755);
     let upper = draft.temporary();
     let path = draft.text("upper");
     draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").keep_in(upper);
@@ -114,10 +134,10 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
         // the start, owned by the sandbox's root; overlayfs merges them with the
         // image's.
         for (directory, mode) in [("upper", None), ("upper/etc", Some(0o755)), ("upper/tmp", Some(0o1777))] {
-            let path = draft.text(directory);
             if let Some(mode) = mode {
-                draft.step(libc::SYS_mkdirat, &[HERE, path, Arg::from(mode)], "make", "the writable layer");
+                make_directory(draft, directory, mode);
             }
+            let path = draft.text(directory);
             draft.step(libc::SYS_fchownat, &[HERE, path, root.into(), root.into(), 0.into()], "own", "the writable layer");
         }
     }
@@ -142,11 +162,9 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     let args = [place, Layer::Overlay.bit().into(), Arg::Slot(upper), lower.count().into()];
     draft.step(op::STACK, &args, "open", "the overlay").keep_in(slot::ROOT);
     draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
-    let shm = draft.text("shm");
-    let shm = Tree { path: shm, recursive: false }.clone_into(draft, "/dev/shm");
-    set_attributes(draft, shm, BASE | libc::MOUNT_ATTR_NOEXEC, "/dev/shm");
-    if sandbox.keep_changes {
-        draft.step(op::SHOW, &[Arg::Slot(upper), Report::UPPER.into()], "show the host", "the writable layer");
+    let shm = shared_memory(draft);
+    if kept == Kept::Changes {
+        show_directory(draft, "upper", Report::UPPER);
     }
     for slot in [tree, pattern, scratch, upper] {
         draft.close(slot);

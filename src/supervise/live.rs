@@ -130,6 +130,9 @@ impl Live {
                 }
                 Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
                     self.started = Some(report);
+                    if let Some(checkpoint) = self.sandbox.root.checkpoint() {
+                        checkpoint.has_been_sealed();
+                    }
                     return Ok(Started { pidfd: fds.remove(0), terminal });
                 }
                 Some((report, mut fds)) if report.kind == Report::TERMINAL => terminal = fds.pop(),
@@ -213,6 +216,9 @@ impl Live {
         self.ended = Some(report);
         self.counters = self.place.counters();
         self.volumes = None;
+        if let Place::Shared(share) = &mut self.place {
+            share.ended();
+        }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 

@@ -116,9 +116,11 @@ fn group(sandbox: &Sandbox, init: &Init) -> Result<Group> {
     Group::choose(&init.places, init.next_group(), sandbox.group_limits(), |layer| sandbox.prefers(layer))
 }
 
-/// What the plan needs of the group: slots behind those of so many descriptors.
+/// What the plan needs of the group: slots behind those of so many descriptors of the
+/// command's, and of a checkpoint.
 fn grouped(sandbox: &Sandbox, group: &Group, after: usize) -> Grouped {
     let needs = group.needs();
+    let after = after + usize::from(sandbox.root.checkpoint().is_some());
     let mut slots = wire::slot::PASSED + after as u8..;
     let mut next = || slots.next().unwrap_or(wire::NO_SLOT);
     Grouped {
@@ -161,7 +163,7 @@ pub(crate) fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Resu
     command.validate()?;
     let passed = pass(&mut command, sandbox)?;
     let volumes = sandbox.hold_volumes()?;
-    let asked = insist(|| ask(sandbox, Some(&command), flags, &passed))?;
+    let asked = insist(|| ask(sandbox, Some(&command), false, flags, &passed))?;
     let Asked { reply, draft, claim, ids, group, init, expected } = asked;
     let place = Place::Own { claim, group: Box::new(group), init };
     let mut live = Live::new(began, sandbox, reply, draft, expected, place, passed.streams);
@@ -181,13 +183,10 @@ fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
     }
 }
 
-/// A sandbox without a command.
-pub(crate) fn start_empty(sandbox: &Sandbox) -> Result<Asked> {
+/// A sandbox without a command. With `keeps_layer` its writable layer is shown.
+pub(crate) fn start_empty(sandbox: &Sandbox, keeps_layer: bool) -> Result<Asked> {
     sandbox.validate()?;
-    if sandbox.keep_changes {
-        return Err(Error::unsupported("the changes of a live sandbox can't be kept yet; take `run` or `spawn`"));
-    }
-    insist(|| ask(sandbox, None, 0, &Passed::nothing()))
+    insist(|| ask(sandbox, None, keeps_layer, 0, &Passed::nothing()))
 }
 
 /// What init has been asked for, and what lives as long.
@@ -202,7 +201,7 @@ pub(crate) struct Asked {
     pub(crate) expected: Expected,
 }
 
-fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed) -> Result<Asked> {
+fn ask(sandbox: &Sandbox, command: Option<&Command>, keeps_layer: bool, flags: u64, passed: &Passed) -> Result<Asked> {
     let init = launch::init()?;
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = init.ahead.take(group(sandbox, &init)?);
@@ -219,8 +218,9 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
         None => {
             // Commands bring their own; PID 1 gets what is about all of them.
             (grouped.join, grouped.cpu) = (Vec::new(), None);
-            grouped.oom = grouped.oom.map(|_| (wire::slot::PASSED, wire::slot::PASSED + 1));
-            Purpose::Live(&grouped)
+            let first = wire::slot::PASSED + u8::from(sandbox.root.checkpoint().is_some());
+            grouped.oom = grouped.oom.map(|_| (first, first + 1));
+            Purpose::Live { group: &grouped, keeps_layer }
         }
     };
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, purpose)?;
@@ -228,7 +228,8 @@ fn ask(sandbox: &Sandbox, command: Option<&Command>, flags: u64, passed: &Passed
     let expected = expected(sandbox, &init, ids, grouped.processes);
     draft.settings.flags |= flags;
     let plan = encoded(&draft)?;
-    let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
+    let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
+    fds.extend(sandbox.root.checkpoint().map(|frozen| frozen.mounts()));
     let network = match network_origin(sandbox, &init.facts) {
         // Unless a test has taken the filter away.
         Origin::Ahead if !draft.sockets && sandbox.changes.is_empty() => Request::UNREACHED_NETWORK,

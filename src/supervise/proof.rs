@@ -210,7 +210,7 @@ fn read_only(sandbox: &Sandbox) -> (Vec<String>, Vec<String>) {
     // What the recipe mounts on may be anything.
     let free = |path: &String| !places.contains(path);
     let mut wanted: Vec<String> = Vec::new();
-    if let Root::Host(layout) = &sandbox.root.root {
+    if let Root::Host(layout) = sandbox.root.base() {
         wanted.extend(layout.parts.iter().map(|part| escaped(&part.inside)).filter(free));
     }
     wanted.extend((!sandbox.nesting).then(|| String::from("/proc/sys")).filter(free));

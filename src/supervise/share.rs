@@ -12,14 +12,18 @@ use super::live::{lost, send_group};
 use super::place::Place;
 use super::{Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
 use crate::cgroup::{CommandGroup, Counters, Group, Handles};
+use crate::changes::Upper;
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
+use crate::image::Root;
 use crate::launch::{self, Init};
+use crate::layer::IdRange;
 use crate::plan::compile::{self, Grouped, Wanted};
 use crate::plan::message::{Report, Request};
-use crate::plan::namespaces::Ids;
+use crate::plan::namespaces::{Ids, RANGE};
 use crate::plan::{Draft, failure, wire};
+use crate::probe::Layer as Fence;
 use crate::sandbox::Sandbox;
 use crate::sys;
 use crate::volume::Hold;
@@ -40,6 +44,9 @@ pub(crate) struct Session {
     init: Arc<Init>,
     pub(crate) ids: Ids,
     next: AtomicU32,
+    /// Commands whose end hasn't been seen.
+    running: AtomicU32,
+    layer: Mutex<Option<Shown>>,
     missing: u64,
     pub(crate) began: u64,
     pub(crate) paused: Mutex<bool>,
@@ -48,10 +55,19 @@ pub(crate) struct Session {
     owner: u32,
 }
 
+/// The writable layer of a sandbox.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// The mount namespace that has it with all that is below.
+    pub(crate) mounts: OwnedFd,
+    pub(crate) upper: Upper,
+}
+
 /// One command's part in it.
 #[derive(Debug)]
 pub(super) struct Share {
     session: Arc<Session>,
+    running: bool,
     group: Option<CommandGroup>,
     before: Counters,
 }
@@ -69,6 +85,13 @@ impl Share {
         self.session.missing
     }
 
+    /// Its command has ended.
+    pub(super) fn ended(&mut self) {
+        if std::mem::take(&mut self.running) {
+            self.session.running.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn lost(&self) -> Error {
         self.session.over()
     }
@@ -76,6 +99,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
+        self.ended();
         if let Some(group) = &self.group
             && self.session.is_ours()
         {
@@ -85,10 +109,30 @@ impl Drop for Share {
 }
 
 impl Session {
+    /// Starts one, with its writable layer shown if this kernel can do that: for root it
+    /// takes idmapped mounts of tmpfs (Linux 6.3), which nothing but trying tells.
     pub(crate) fn start(sandbox: &Sandbox) -> Result<Session> {
+        let init = launch::init()?;
+        if !init.shows_layers() {
+            return Session::attempt(sandbox, false);
+        }
+        match Session::attempt(sandbox, true) {
+            Err(error) if error.layer() == Some(Fence::IdMappedMounts) => {
+                let session = Session::attempt(sandbox, false)?;
+                // With an image it may have been that.
+                if matches!(sandbox.root.root, Root::Host(_)) {
+                    init.shows_no_layers();
+                }
+                Ok(session)
+            }
+            other => other,
+        }
+    }
+
+    fn attempt(sandbox: &Sandbox, shows_layer: bool) -> Result<Session> {
         let began = monotonic();
         let volumes = Mutex::new(Some(sandbox.hold_volumes()?));
-        let asked = start_empty(sandbox)?;
+        let asked = start_empty(sandbox, shows_layer)?;
         let mut group = asked.group;
         group.make()?;
         group.prepare_for_commands();
@@ -99,7 +143,15 @@ impl Session {
             Vec::new()
         };
         send_group(&asked.reply, &oom)?;
-        let missing = stands(&asked.reply, &asked.draft, sandbox, &mut group)?;
+        let (missing, shown) = stands(&asked.reply, &asked.draft, sandbox, &mut group)?;
+        if let Some(checkpoint) = sandbox.root.checkpoint() {
+            checkpoint.has_been_sealed();
+        }
+        let ids = match asked.expected.ids {
+            // As they are inside: see plan/scratch.rs.
+            Ids::Range { .. } => vec![IdRange { here: 0, there: 0, count: RANGE }],
+            others => others.ranges(&asked.init.facts),
+        };
         Ok(Session {
             reply: asked.reply,
             sandbox: Mutex::new(sandbox.clone()),
@@ -110,11 +162,43 @@ impl Session {
             init: asked.init,
             ids: asked.expected.ids,
             next: AtomicU32::new(1),
+            running: AtomicU32::new(0),
+            layer: Mutex::new(shown.map(|(mounts, upper)| Shown { mounts, upper: Upper::new(upper, sandbox, ids) })),
             began,
             paused: Mutex::new(false),
             ended: AtomicBool::new(false),
             owner: std::process::id(),
         })
+    }
+
+    /// Does something with its writable layer.
+    pub(crate) fn with_layer<T>(&self, look: impl FnOnce(&Upper) -> Result<T>) -> Result<T> {
+        let layer = self.layer.lock().unwrap_or_else(|e| e.into_inner());
+        look(&layer.as_ref().ok_or_else(|| self.no_layer())?.upper)
+    }
+
+    /// How ids outside are called inside.
+    pub(crate) fn id_ranges(&self) -> Vec<IdRange> {
+        self.ids.ranges(&self.init.facts)
+    }
+
+    fn no_layer(&self) -> Error {
+        if self.ended.load(Ordering::Relaxed) {
+            return self.over();
+        }
+        Error::unsupported("the writable layer can't be kept: as root that takes idmapped mounts of tmpfs (Linux 6.3)")
+    }
+
+    /// Ends it, and hands over its writable layer. If that can't be, nothing happens.
+    pub(crate) fn freeze(&self) -> Result<Shown> {
+        if self.running.load(Ordering::Relaxed) > 0 {
+            return Err(Error::invalid("a command is still running, or nobody has waited for its end; a checkpoint has no processes"));
+        }
+        let layer = self.layer.lock().unwrap_or_else(|e| e.into_inner()).take().ok_or_else(|| self.no_layer())?;
+        if !self.end() {
+            return Err(Error::new(ErrorKind::Lost, "the sandbox could not be ended in time, so its files are no checkpoint"));
+        }
+        Ok(layer)
     }
 
     pub(crate) fn is_ours(&self) -> bool {
@@ -212,14 +296,15 @@ impl Session {
         let handles = group.command_handles(own.as_ref(), cpu_limit);
         let before = group.counters();
         drop(group);
-        let share = Share { session: self.clone(), group: own, before };
+        self.running.fetch_add(1, Ordering::Relaxed);
+        let share = Share { session: self.clone(), running: true, group: own, before };
         Ok((share, handles?))
     }
 
-    /// Kills everything, has it reported, and waits for the end.
-    pub(crate) fn end(&self) {
+    /// Kills everything, has it reported, and waits for the end; true if that came.
+    pub(crate) fn end(&self) -> bool {
         if !self.is_ours() || self.ended.swap(true, Ordering::Relaxed) {
-            return;
+            return false;
         }
         // So that what is frozen dies on every kernel.
         let _ = self.group().freeze(false);
@@ -227,17 +312,18 @@ impl Session {
         if !asked {
             let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
         }
-        let mut over = wait_for_end(&self.reply, if asked { END_LIMIT } else { Duration::ZERO });
-        if !over {
+        let mut gone = wait_for_end(&self.reply, if asked { END_LIMIT } else { Duration::ZERO });
+        if !gone {
             // init kills PID 1 when it sees this.
             let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
-            over = wait_for_end(&self.reply, END_LIMIT);
+            gone = wait_for_end(&self.reply, END_LIMIT);
         }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
         let volumes = self.volumes.lock().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(volumes) = volumes.filter(|_| !over) {
+        if let Some(volumes) = volumes.filter(|_| !gone) {
             volumes.keep();
         }
+        gone
     }
 }
 
@@ -264,11 +350,19 @@ fn wait_for_end(reply: &OwnedFd, limit: Duration) -> bool {
     }
 }
 
-/// Waits until a sandbox stands; the layers that could not be had.
-fn stands(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) -> Result<u64> {
-    let report = answer(reply, "the sandbox", SETUP_LIMIT)?;
+/// Waits until a sandbox stands; the layers that could not be had and, if it's shown, the
+/// writable layer: its mount namespace and its directory.
+fn stands(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) -> Result<(u64, Option<(OwnedFd, OwnedFd)>)> {
+    let (mut mounts, mut upper) = (None, None);
+    let report = loop {
+        match answer(reply, "the sandbox", SETUP_LIMIT)? {
+            Some((report, fds)) if report.kind == Report::MOUNTS => mounts = fds.into_iter().next(),
+            Some((report, fds)) if report.kind == Report::UPPER => upper = fds.into_iter().next(),
+            other => break other,
+        }
+    };
     match report {
-        Some((report, _)) if report.kind == Report::READY => Ok(report.missing),
+        Some((report, _)) if report.kind == Report::READY => Ok((report.missing, mounts.zip(upper))),
         Some((report, _)) if report.kind == Report::FAILED => {
             if draft.notes.get(report.status as usize).is_none() {
                 group.take_back();

@@ -46,6 +46,9 @@ pub enum Need {
     X86,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
     Overlay,
+    /// Checkpoints: root's need idmapped mounts of tmpfs, an ordinary user's an
+    /// overlay.
+    Checkpoint,
 }
 
 impl Need {
@@ -65,6 +68,8 @@ impl Need {
             }
             Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
+            Need::Checkpoint if root => (kernel() < (6, 3)).then(|| "root's checkpoints need Linux 6.3".into()),
+            Need::Checkpoint => Need::Overlay.missing(root),
             Need::Landlock(least) => (landlock() < least).then(|| format!("needs version {least} of Landlock")),
             Need::X86 => (!cfg!(target_arch = "x86_64")).then(|| "it's about x86_64".into()),
             Need::DebianMirror => unreachable_mirror(),

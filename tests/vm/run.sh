@@ -189,6 +189,7 @@ make_scratch() {
     compile calls -static -pthread
     compile euid -static
     compile swapper -static
+    compile leftovers -static
     compile lost -Wl,--dynamic-linker=/no/such/ld.so
     cp tests/vm/guest "$tree/guest"
     chmod 755 "$tree/guest"
