@@ -669,9 +669,9 @@ impl Sandbox {
     }
 
     /// Where there's no overlayfs the image is copied. Then all of it would be a change,
-    /// so whoever keeps those is refused.
+    /// so whoever keeps those is refused, and whoever has.
     pub(crate) fn copies_layers(&self) -> bool {
-        self.prefers(Layer::Overlay) && !self.keep_changes
+        self.prefers(Layer::Overlay) && !self.keep_changes && self.root.checkpoint().is_none()
     }
 
     pub(crate) fn without_preferences(mut self) -> Sandbox {

@@ -97,7 +97,7 @@ impl<'a> Lower<'a> {
 
     /// How many [`names`](Self::names) there are; 0 for the directory itself.
     fn count(&self) -> usize {
-        self.chain.map_or(0, |chain| chain.layers)
+        self.base.as_ref().and_then(|base| base.chain).map_or(0, |chain| chain.layers)
     }
 
     /// The layer whose root directory says how the new one is to look.
@@ -116,6 +116,7 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     // overlayfs wants its layers attached in the caller's mount namespace
     // (before Linux 6.15), so this child takes a copy of init's small one.
     draft.area(Area::Overlay);
+    let copies = kept == Kept::No && sandbox.copies_layers();
     let below = Below { tree, name: lower.name() };
     let scratch = scratch(draft, sandbox, Some(&below), owners, kept, 0o755);
     let upper = draft.temporary();
@@ -125,7 +126,7 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
         draft.area(Area::UserXattr);
         draft
             .step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs")
-            .layer(Layer::Overlay, sandbox.copies_layers());
+            .layer(Layer::Overlay, copies);
         draft.area(Area::Overlay);
     }
     if let Some(root) = owners.substitute {
@@ -158,7 +159,7 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     // layers, and several values only from Linux 6.7 on (`lowerdir+`).
     draft
         .step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay")
-        .layer(Layer::Overlay, sandbox.copies_layers());
+        .layer(Layer::Overlay, copies);
     let args = [place, Layer::Overlay.bit().into(), Arg::Slot(upper), lower.count().into()];
     draft.step(op::STACK, &args, "open", "the overlay").keep_in(slot::ROOT);
     draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
