@@ -124,9 +124,7 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     draft.step(libc::SYS_openat, &[HERE, path, (libc::O_DIRECTORY | libc::O_CLOEXEC).into()], "open", "the writable layer").keep_in(upper);
     if owners.ordinary {
         draft.area(Area::UserXattr);
-        draft
-            .step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs")
-            .layer(Layer::Overlay, copies);
+        draft.step(op::USER_XATTR, &[Arg::Slot(upper)], "keep overlayfs attributes in", "a tmpfs").layer(Layer::Overlay, copies);
         draft.area(Area::Overlay);
     }
     if let Some(root) = owners.substitute {
@@ -157,9 +155,7 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
     // By mount(2), because fsconfig(2) takes 255 bytes of a value, which are some 80
     // layers, and several values only from Linux 6.7 on (`lowerdir+`).
-    draft
-        .step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay")
-        .layer(Layer::Overlay, copies);
+    draft.step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay").layer(Layer::Overlay, copies);
     let args = [place, Layer::Overlay.bit().into(), Arg::Slot(upper), lower.count().into()];
     draft.step(op::STACK, &args, "open", "the overlay").keep_in(slot::ROOT);
     draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
