@@ -160,6 +160,8 @@ impl Context {
             }
             match self.perform(&step) {
                 Ok(0) if step.op == op::CLONE => return Ok(Ran::Cloned),
+                // From here on it's another plan.
+                Ok(_) if step.op == op::AWAIT_COMMAND => return self.run(stage),
                 Ok(result) => self.keep(&step, result),
                 Err((errno, _)) if step.tolerate == ANY || (errno != 0 && errno == i32::from(step.tolerate)) => {
                     if step.layer != NO_LAYER {
@@ -217,6 +219,7 @@ impl Context {
             op::ALLOW => plain(allow(a[0] as i32, a[1], a[2] as *const u8, a[3] as u64)),
             op::STAND => plain(self.stand()),
             op::AWAIT_LOOK => plain(self.await_look()),
+            op::AWAIT_COMMAND => plain(self.await_command(a[0])),
             op::ID_MAP => plain(id_map(a[0], a[1])),
             // One that waits has its own.
             op::NETWORK if self.waiting > 0 => Ok(0),
@@ -481,6 +484,24 @@ impl Context {
             Some(request) if request.kind == Request::PROCEED => Ok(0),
             // A host that lets go is no reason to execute.
             _ => Err(EPROTO),
+        }
+    }
+
+    /// See [`op::AWAIT_COMMAND`].
+    fn await_command(&mut self, first: usize) -> Result<usize> {
+        match receive_request(self.slots[slot::REPLY as usize], true)? {
+            Some((request, received)) if request.kind == Request::EXECUTE && !received.truncated && received.count >= 1 => {
+                let [plan, passed @ ..] = received.fds() else { return Err(EPROTO) };
+                let new = Context::map(*plan)?;
+                self.drop_plan();
+                (self.plan, self.base, self.mapping) = (new.plan, new.base, new.mapping);
+                self.slots[slot::PLAN as usize] = *plan;
+                self.slots[first..first + passed.len()].copy_from_slice(passed);
+                Ok(0)
+            }
+            Some(_) => Err(EPROTO),
+            // The host let go.
+            None => exit(1),
         }
     }
 

@@ -409,7 +409,12 @@ impl Server {
         let (group, hierarchies) = (request.value, request.time as u32);
         // PID 1 knows when the limit's time began; not before now, in any case.
         let (asked, limit) = (clock(1), word_at(received.fds[1], WALL_LIMIT));
-        let look = if limit == 0 { 0 } else { asked.saturating_add(limit).saturating_add(GRACE) };
+        let look = match limit {
+            0 => 0,
+            // It waits for its command; PID 1 will say.
+            u64::MAX => asked + GRACE,
+            limit => asked.saturating_add(limit).saturating_add(GRACE),
+        };
         let kind = word_at(received.fds[1], AHEAD);
         let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
         self.waiting = (waiting.pid, waiting.channel);

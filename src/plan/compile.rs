@@ -46,12 +46,16 @@ pub(crate) struct Wanted<'a> {
     pub(crate) terminal: &'a [u32],
     /// Those that the caller gave for writing.
     pub(crate) writable: &'a [bool],
+    /// The slot of the first descriptor.
+    pub(crate) first: u8,
 }
 
 /// What a sandbox is made for.
 pub(crate) enum Purpose<'a> {
     /// One command, with which it ends.
     Run(Wanted<'a>),
+    /// One command, which isn't known yet.
+    Later(&'a Grouped),
     /// Commands that come later.
     Live {
         /// What PID 1 gets of the group.
@@ -72,7 +76,7 @@ impl Purpose<'_> {
     fn kept(&self, sandbox: &Sandbox) -> Kept {
         match self {
             Purpose::Live { keeps_layer: true, .. } => Kept::Layer,
-            Purpose::Run(_) if sandbox.keep_changes => Kept::Changes,
+            Purpose::Run(_) | Purpose::Later(_) if sandbox.keep_changes => Kept::Changes,
             _ => Kept::No,
         }
     }
@@ -135,6 +139,12 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
             draft.sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets);
             command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
+        Purpose::Later(group) => {
+            await_group(&mut draft, group);
+            draft.settings.flags |= wire::LAST_COMMAND;
+            draft.sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets);
+            early(&mut draft, sandbox, facts, ids, group, ruleset, filter.as_deref())?;
+        }
         Purpose::Live { group, .. } => {
             await_group(&mut draft, group);
             draft.settings.watch = watch(sandbox, group);
@@ -154,7 +164,73 @@ fn command(
     ruleset: Option<Ruleset>,
     filter: Option<&Filter>,
 ) -> Result<()> {
-    let Wanted { command, numbers, group, terminal, .. } = wanted;
+    let Wanted { command, group, .. } = wanted;
+    enter(draft, sandbox, facts, group, ruleset)?;
+    descriptors(draft, sandbox, ids, wanted);
+    limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
+    privileges::credentials(draft, sandbox, ids.groups());
+    directory(draft, command);
+    draft.area(Area::ReadBack);
+    draft.step(op::STAND, &[], "let the host look at", "the command's process");
+    // Installed while the host looks: the two take about as long.
+    privileges::fences(draft, sandbox, filter);
+    draft.area(Area::ReadBack);
+    draft.step(op::AWAIT_LOOK, &[], "wait for", "the host's look");
+    execute(draft, sandbox, command);
+    watches(draft, sandbox, group);
+    Ok(())
+}
+
+/// The part of it that can be done before the command is known.
+fn early(
+    draft: &mut Draft,
+    sandbox: &Sandbox,
+    facts: &Facts,
+    ids: Ids,
+    group: &Grouped,
+    ruleset: Option<Ruleset>,
+    filter: Option<&Filter>,
+) -> Result<()> {
+    enter(draft, sandbox, facts, group, ruleset)?;
+    limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
+    privileges::credentials(draft, sandbox, ids.groups());
+    draft.area(Area::ReadBack);
+    draft.step(op::STAND, &[], "let the host look at", "the command's process");
+    draft.step(op::AWAIT_LOOK, &[], "wait for", "the host's look");
+    draft.area(Area::Exec);
+    draft.step(op::AWAIT_COMMAND, &[u32::from(wire::slot::LATE).into()], "wait for", "the command");
+    if filter.is_some_and(|filter| filter.listens) {
+        draft.settings.flags |= wire::LISTEN;
+    }
+    // init has to look after it from time to time, but not before it has a command.
+    draft.settings.wall_limit = sandbox.wall_time.map_or(0, |_| u64::MAX);
+    Ok(())
+}
+
+/// What is left of it then; a plan of its own. Only for commands whose descriptors are
+/// neither files nor a terminal.
+pub(crate) fn late(sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) -> Result<Draft> {
+    let mut draft = Draft::new();
+    draft.stage(Stage::Command);
+    let filter = filter(sandbox, wanted.files)?;
+    descriptors(&mut draft, sandbox, ids, wanted);
+    directory(&mut draft, wanted.command);
+    privileges::fences(&mut draft, sandbox, filter.as_deref());
+    execute(&mut draft, sandbox, wanted.command);
+    draft.settings.flags |= wire::LAST_COMMAND;
+    watches(&mut draft, sandbox, wanted.group);
+    Ok(draft)
+}
+
+fn watches(draft: &mut Draft, sandbox: &Sandbox, group: &Grouped) {
+    draft.settings.watch = watch(sandbox, group);
+    if let Some(limit) = sandbox.wall_time {
+        draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
+    }
+}
+
+/// A session of its own, in the groups and under the rules that hold for it.
+fn enter(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, group: &Grouped, ruleset: Option<Ruleset>) -> Result<()> {
     draft.stage(Stage::Command);
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
@@ -168,8 +244,13 @@ fn command(
         // Before descriptors are arranged, which may take the place of this one.
         ruleset.enforce(draft, sandbox);
     }
+    Ok(())
+}
+
+fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) {
+    let Wanted { command, numbers, terminal, first, .. } = wanted;
     draft.area(Area::Setup);
-    let passed = numbers.iter().enumerate().map(|(i, number)| (wire::slot::PASSED + i as u8, *number));
+    let passed = numbers.iter().enumerate().map(|(i, number)| (first + i as u8, *number));
     let mut pairs: Vec<(u8, u32)> = passed.collect();
     if !terminal.is_empty() {
         let slave = self::terminal(draft, sandbox, ids, command.terminal_size());
@@ -179,24 +260,13 @@ fn command(
         pairs.iter().flat_map(|(slot, number)| u32::from(*slot).to_le_bytes().into_iter().chain(number.to_le_bytes())).collect();
     let list = draft.data(&bytes);
     draft.step(op::FDS, &[list, pairs.len().into()], "arrange", "the descriptors");
-    limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
-    privileges::credentials(draft, sandbox, ids.groups());
+}
+
+fn directory(draft: &mut Draft, command: &Command) {
     draft.area(Area::Chdir);
     let directory = command.directory();
     let path = draft.text(directory.as_os_str().as_bytes());
     draft.step(libc::SYS_chdir, &[path], "enter the working directory", files::display(directory));
-    draft.area(Area::ReadBack);
-    draft.step(op::STAND, &[], "let the host look at", "the command's process");
-    // Installed while the host looks: the two take about as long.
-    privileges::fences(draft, sandbox, filter);
-    draft.area(Area::ReadBack);
-    draft.step(op::AWAIT_LOOK, &[], "wait for", "the host's look");
-    execute(draft, sandbox, command);
-    draft.settings.watch = watch(sandbox, group);
-    if let Some(limit) = sandbox.wall_time {
-        draft.settings.wall_limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
-    }
-    Ok(())
 }
 
 /// A terminal of the sandbox's own devpts, which becomes the session's controlling one;
@@ -329,6 +399,7 @@ mod tests {
                     files: false,
                     terminal: &[0],
                     writable: &[true, true],
+                    first: wire::slot::PASSED,
                 };
                 check(&sandbox(&recipe, &facts, ids, Purpose::Run(wanted)).expect("a plan"));
             }

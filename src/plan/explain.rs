@@ -184,6 +184,8 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::USER_XATTR, "try user.* attributes"),
     (op::ID_MAP, "mount_setattr idmap"),
     (op::JOIN, "join group"),
+    (op::AWAIT_COMMAND, "await the command"),
+    (op::AWAIT_COMMAND, "await the command"),
     (op::AWAIT_GROUP, "await group"),
     (op::ALLOW, "landlock_add_rule"),
     (op::STAND, "stand before the host"),

@@ -68,6 +68,9 @@ impl Request {
     pub const PAUSE: u32 = 12;
     /// The command's process is as it should be, and may execute.
     pub const PROCEED: u32 = 13;
+    /// The command of a sandbox that was made before it was known: a plan and the plan's
+    /// descriptors.
+    pub const EXECUTE: u32 = 14;
 
     /// Bytes of a request.
     pub const SIZE: usize = 24;

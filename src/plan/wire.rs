@@ -58,6 +58,8 @@ pub mod slot {
     pub const RULESET: u8 = 10;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
+    /// The first of those that came with a command that was told late.
+    pub const LATE: u8 = 40;
     /// The first of those for results of steps; what an outer step leaves in
     /// one of these (or in [`ROOT`]) is handed over to PID 1.
     pub const LOCAL: u8 = 80;
@@ -163,8 +165,12 @@ pub mod op {
     /// by now, of directory (2), into which the layers in the current directory are
     /// copied: (3) of them by their numbers, or it itself if that's 0.
     pub const STACK: u32 = 0x1_0019;
+    /// Command: wait for [`Request::EXECUTE`](super::super::message::Request::EXECUTE), take
+    /// its plan in place of this one, and go on with the command stage of that; its
+    /// descriptors are in slots from (0) on.
+    pub const AWAIT_COMMAND: u32 = 0x1_001a;
     /// The last of them.
-    pub const LAST: u32 = 0x1_0019;
+    pub const LAST: u32 = 0x1_001a;
 }
 
 /// How an argument is to be read.
@@ -312,6 +318,7 @@ impl<'a> Plan<'a> {
             op::COPY => blob(0) && step.kinds[1] == Kind::Slot,
             op::MAKE_PATH => blob(1),
             op::PROC_OPEN | op::SELF_OPEN => blob(0),
+            op::AWAIT_COMMAND => step.args[0] <= (SLOTS - MAX_FDS) as u64,
             op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
             op::ALLOW => step.kinds[..3] == [Kind::Slot, Kind::Slot, Kind::Blob],
             op::LIKE => step.kinds[0] == Kind::Slot && step.kinds[1] == Kind::Slot,

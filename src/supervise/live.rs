@@ -10,17 +10,20 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::applied;
 use super::capture::Capture;
+use super::descriptors::{Passed, Pipes};
 use super::place::Place;
 use super::proof::{self, Expected};
 use crate::cgroup::Counters;
 use crate::changes::Upper;
+use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageConfig;
 use crate::launch::{self, timeout_until};
 use crate::layer::IdRange;
 use crate::outcome::{Facts, Line, Output, Source};
+use crate::plan::compile::{self, Wanted};
 use crate::plan::message::{Report, Request};
-use crate::plan::{Draft, failure};
+use crate::plan::{Draft, failure, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 use crate::sys;
@@ -117,17 +120,9 @@ impl Live {
     pub(crate) fn started(&mut self) -> Result<Started> {
         let mut terminal = None;
         loop {
-            if !launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT).map_err(|e| Error::io("wait for", "the sandbox", e))? {
-                return Err(Error::new(
-                    ErrorKind::Setup,
-                    "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
-                ));
-            }
+            self.await_setup()?;
             match self.message(true)? {
-                Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
-                    self.look(fds[0].as_fd())?;
-                    self.tell(Request::PROCEED, 0, Duration::ZERO)?;
-                }
+                Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => self.let_proceed(fds[0].as_fd())?,
                 Some((report, mut fds)) if report.kind == Report::STARTED && !fds.is_empty() => {
                     self.started = Some(report);
                     if let Some(checkpoint) = self.sandbox.root.checkpoint() {
@@ -142,6 +137,68 @@ impl Live {
                 _ => return Err(self.lost(None)),
             }
         }
+    }
+
+    fn await_setup(&self) -> Result<()> {
+        match launch::wait_readable(self.reply.as_fd(), SETUP_LIMIT) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(
+                ErrorKind::Setup,
+                "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
+            )),
+            Err(error) => Err(Error::io("wait for", "the sandbox", error)),
+        }
+    }
+
+    fn let_proceed(&mut self, process: BorrowedFd<'_>) -> Result<()> {
+        self.look(process)?;
+        self.tell(Request::PROCEED, 0, Duration::ZERO)
+    }
+
+    /// Waits until the process of a command that isn't known yet has been looked at.
+    pub(super) fn stands(&mut self) -> Result<()> {
+        self.await_setup()?;
+        match self.message(true)? {
+            Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => self.let_proceed(fds[0].as_fd()),
+            _ => Err(self.lost(None)),
+        }
+    }
+
+    /// Whether it has said nothing since: it would be its end.
+    pub(crate) fn still_stands(&self) -> bool {
+        matches!(launch::wait_readable(self.reply.as_fd(), Duration::ZERO), Ok(false))
+    }
+
+    /// Tells init that it's not wanted any more.
+    pub(crate) fn let_go(&self) {
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+    }
+
+    /// Tells the command that it stands for.
+    pub(super) fn execute(&mut self, command: &Command, flags: u64, passed: Passed) -> Result<Pipes> {
+        let Place::Own { group, .. } = &self.place else { return Err(self.lost(None)) };
+        self.asked = super::monotonic();
+        let group = super::grouped(&self.sandbox, group, 0);
+        let wanted = Wanted {
+            command,
+            numbers: &passed.numbers,
+            group: &group,
+            files: false,
+            terminal: &[],
+            writable: &passed.writable,
+            first: wire::slot::LATE,
+        };
+        let mut draft = compile::late(&self.sandbox, self.expected.ids, &wanted)?;
+        draft.change(&self.sandbox.changes)?;
+        draft.settings.flags |= flags;
+        draft.missing |= self.draft.missing;
+        let plan = super::encoded(&draft)?;
+        let mut fds = vec![plan.as_fd()];
+        fds.extend(passed.fds.iter().map(AsFd::as_fd));
+        let request = Request { kind: Request::EXECUTE, command: 0, value: 0, time: 0 };
+        sys::socket::send(self.reply.as_fd(), &request.encode(), &fds).map_err(|_| self.lost(None))?;
+        (self.draft, self.streams) = (draft, passed.streams);
+        Ok(passed.pipes)
     }
 
     /// Compares the command's process, which waits, with the recipe.

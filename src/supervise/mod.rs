@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup::Group;
 use crate::child::Child;
-use crate::command::{Command, Stream};
+use crate::command::{Command, Stdio, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init, sealed};
@@ -34,7 +34,9 @@ use crate::plan::start::Start;
 use crate::plan::{Draft, compile, limits, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
+use crate::volume::Hold;
 
+use capture::Capture;
 use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
@@ -82,7 +84,8 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
     let group = &grouped(sandbox, &group, 3);
-    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, terminal: &[], writable: &[] };
+    let first = wire::slot::PASSED;
+    let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, terminal: &[], writable: &[], first };
     let draft = compile::sandbox(sandbox, &init.facts, ids, Purpose::Run(wanted))?;
     Ok(Explanation::of(&draft))
 }
@@ -163,15 +166,54 @@ pub(crate) fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Resu
     command.validate()?;
     let passed = pass(&mut command, sandbox)?;
     let volumes = sandbox.hold_volumes()?;
-    let asked = insist(|| ask(sandbox, Some(&command), false, flags, &passed))?;
-    let Asked { reply, draft, claim, ids, group, init, expected } = asked;
-    let place = Place::Own { claim, group: Box::new(group), init };
-    let mut live = Live::new(began, sandbox, reply, draft, expected, place, passed.streams);
-    (live.ids, live.volumes) = (ids, Some(volumes));
-    live.give_group()?;
+    let asked = insist(|| ask(sandbox, For::Command(&command), flags, &passed))?;
+    let live = asked.live(began, sandbox, passed.streams, volumes)?;
     // Our copies of the command's ends are closed here, or its readers would wait
     // for us.
     Ok((live, passed.pipes))
+}
+
+/// A sandbox that waits for its command: everything has been done that doesn't need to
+/// know it, and it has been looked at.
+pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
+    sandbox.validate()?;
+    let began = monotonic();
+    let volumes = sandbox.hold_volumes()?;
+    let asked = insist(|| ask(sandbox, For::LaterCommand, 0, &Passed::nothing()))?;
+    let mut live = asked.live(began, sandbox, [None, None], volumes)?;
+    live.stands()?;
+    Ok(live)
+}
+
+pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Output> {
+    let (mut live, _) = execute(live, sandbox, command)?;
+    live.started()?;
+    live.wait(None)?;
+    live.finish()
+}
+
+pub(crate) fn spawn_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Child> {
+    let (mut live, pipes) = execute(live, sandbox, command)?;
+    let started = live.started()?;
+    Ok(Child::new(live, pipes, started))
+}
+
+/// Whether a command can be executed in a prepared sandbox: with limits of its own, files
+/// of the host's or a terminal it needs a sandbox made for it.
+pub(crate) fn fits_prepared(sandbox: &Sandbox, command: &Command) -> bool {
+    let plain = |stdio: &Stdio| matches!(stdio.0, Stream::Null | Stream::Captured | Stream::Piped | Stream::Bytes(_) | Stream::Stdout);
+    command.limits.over(sandbox).is_none()
+        && command.fds.is_empty()
+        && [&command.stdin, &command.stdout, &command.stderr].into_iter().all(plain)
+}
+
+/// Executes a command that [fits](fits_prepared) in a [prepared](prepare) sandbox.
+fn execute(mut live: Live, sandbox: &Sandbox, command: Command) -> Result<(Live, Pipes)> {
+    let mut command = sandbox.complete(command)?;
+    command.validate()?;
+    let passed = pass(&mut command, sandbox)?;
+    let pipes = live.execute(&command, wire::NOTIFY_START, passed)?;
+    Ok((live, pipes))
 }
 
 /// A dead init is noticed by the first request after it; the second one starts another.
@@ -186,7 +228,15 @@ fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
 /// A sandbox without a command. With `keeps_layer` its writable layer is shown.
 pub(crate) fn start_empty(sandbox: &Sandbox, keeps_layer: bool) -> Result<Asked> {
     sandbox.validate()?;
-    insist(|| ask(sandbox, None, keeps_layer, 0, &Passed::nothing()))
+    insist(|| ask(sandbox, For::Commands { keeps_layer }, 0, &Passed::nothing()))
+}
+
+/// What a sandbox is asked for.
+#[derive(Clone, Copy)]
+enum For<'a> {
+    Command(&'a Command),
+    LaterCommand,
+    Commands { keeps_layer: bool },
 }
 
 /// What init has been asked for, and what lives as long.
@@ -201,21 +251,34 @@ pub(crate) struct Asked {
     pub(crate) expected: Expected,
 }
 
-fn ask(sandbox: &Sandbox, command: Option<&Command>, keeps_layer: bool, flags: u64, passed: &Passed) -> Result<Asked> {
+impl Asked {
+    fn live(self, began: u64, sandbox: &Sandbox, streams: [Option<Capture>; 2], volumes: Hold) -> Result<Live> {
+        let Asked { reply, draft, claim, ids, group, init, expected } = self;
+        let place = Place::Own { claim, group: Box::new(group), init };
+        let mut live = Live::new(began, sandbox, reply, draft, expected, place, streams);
+        (live.ids, live.volumes) = (ids, Some(volumes));
+        live.give_group()?;
+        Ok(live)
+    }
+}
+
+fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<Asked> {
     let init = launch::init()?;
     let (ids, claim) = ids(sandbox, &init)?;
     let mut group = init.ahead.take(group(sandbox, &init)?);
     let mut grouped = grouped(sandbox, &group, passed.fds.len());
-    let purpose = match command {
-        Some(command) => Purpose::Run(Wanted {
+    let purpose = match what {
+        For::Command(command) => Purpose::Run(Wanted {
             command,
             numbers: &passed.numbers,
             group: &grouped,
             files: passed.files,
             terminal: &passed.terminal,
             writable: &passed.writable,
+            first: wire::slot::PASSED,
         }),
-        None => {
+        For::LaterCommand => Purpose::Later(&grouped),
+        For::Commands { keeps_layer } => {
             // Commands bring their own; PID 1 gets what is about all of them.
             (grouped.join, grouped.cpu) = (Vec::new(), None);
             let first = wire::slot::PASSED + u8::from(sandbox.root.checkpoint().is_some());

@@ -274,6 +274,7 @@ impl Session {
         let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
         let group = grouped(&sandbox, &handles, &mut fds, self.group().limits_processes());
         let wanted = Wanted {
+            first: wire::slot::PASSED,
             command: &command,
             numbers: &passed.numbers,
             group: &group,
