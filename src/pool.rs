@@ -73,6 +73,8 @@ struct State {
     ready: VecDeque<Live>,
     hits: u64,
     misses: u64,
+    /// Commands that somebody waits for.
+    running: usize,
     /// The last attempt to prepare one failed: the next is made when one is wanted.
     failed: Option<Error>,
     ended: bool,
@@ -82,6 +84,9 @@ struct State {
 const MOST: usize = 4096;
 
 impl Shared {
+    /// How long the thread waits for the end of commands, as long as a sandbox is ready.
+    const PATIENCE: Duration = Duration::from_millis(5);
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -92,6 +97,11 @@ impl Shared {
             let mut state = self.state();
             while !state.ended && (state.ready.len() >= self.size || state.failed.is_some()) {
                 state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+            }
+            // A short command's own time is not the time to prepare the next one.
+            let since = Instant::now();
+            while state.running > 0 && !state.ready.is_empty() && !state.ended && since.elapsed() < Shared::PATIENCE {
+                state = self.changed.wait_timeout(state, Shared::PATIENCE).map_or_else(|e| e.into_inner().0, |(state, _)| state);
             }
             if state.ended {
                 return;
@@ -151,7 +161,13 @@ impl Pool {
         let command = command.into();
         supervise::refuse_piped(&command)?;
         match self.take(&command) {
-            Some(live) => supervise::run_in(live, &self.shared.recipe, command),
+            Some(live) => {
+                self.shared.state().running += 1;
+                let out = supervise::run_in(live, &self.shared.recipe, command);
+                self.shared.state().running -= 1;
+                self.shared.changed.notify_all();
+                out
+            }
             None => self.shared.recipe.run(command),
         }
     }

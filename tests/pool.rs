@@ -30,9 +30,9 @@ fn sh(script: &str) -> Command {
 fn a_prepared_sandbox_is_what_a_fresh_one_is() {
     // Identity, limits, descriptors, places: everything that a process can ask for. Numbers
     // of namespaces and of inodes differ between any two.
-    let script = "id; umask; hostname; pwd; env | sed 's/[ug]id=[0-9]*//g' | sort; ulimit -a; ls -l /proc/self/fd | sed 's/.* -> //; s/[0-9]//g'
+    let script = "id; umask; hostname; pwd; env | sort; ulimit -a; ls -l /proc/self/fd | sed 's/.* -> //; s/[0-9]//g'
         grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig|NSpid|NSsid)' /proc/self/status
-        sed 's/^[0-9]* [0-9]* [0-9:]* //' /proc/self/mountinfo | sort; cat /proc/self/oom_score_adj /proc/1/comm; ls -a / /tmp /dev /dev/shm /etc";
+        sed 's/^[0-9]* [0-9]* [0-9:]* //' /proc/self/mountinfo | sed 's/[ug]id=[0-9]*//g' | sort; cat /proc/self/oom_score_adj /proc/1/comm; ls -a / /tmp /dev /dev/shm /etc";
     let other = recipe().user(1000, 1000).hostname("other").processes(50);
     for recipe in [recipe(), if support::is_root() { other.memory(64 * MIB) } else { other }] {
         let fresh = recipe.run(sh(script)).expect("it runs");

@@ -196,6 +196,10 @@ fn early(
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::ReadBack);
     draft.step(op::STAND, &[], "let the host look at", "the command's process");
+    if fenced_early(filter) {
+        privileges::fences(draft, sandbox, filter);
+        draft.area(Area::ReadBack);
+    }
     draft.step(op::AWAIT_LOOK, &[], "wait for", "the host's look");
     draft.area(Area::Exec);
     draft.step(op::AWAIT_COMMAND, &[u32::from(wire::slot::LATE).into()], "wait for", "the command");
@@ -207,6 +211,11 @@ fn early(
     Ok(())
 }
 
+/// Whether a process can wait for its command under this filter.
+fn fenced_early(filter: Option<&Filter>) -> bool {
+    filter.is_some_and(|filter| filter.lets_wait)
+}
+
 /// What is left of it then; a plan of its own. Only for commands whose descriptors are
 /// neither files nor a terminal.
 pub(crate) fn late(sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) -> Result<Draft> {
@@ -215,7 +224,9 @@ pub(crate) fn late(sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) -> Result<D
     let filter = filter(sandbox, wanted.files)?;
     descriptors(&mut draft, sandbox, ids, wanted);
     directory(&mut draft, wanted.command);
-    privileges::fences(&mut draft, sandbox, filter.as_deref());
+    if !fenced_early(filter.as_deref()) {
+        privileges::fences(&mut draft, sandbox, filter.as_deref());
+    }
     execute(&mut draft, sandbox, wanted.command);
     draft.settings.flags |= wire::LAST_COMMAND;
     watches(&mut draft, sandbox, wanted.group);

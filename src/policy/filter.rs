@@ -18,6 +18,8 @@ pub(crate) struct Filter {
     pub(crate) closes_keyrings: bool,
     /// There's a way to a socket.
     pub(crate) sockets: bool,
+    /// It lets through what a process needs that waits for its command under it.
+    pub(crate) lets_wait: bool,
     /// A call that must pass for the command to be started, and doesn't.
     pub(crate) hinders: Option<&'static str>,
 }
@@ -107,9 +109,11 @@ fn compile(policy: &SyscallPolicy, circumstances: Circumstances) -> Result<Filte
         table::Named::Number(n) => matches!(verdicts.known[n as usize], Some(Verdict::Allow | Verdict::Log)),
         _ => false,
     };
+    const WAITING: [&str; 9] = ["recvmsg", "mmap", "munmap", "statx", "fcntl", "close_range", "dup3", "chdir", "clock_gettime"];
+    let lets_wait = !listens && WAITING.into_iter().all(plain);
     let hinders = NEEDED.into_iter().find(|name| !plain(name));
     let sockets = ["socket", "socketpair", "io_uring_setup"].into_iter().any(passes);
-    Ok(Filter { program, flags, listens, closes_keyrings, sockets, hinders })
+    Ok(Filter { program, flags, listens, closes_keyrings, sockets, lets_wait, hinders })
 }
 
 /// What a policy says about every number.

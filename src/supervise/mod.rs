@@ -186,14 +186,14 @@ pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
 }
 
 pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Output> {
-    let (mut live, _) = execute(live, sandbox, command)?;
-    live.started()?;
+    // Nobody asks when it was executed.
+    let (mut live, _) = execute(live, sandbox, command, 0)?;
     live.wait(None)?;
     live.finish()
 }
 
 pub(crate) fn spawn_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Child> {
-    let (mut live, pipes) = execute(live, sandbox, command)?;
+    let (mut live, pipes) = execute(live, sandbox, command, wire::NOTIFY_START)?;
     let started = live.started()?;
     Ok(Child::new(live, pipes, started))
 }
@@ -208,11 +208,11 @@ pub(crate) fn fits_prepared(sandbox: &Sandbox, command: &Command) -> bool {
 }
 
 /// Executes a command that [fits](fits_prepared) in a [prepared](prepare) sandbox.
-fn execute(mut live: Live, sandbox: &Sandbox, command: Command) -> Result<(Live, Pipes)> {
+fn execute(mut live: Live, sandbox: &Sandbox, command: Command, flags: u64) -> Result<(Live, Pipes)> {
     let mut command = sandbox.complete(command)?;
     command.validate()?;
     let passed = pass(&mut command, sandbox)?;
-    let pipes = live.execute(&command, wire::NOTIFY_START, passed)?;
+    let pipes = live.execute(&command, flags, passed)?;
     Ok((live, pipes))
 }
 
