@@ -63,6 +63,8 @@ pub(crate) struct Live {
     started: Option<Report>,
     ended: Option<Report>,
     output_exceeded: bool,
+    /// It was prepared, and somebody else prepares the next one.
+    pooled: bool,
     gone: bool,
     /// The process that started it. A forked child has a copy of this value, whose
     /// end means nothing.
@@ -96,6 +98,7 @@ impl Live {
             started: None,
             ended: None,
             output_exceeded: false,
+            pooled: false,
             gone: false,
             owner: std::process::id(),
         }
@@ -111,7 +114,7 @@ impl Live {
 
     /// What the next sandbox of this recipe will need, while there's nothing to do.
     fn prepare_next(&self) {
-        if let Place::Own { group, init, .. } = &self.place {
+        if let (Place::Own { group, init, .. }, false) = (&self.place, self.pooled) {
             init.ahead.prepare(group, || init.next_group());
         }
     }
@@ -197,7 +200,7 @@ impl Live {
         fds.extend(passed.fds.iter().map(AsFd::as_fd));
         let request = Request { kind: Request::EXECUTE, command: 0, value: 0, time: 0 };
         sys::socket::send(self.reply.as_fd(), &request.encode(), &fds).map_err(|_| self.lost(None))?;
-        (self.draft, self.streams) = (draft, passed.streams);
+        (self.draft, self.streams, self.pooled) = (draft, passed.streams, true);
         Ok(passed.pipes)
     }
 
