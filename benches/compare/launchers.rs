@@ -127,10 +127,18 @@ pub(crate) fn plain(place: &Place) {
     succeed(&mut Command::new(&place.program));
 }
 
+pub(crate) fn captured(place: &Place) {
+    let output = Command::new(&place.program).output().expect("it starts");
+    assert!(output.status.success(), "{output:?}");
+}
+
 /// Without pipes, as with the others.
+pub(crate) fn silent() -> cofferdam::Command {
+    cofferdam::Command::new("/bin/true").stdout(cofferdam::Stdio::null()).stderr(cofferdam::Stdio::null())
+}
+
 pub(crate) fn ours(sandbox: &Sandbox) {
-    let command = cofferdam::Command::new("/bin/true").stdout(cofferdam::Stdio::null()).stderr(cofferdam::Stdio::null());
-    let out = sandbox.run(command).expect("it runs");
+    let out = sandbox.run(silent()).expect("it runs");
     assert!(out.success(), "{}", out.status);
 }
 

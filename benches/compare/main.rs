@@ -1,6 +1,6 @@
 //! What a sandbox costs, beside a bare spawn and beside its peers, in one run.
 //!
-//! `cargo bench --bench compare -- [OPTION=NUMBER]... [PART]...`: parts are `fresh`, `stream`,
+//! `cargo bench --bench compare -- [OPTION=NUMBER]... [PART]...`: parts are `fresh`, `stream`, `ready`,
 //! `idle`, `host`, `throughput`, `live`, `left` and `phases`, all by default. Options:
 //! `rounds` and `chunk` (rounds of all launchers, and runs of one in a row), `gib`
 //! (resident memory of the large host), `seconds` (of each throughput pass), `live`
@@ -37,7 +37,7 @@ pub(crate) struct Options {
     parts: Vec<String>,
 }
 
-const PARTS: [&str; 8] = ["fresh", "stream", "idle", "host", "throughput", "live", "left", "phases"];
+const PARTS: [&str; 9] = ["fresh", "stream", "ready", "idle", "host", "throughput", "live", "left", "phases"];
 
 impl Options {
     fn parse() -> Result<Options, String> {
@@ -117,6 +117,7 @@ fn main() -> ExitCode {
             run();
         }
     };
+    part("ready", &mut || parts::ready(&options, &place, &mut lines));
     part("idle", &mut || parts::idle(&options, &place, &mut lines));
     part("host", &mut || parts::large_host(&options, &place, &mut lines));
     part("throughput", &mut || parts::throughput(&options, &place, &mut lines));

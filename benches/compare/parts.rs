@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cofferdam::{Command, GIB, Sandbox, Syscalls, quiesce};
+use cofferdam::{Command, GIB, Pool, Sandbox, Syscalls, quiesce};
 
 use crate::Options;
 use crate::figures::{Figures, Goal, Line};
-use crate::launchers::{Launcher, Place, bubblewrap, hakoniwa, interleave, ours, plain, runtime, which};
+use crate::launchers::{Launcher, Place, bubblewrap, captured, hakoniwa, interleave, ours, plain, runtime, silent, which};
 
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -77,6 +77,26 @@ fn side_by_side(
     }
     lines.extend(missing.iter().map(|missing| Line::told("missing", (*missing).into())));
     rows
+}
+
+/// Commands that find their sandbox ready: from a pool, used once, and in a live one.
+pub(crate) fn ready(options: &Options, place: &Place, lines: &mut Vec<Line>) {
+    let sandbox = place.sandbox();
+    let (pool, instance) = (Pool::new(sandbox.clone(), 4).expect("a pool"), sandbox.start().expect("it starts"));
+    let full = || {
+        assert!(pool.wait_full(QUIET).expect("prepared"), "the pool isn't full after {QUIET:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let mut launchers = [
+        Launcher::new("std::process::Command", || plain(place)).resting(full),
+        Launcher::new("Command, output captured", || captured(place)).resting(full),
+        Launcher::new("from a pool, output captured", || assert!(pool.run("/bin/true").expect("it runs").success())).resting(full),
+        Launcher::new("in a live sandbox", || assert!(instance.run(silent()).expect("it runs").success())).resting(full),
+    ];
+    interleave(&mut launchers, options.rounds, options.chunk);
+    let [bare, captured, pooled, live] = launchers.map(|launcher| Figures::of(&launcher.times));
+    lines.push(Line::ratio("from a pool, output captured / Command with output", pooled, captured, Goal::AtMost(1.4)));
+    lines.push(Line::ratio("in a live sandbox / std::process::Command", live, bare, Goal::AtMost(1.5)));
 }
 
 /// After a pause, against a stream, each relative to itself: what gets cold. On cgroup
