@@ -119,7 +119,7 @@ impl Shared {
         }
     }
 
-    /// One that is ready and lives.
+    /// One that is ready and lives. The thread is told when the command is on its way.
     fn take(&self, fits: bool) -> Option<Live> {
         let mut state = self.state();
         // Perhaps it works again.
@@ -130,8 +130,6 @@ impl Shared {
         } else {
             state.misses += 1;
         }
-        drop(state);
-        self.changed.notify_all();
         live
     }
 }
@@ -168,17 +166,22 @@ impl Pool {
                 self.shared.changed.notify_all();
                 out
             }
-            None => self.shared.recipe.run(command),
+            None => {
+                self.shared.changed.notify_all();
+                self.shared.recipe.run(command)
+            }
         }
     }
 
     /// Starts a command in one of the sandboxes, as [`Sandbox::spawn`] does.
     pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
         let command = command.into();
-        match self.take(&command) {
+        let child = match self.take(&command) {
             Some(live) => supervise::spawn_in(live, &self.shared.recipe, command),
             None => self.shared.recipe.spawn(command),
-        }
+        };
+        self.shared.changed.notify_all();
+        child
     }
 
     fn take(&self, command: &Command) -> Option<Live> {
