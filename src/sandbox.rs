@@ -609,6 +609,14 @@ impl Sandbox {
         self
     }
 
+    /// Makes a step of the plan fail, by its number in [`explain`](Self::explain); one that
+    /// there isn't is an error of the run. Like [`without_step`](Self::without_step).
+    #[doc(hidden)]
+    pub fn with_failing_step(mut self, number: usize) -> Sandbox {
+        self.changes.push(Change::Fail(number));
+        self
+    }
+
     /// Clears bits of an argument, or of the first word of the structure that it points
     /// to; else like [`without_step`](Self::without_step).
     #[doc(hidden)]

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ fn inventory() -> BTreeMap<String, usize> {
         ("files in /dev/shm".into(), ours_in("/dev/shm")),
         ("files in /tmp".into(), ours_in("/tmp")),
         ("files in /run/cofferdam".into(), count("/run/cofferdam".into())),
-        ("control groups".into(), own_groups().into_iter().map(directories).sum()),
+        ("control groups".into(), own_groups().into_iter().map(|group| directories(group, &own_homes())).sum()),
         ("claims on ids".into(), claims()),
     ]);
     for init in inits(own) {
@@ -94,9 +94,20 @@ fn own_groups() -> Vec<PathBuf> {
     all
 }
 
-fn directories(below: PathBuf) -> usize {
+/// Names of the directories of this host's groups, of which init has descriptors.
+fn own_homes() -> BTreeSet<OsString> {
+    let fds = inits(std::process::id()).into_iter().flat_map(|init| fs::read_dir(format!("/proc/{}/fd", init.pid)).into_iter().flatten());
+    let links = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    let homes = links.filter_map(|link| link.file_name().map(OsString::from));
+    homes.filter(|name| name.to_string_lossy().starts_with("cofferdam-")).collect()
+}
+
+/// Directories below, but for those of other hosts.
+fn directories(below: PathBuf, homes: &BTreeSet<OsString>) -> usize {
     let entries = fs::read_dir(below).into_iter().flatten().flatten();
-    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| 1 + directories(e.path())).sum()
+    let own = |name: &OsString| !name.to_string_lossy().starts_with("cofferdam-") || homes.contains(name);
+    let entries = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()) && own(&e.file_name()));
+    entries.map(|e| 1 + directories(e.path(), homes)).sum()
 }
 
 /// Ranges of ids that this process has locked.
@@ -106,6 +117,17 @@ fn claims() -> usize {
 }
 
 fn endure(name: &str, runs: usize, sandbox: fn() -> Sandbox) {
+    nothing_is_left_of(name, sandbox, |sandbox| {
+        thread::scope(|scope| {
+            for first in 0..THREADS {
+                scope.spawn(move || (first..runs).step_by(THREADS).for_each(|i| one(sandbox, i)));
+            }
+        });
+    });
+}
+
+/// Does something in a host of its own, and compares what there is with what was before.
+fn nothing_is_left_of(name: &str, sandbox: fn() -> Sandbox, work: impl FnOnce(&Sandbox)) {
     host::alone(name, || {
         let sandbox = sandbox();
         let quiet = || cofferdam::quiesce(Duration::from_secs(30)).expect("an answer");
@@ -117,12 +139,7 @@ fn endure(name: &str, runs: usize, sandbox: fn() -> Sandbox) {
         // A directory of the host's own, so that nobody else's files are counted.
         assert_ne!(std::env::temp_dir(), Path::new("/tmp"));
         assert_eq!((before["children"], before["processes below init"], before["claims on ids"]), (1, 1, 0), "{before:?}");
-        thread::scope(|scope| {
-            for first in 0..THREADS {
-                let sandbox = &sandbox;
-                scope.spawn(move || (first..runs).step_by(THREADS).for_each(|i| one(sandbox, i)));
-            }
-        });
+        work(&sandbox);
         assert!(quiet());
         // Others may have files and groups for a moment where we look too, and init
         // the socket through which it has just answered; what is lost stays.
@@ -149,8 +166,60 @@ fn runs_in_an_image_leave_nothing_behind() {
     });
 }
 
+/// Makes each step of the plan fail once, for a run and for a live sandbox.
+fn fail_step_by_step(sandbox: &Sandbox) {
+    let mut tolerated = Vec::new();
+    for number in 0.. {
+        let failing = sandbox.clone().with_failing_step(number);
+        let error = match failing.run("true") {
+            Ok(out) => {
+                assert!(out.success(), "step {number}: {out}");
+                tolerated.push(number);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        if text.contains("the plan has no step") {
+            break;
+        }
+        assert_ne!(error.kind(), ErrorKind::Lost, "step {number}: {text}");
+        assert!(text.starts_with("cannot ") && text.contains("Function not implemented"), "step {number}: {text}");
+        if let Err(error) = failing.start() {
+            assert!(error.to_string().starts_with("cannot ") || error.to_string().contains("no step"), "step {number}: {error}");
+        }
+        if number % 8 == 0 {
+            assert!(sandbox.run("true").expect("it runs").success(), "after step {number}");
+        }
+    }
+    // What a kernel may lack, and the outcome tells.
+    let plan = sandbox.explain().expect("a plan").to_string();
+    for number in tolerated {
+        let line = plan.lines().nth(number).expect("a step");
+        assert!(["a session keyring", "/proc", "Landlock"].iter().any(|what| line.contains(what)), "{line} may fail unnoticed");
+    }
+}
+
+fn any_step_may_fail() {
+    nothing_is_left_of(
+        "any_step_may_fail",
+        || Sandbox::new().tmpfs("/t", 1 << 20).file("/f", "text").bind("/usr/bin", "/b"),
+        fail_step_by_step,
+    );
+}
+
+fn any_step_of_an_images_may_fail() {
+    nothing_is_left_of(
+        "any_step_of_an_images_may_fail",
+        || Sandbox::new().rootfs(Image::dir(support::busybox_root())).user(1000, 1000),
+        fail_step_by_step,
+    );
+}
+
 fn main() {
     support::main(vec![
+        test!(any_step_may_fail),
+        test!(any_step_of_an_images_may_fail, Need::Tool("busybox"), Need::Overlay),
         test!(two_thousand_runs_leave_nothing_behind),
         test!(runs_in_an_image_leave_nothing_behind, Need::Tool("busybox"), Need::Overlay),
     ])

@@ -12,14 +12,27 @@ pub(crate) enum Change {
     Drop(String),
     /// Bits that are cleared in an argument or, if that's a structure, in its first word.
     Clear(String, usize, u64),
+    /// The step of this number fails: in its place stands a call that no kernel has.
+    Fail(usize),
 }
+
+/// ENOSYS everywhere: numbers of system calls are below a thousand.
+const NO_CALL: u32 = 0xfff0;
 
 impl Draft {
     /// Makes the changes; one that concerns no step is an error, so that no test goes on
     /// without meaning anything.
     pub(crate) fn change(&mut self, changes: &[Change]) -> Result<()> {
         for change in changes {
-            let (Change::Drop(purpose) | Change::Clear(purpose, ..)) = change;
+            let purpose = match change {
+                Change::Drop(purpose) | Change::Clear(purpose, ..) => purpose,
+                Change::Fail(i) => {
+                    let missing = || Error::invalid(format!("the plan has no step {i}"));
+                    let step = self.steps.get_mut(*i).ok_or_else(missing)?;
+                    (step.op, step.kinds, step.args) = (NO_CALL, [Kind::Value; 6], [0; 6]);
+                    continue;
+                }
+            };
             let places: Vec<usize> = (0..self.steps.len()).rev().filter(|i| self.notes[*i].purpose() == *purpose).collect();
             if places.is_empty() {
                 return Err(Error::invalid(format!("the plan has no step `{purpose}`")));
@@ -36,6 +49,7 @@ impl Draft {
                         let cleared = u64::from_le_bytes(word) & !bits;
                         self.blobs[at..at + 8].copy_from_slice(&cleared.to_le_bytes());
                     }
+                    Change::Fail(_) => {}
                     Change::Clear(_, argument, bits) => self.steps[i].args[*argument] &= !bits,
                 }
             }

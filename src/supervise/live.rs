@@ -154,8 +154,14 @@ impl Live {
     }
 
     fn let_proceed(&mut self, process: BorrowedFd<'_>) -> Result<()> {
-        self.look(process)?;
-        self.tell(Request::PROCEED, 0, Duration::ZERO)
+        let Err(error) = self.look(process) else { return self.tell(Request::PROCEED, 0, Duration::ZERO) };
+        // It may have failed and ended meanwhile: why is on the way.
+        const MOMENT: Duration = Duration::from_secs(1);
+        let ended = matches!(launch::wait_readable(process, Duration::ZERO), Ok(true));
+        if ended && matches!(launch::wait_readable(self.reply.as_fd(), MOMENT), Ok(true)) {
+            self.message(true)?;
+        }
+        Err(error)
     }
 
     /// Waits until the process of a command that isn't known yet has been looked at.
