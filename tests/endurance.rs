@@ -216,8 +216,26 @@ fn any_step_of_an_images_may_fail() {
     );
 }
 
+/// The first process of the next sandbox is nobody's: its death is no reason to fail.
+fn a_first_process_made_ahead_may_be_killed() {
+    host::alone("a_first_process_made_ahead_may_be_killed", || {
+        let sandbox = Sandbox::new();
+        sandbox.run("true").expect("it runs");
+        let init = inits(std::process::id()).pop().expect("an init").pid;
+        for _ in 0..50 {
+            for next in children(init).into_iter().filter(|p| p.name == "cofferdam-next") {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(next.pid as i32), nix::sys::signal::Signal::SIGKILL);
+            }
+            assert!(sandbox.run("true").expect("it runs").success());
+        }
+        assert!(cofferdam::quiesce(Duration::from_secs(30)).expect("an answer"));
+        assert_eq!(children(init).into_iter().filter(|p| p.name != "cofferdam-net").count(), 0);
+    });
+}
+
 fn main() {
     support::main(vec![
+        test!(a_first_process_made_ahead_may_be_killed),
         test!(any_step_may_fail),
         test!(any_step_of_an_images_may_fail, Need::Tool("busybox"), Need::Overlay),
         test!(two_thousand_runs_leave_nothing_behind),

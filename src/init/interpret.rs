@@ -27,6 +27,7 @@ pub struct Context {
     /// Outer: a PID 1 that was made ahead, at the other end of the channel; or 0. See
     /// ahead.rs.
     pub waiting: i32,
+    answered: bool,
     /// PID 1: what the outer child hands over has come already.
     received: bool,
     /// Layers left out by tolerated failures.
@@ -128,6 +129,7 @@ impl Context {
             channel: [-1; 2],
             init: -1,
             waiting: 0,
+            answered: false,
             received: false,
             missing: 0,
             joined: None,
@@ -222,7 +224,7 @@ impl Context {
             op::AWAIT_COMMAND => plain(self.await_command(a[0])),
             op::ID_MAP => plain(id_map(a[0], a[1])),
             // One that waits has its own.
-            op::NETWORK if self.waiting > 0 => Ok(0),
+            op::NETWORK if self.one_waits() => Ok(0),
             op::NETWORK => plain(crate::network::enter(self.slots[slot::NETWORK as usize])),
             op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
             op::TERMINAL => plain(self.pass_terminal(a[0] as i32)),
@@ -243,9 +245,22 @@ impl Context {
         call(nr::OPEN_TREE, [a[2], c"".as_ptr() as usize, CLONE | AT_EMPTY_PATH, 0, 0, 0])
     }
 
+    /// Outer: whether there's a PID 1 that was made ahead, and answers. One that somebody
+    /// has killed is no reason to fail.
+    fn one_waits(&mut self) -> bool {
+        if self.waiting > 0 && !self.answered {
+            self.answered = receive(self.channel[0], &mut [0], true).is_ok_and(|received| received.length == 1);
+            if !self.answered {
+                close(self.channel[0]);
+                (self.waiting, self.channel) = (0, socket_pair().unwrap_or([-1; 2]));
+            }
+        }
+        self.waiting > 0
+    }
+
     fn clone_pid1(&mut self, flags: u64) -> Result<usize> {
         const CLONE_PARENT: u64 = 0x8000;
-        if self.waiting > 0 {
+        if self.one_waits() {
             self.pid1 = self.waiting;
             return Ok(self.pid1 as usize);
         }
@@ -341,6 +356,11 @@ impl Context {
         loop {
             let mut names = [0u8; HANDED + MAX_FDS];
             let received = receive(self.channel[1], &mut names, true)?;
+            if received.length == 1 {
+                // The question whether we live: see `one_waits`.
+                send(self.channel[1], &[0], &[])?;
+                continue;
+            }
             if received.length == 0 {
                 // The outer child failed and has said why.
                 exit(1);

@@ -787,6 +787,8 @@ fn outer(server: &Server, received: &Received) -> ! {
     context.init = init;
     if server.waiting.0 > 0 {
         (context.waiting, context.channel[0]) = server.waiting;
+        // It answers while we open what is the host's.
+        let _ = send(context.channel[0], &[0], &[]);
     } else {
         // Here, and not when it's needed: it would be among the sockets of its network then.
         match socket_pair() {
