@@ -42,7 +42,9 @@ pub enum Layer {
     /// [`Sandbox::writable`]: crate::Sandbox::writable
     Overlay = 7,
     /// As root: files of images and binds have their right owners inside.
-    /// *Optional*: without it they belong to nobody, and can't be written.
+    /// *Optional*: without it they belong to nobody, and can't be written. Sandboxes on a
+    /// [`Checkpoint`](crate::Checkpoint) share their ids where tmpfs doesn't have it,
+    /// unless it's [required](crate::Sandbox::require).
     IdMappedMounts = 8,
     /// As an ordinary user: 65,536 ids from /etc/subuid instead of one. Not
     /// required by default; [`require`](crate::Sandbox::require) it for images whose

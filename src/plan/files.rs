@@ -140,6 +140,8 @@ pub(crate) struct Owners {
     pub(crate) namespace: Option<u8>,
     /// The caller goes on without.
     pub(crate) prefer: bool,
+    /// Files of checkpoints have the sandbox's own ids, outside too, and aren't mapped.
+    pub(crate) shared: bool,
     /// An ordinary user: overlayfs keeps its marks in `user.*` attributes.
     pub(crate) ordinary: bool,
     /// The sandbox's root in the numbers of the outer stage.
@@ -207,7 +209,9 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, kept: 
         }
     }
     if let (Some(tree), Some(lower)) = (outside.lower, Lower::of(&sandbox.root)) {
-        if kept != Kept::Layer {
+        // What is kept is mapped as a whole, with the scratch on it.
+        let by_itself = if owners.shared { lower.is_base() } else { kept != Kept::Layer };
+        if by_itself {
             draft.area(Area::Image);
             map_ids(draft, tree, owners, lower.name());
         }
