@@ -86,7 +86,7 @@ fn a_case_finds_nothing_of_the_one_before() {
     // The same instance again: now the program finds what it looks for.
     assert_eq!(text(instance.run(case()).expect("it runs")), "done\n");
     let again = text(instance.run(case()).expect("it runs"));
-    for what in places.into_iter().chain(["System V memory", "System V queue", "System V semaphore"]) {
+    for what in places.into_iter().chain(["System V memory", "System V queue", "System V semaphore", "POSIX queue"]) {
         assert!(again.contains(what), "the program doesn't look for {what}: {again}");
     }
     instance.reset().expect("it's as it was");

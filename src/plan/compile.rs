@@ -117,7 +117,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
 
     draft.stage(Stage::Ahead);
     namespaces::alone(&mut draft, sandbox, facts);
-    let dev = files::alone(&mut draft, sandbox, facts);
+    let devices = files::alone(&mut draft, sandbox, facts);
     draft.stage(Stage::Inner);
     namespaces::receive(&mut draft, ids);
     let filter = filter(sandbox, matches!(&purpose, Purpose::Run(wanted) if wanted.files))?;
@@ -125,7 +125,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
         return Err(Error::unsupported(format!("cannot restrict the command with Landlock: {why}")).about(Some(Layer::Landlock)));
     }
     let ruleset = landlock::ruleset(&mut draft, sandbox, facts, filter.as_ref().is_none_or(|filter| filter.sockets));
-    files::inner(&mut draft, sandbox, &outside, dev, ids.groups(), ruleset);
+    files::inner(&mut draft, sandbox, &outside, devices, ids.groups(), ruleset);
     if let (Some(ruleset), Purpose::Run(wanted)) = (ruleset, &purpose) {
         ruleset.allow_passed(&mut draft, wanted.writable);
     }
