@@ -177,3 +177,47 @@ impl Ranges {
         fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: u32 = 5 * RANGE;
+
+    fn ranges(file: &File) -> Arc<Ranges> {
+        let state = Mutex::new(State { taken: Vec::new(), next: 0 });
+        Arc::new(Ranges { file: file.try_clone().expect("a copy"), state, owner: std::process::id() })
+    }
+
+    /// Whether another process could claim this range.
+    fn is_free(file: &tempfile::NamedTempFile, claimed: u32) -> bool {
+        let own = ranges(&OpenOptions::new().read(true).write(true).open(file.path()).expect("it's there"));
+        let unit = claimed / RANGE;
+        own.lock(unit, libc::F_WRLCK as i16).is_ok()
+    }
+
+    #[test]
+    fn a_range_is_taken_until_nobody_claims_it_and_nobody_is_late() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let ranges = ranges(file.as_file());
+        let claim = Arc::new(ranges.claim(BASE).expect("a range"));
+        let first = claim.first();
+        assert!(first >= BASE && !is_free(&file, first));
+        assert_ne!(ranges.claim(BASE).expect("another").first(), first);
+
+        let [(one, its), (other, others)] = [(); 2].map(|()| crate::sys::socket::pair().expect("a socket"));
+        let again = claim.clone();
+        again.outlast(Arc::new(one));
+        claim.outlast(Arc::new(other));
+        drop(its);
+        drop(again);
+        ranges.claim(BASE).expect("one that looks for late ones");
+        assert!(!is_free(&file, first), "one sandbox has ended, and another claims it");
+        drop(claim);
+        ranges.claim(BASE).expect("one that looks for late ones");
+        assert!(!is_free(&file, first), "a sandbox is late");
+        drop(others);
+        ranges.claim(BASE).expect("one that looks for late ones");
+        assert!(is_free(&file, first));
+    }
+}

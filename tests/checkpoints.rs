@@ -154,6 +154,30 @@ fn shared_ids_are_taken_as_long_as_anybody_has_them() {
     });
 }
 
+fn a_forked_process_has_no_part_in_shared_ids() {
+    host::alone("a_forked_process_has_no_part_in_shared_ids", || {
+        let saved = checkpoint(&mut start());
+        // SAFETY: what is called between fork and exit gets by with it; tests/embedding.rs.
+        #[allow(unsafe_code, reason = "a child without exec")]
+        let child = match unsafe { libc::fork() } {
+            0 => {
+                let lost = saved.sandbox().run("true").is_err_and(|error| error.kind() == ErrorKind::Lost);
+                // SAFETY: plain numbers.
+                unsafe { libc::_exit(i32::from(!lost)) }
+            }
+            child => child,
+        };
+        let mut status = 0;
+        // SAFETY: a number of our own.
+        #[allow(unsafe_code, reason = "the end of that child")]
+        unsafe {
+            libc::waitpid(child, &raw mut status, 0)
+        };
+        assert_eq!(status, 0);
+        run(&saved.sandbox(), "true");
+    });
+}
+
 fn who_requires_ids_of_their_own_gets_no_shared_ones() {
     let recipe = sandbox().require(Layer::IdMappedMounts);
     let mut instance = recipe.start().expect("it starts");
@@ -491,6 +515,7 @@ fn main() {
         test!(forks_do_not_see_each_other, Need::Checkpoint),
         test!(as_root_forks_have_ids_that_are_nobody_elses, root, Need::Checkpoint),
         test!(shared_ids_are_taken_as_long_as_anybody_has_them, root, Need::SharedIds),
+        test!(a_forked_process_has_no_part_in_shared_ids, root, Need::SharedIds),
         test!(who_requires_ids_of_their_own_gets_no_shared_ones, root, Need::SharedIds),
         test!(writes_and_deletes_stay_in_a_fork, Need::Checkpoint),
         test!(files_of_the_image_can_be_deleted_in_a_checkpoint, Need::Tool("busybox"), Need::Checkpoint),
