@@ -6,7 +6,7 @@
 //! sandbox always, because it may become a checkpoint.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -87,15 +87,19 @@ impl Upper {
         made || self.ours.iter().any(|ours| change.path.starts_with(ours))
     }
 
-    /// The layers below, the topmost first.
-    fn lower(&self) -> Result<Vec<OwnedFd>> {
-        let open = |path: PathBuf| File::open(&path).map(OwnedFd::from).map_err(|e| Error::io("open", &path.to_string_lossy(), e));
+    /// The layers below, the topmost first, each with what its ids are called inside.
+    fn lower(&self) -> Result<Vec<(OwnedFd, &[IdRange])>> {
+        let open = |path: PathBuf| match File::open(&path) {
+            Ok(file) => Ok((file.into(), &[][..])),
+            Err(error) => Err(Error::io("open", &path.to_string_lossy(), error)),
+        };
         match &self.image.root {
             Root::Host(_) => Ok(Vec::new()),
             Root::Dir(path) => Ok(vec![open(path.clone())?]),
             Root::Layers(imported) => imported.directories().map(open).collect(),
             Root::Checkpoint(frozen) => {
-                let mut lower = vec![frozen.upper.directory.try_clone().map_err(|e| Error::io("copy", "a descriptor", e))?];
+                let directory = frozen.upper.directory.try_clone().map_err(|e| Error::io("copy", "a descriptor", e))?;
+                let mut lower = vec![(directory, &frozen.upper.ids[..])];
                 lower.extend(frozen.upper.lower()?);
                 Ok(lower)
             }
@@ -105,8 +109,8 @@ impl Upper {
     /// What it changes of what is below it.
     pub(crate) fn changes(&self) -> Result<Vec<Change>> {
         let lower = self.lower()?;
-        let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
-        let mut changes = layer::changes(self.directory.as_fd(), &lower, &self.ids)?;
+        let lower: Vec<_> = lower.iter().map(|(directory, ids)| (directory.as_fd(), *ids)).collect();
+        let mut changes = layer::changes((self.directory.as_fd(), &self.ids), &lower)?;
         changes.retain(|change| !self.is_ours(change));
         Ok(changes)
     }

@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::changes::Upper;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Claim;
 use crate::image::Image;
 use crate::instance::Instance;
+use crate::probe::Layer;
 use crate::sandbox::Sandbox;
+use crate::supervise::share::Shown;
 
 /// The files of a live sandbox as they were at one moment, made by
 /// [`Instance::checkpoint`]: what any number of sandboxes start from, one after
@@ -35,7 +38,17 @@ use crate::sandbox::Sandbox;
 /// of those; and when the host program ends, however it ends.
 ///
 /// It belongs to the process that made it. An ordinary user's can't be used by a
-/// forked child of that, whose own sandboxes are of another user namespace.
+/// forked child of that, whose own sandboxes are of another user namespace; nor can
+/// root's below Linux 6.3.
+///
+/// As root each sandbox on it has [ids of its own](Sandbox::id_base), to which the kernel
+/// maps the files. Below Linux 6.3 it can't do that with files in memory: there all
+/// sandboxes on a checkpoint, and on checkpoints of those, have the host ids of the
+/// instance that it was made of, which are nobody else's as long as any of them lives.
+/// They still have neither files, processes nor any namespace in common, but what the
+/// kernel counts by user on the whole machine: buffers of pipes, epoll watches,
+/// descriptors on their way through sockets, keys. Where that must not be,
+/// [`require`](Sandbox::require) [`Layer::IdMappedMounts`]: then it's an error.
 ///
 /// Compile once, run each test in a fresh copy:
 ///
@@ -69,6 +82,9 @@ pub(crate) struct Frozen {
     pub(crate) depth: usize,
     /// The kernel keeps it from being written: the first sandbox on it has seen to that.
     sealed: AtomicBool,
+    /// As root where tmpfs has no idmapped mounts: the ids of its files, which every
+    /// sandbox on it has.
+    ids: Option<Arc<Claim>>,
 }
 
 /// The deepest stack of checkpoints; see `Lower::names`.
@@ -86,6 +102,20 @@ impl Frozen {
     /// A sandbox stands on it.
     pub(crate) fn has_been_sealed(&self) {
         self.sealed.store(true, Ordering::Relaxed);
+    }
+
+    /// The ids that a sandbox on it must have, unless it may have any.
+    pub(crate) fn ids_for(&self, sandbox: &Sandbox) -> Result<Option<Arc<Claim>>> {
+        let Some(ids) = &self.ids else { return Ok(None) };
+        if sandbox.requires(Layer::IdMappedMounts) {
+            let text = "cannot map the owners of the checkpoint: tmpfs has no idmapped mounts here (it has them from Linux 6.3)";
+            return Err(Error::unsupported(text).about(Some(Layer::IdMappedMounts)));
+        }
+        if !ids.is_ours() {
+            let text = "cannot use the checkpoint in a forked process: the ids of its files belong to the one that made it (from Linux 6.3 it can be)";
+            return Err(Error::new(ErrorKind::Lost, text));
+        }
+        Ok(Some(ids.clone()))
     }
 
     /// The recipe with this as its root. Files that it gives by contents are there
@@ -112,9 +142,10 @@ impl Checkpoint {
         )))
     }
 
-    pub(crate) fn new(mounts: OwnedFd, upper: Upper, recipe: Sandbox) -> Checkpoint {
+    pub(crate) fn new(shown: Shown, recipe: Sandbox) -> Checkpoint {
         let depth = depth(&recipe) + 1;
-        Checkpoint { frozen: Arc::new(Frozen { mounts, upper, recipe, depth, sealed: AtomicBool::new(false) }) }
+        let Shown { mounts, upper, ids } = shown;
+        Checkpoint { frozen: Arc::new(Frozen { mounts, upper, recipe, depth, sealed: AtomicBool::new(false), ids }) }
     }
 
     /// The recipe of the instance that it was made of, with the checkpoint as its root:

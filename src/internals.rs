@@ -7,6 +7,12 @@ use crate::{SyscallPolicy, SyscallProfile};
 
 pub use crate::layer::internals as layers;
 
+/// From here on no tmpfs can be idmapped for this process's live sandboxes, as before
+/// Linux 6.3.
+pub fn without_idmapped_tmpfs() {
+    crate::supervise::share::WITHOUT_IDMAPPED_TMPFS.store(true, std::sync::atomic::Ordering::Relaxed);
+}
+
 /// An instruction of a filter, as `struct sock_filter` has it: code, jt, jf, k.
 pub type Instruction = (u16, u8, u8, u32);
 

@@ -58,8 +58,8 @@ pub(crate) struct Init {
     pub(crate) places: Arc<Places>,
     groups: AtomicU64,
     seen: Mutex<HashSet<u64>>,
-    /// Writable layers can't be shown: it was tried.
-    hides_layers: AtomicBool,
+    /// Writable layers can't be mapped to other ids: it was tried.
+    unmapped_layers: AtomicBool,
 }
 
 /// Where a process keeps its init. A forked child of the host finds a foreign pid
@@ -230,7 +230,7 @@ impl Init {
                         places,
                         groups: AtomicU64::new(1),
                         seen: Mutex::default(),
-                        hides_layers: AtomicBool::new(false),
+                        unmapped_layers: AtomicBool::new(false),
                     });
                 }
                 Err(error) => {
@@ -267,14 +267,15 @@ impl Init {
         }
     }
 
-    /// Whether the writable layers of live sandboxes can be shown, as far as is known.
-    pub(crate) fn shows_layers(&self) -> bool {
-        !self.hides_layers.load(Ordering::Relaxed)
+    /// Whether the writable layers of live sandboxes can be mapped to other ids, as far as
+    /// is known.
+    pub(crate) fn maps_layers(&self) -> bool {
+        !self.unmapped_layers.load(Ordering::Relaxed)
     }
 
     /// They can't.
-    pub(crate) fn shows_no_layers(&self) {
-        self.hides_layers.store(true, Ordering::Relaxed);
+    pub(crate) fn maps_no_layers(&self) {
+        self.unmapped_layers.store(true, Ordering::Relaxed);
     }
 
     /// A number that no other group of this init has.

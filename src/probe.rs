@@ -25,7 +25,8 @@ pub enum Layer {
     MountNamespace = 1,
     /// It sees, and can signal, only its own processes; they all end with it.
     PidNamespace = 2,
-    /// Shared memory, semaphores and message queues of its own.
+    /// Shared memory, semaphores and message queues of its own; POSIX ones show in
+    /// `/dev/mqueue`.
     IpcNamespace = 3,
     /// A host name of its own.
     UtsNamespace = 4,
@@ -42,7 +43,9 @@ pub enum Layer {
     /// [`Sandbox::writable`]: crate::Sandbox::writable
     Overlay = 7,
     /// As root: files of images and binds have their right owners inside.
-    /// *Optional*: without it they belong to nobody, and can't be written.
+    /// *Optional*: without it they belong to nobody, and can't be written. Sandboxes on a
+    /// [`Checkpoint`](crate::Checkpoint) share their ids where tmpfs doesn't have it,
+    /// unless it's [required](crate::Sandbox::require).
     IdMappedMounts = 8,
     /// As an ordinary user: 65,536 ids from /etc/subuid instead of one. Not
     /// required by default; [`require`](crate::Sandbox::require) it for images whose
@@ -268,6 +271,8 @@ pub(crate) struct Facts {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) cgroup_namespace: bool,
+    /// The kernel has POSIX message queues.
+    pub(crate) message_queues: bool,
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
@@ -293,6 +298,7 @@ impl Facts {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             cgroup_namespace: fs::exists("/proc/self/ns/cgroup").unwrap_or(false),
+            message_queues: fs::exists("/proc/sys/fs/mqueue").unwrap_or(false),
             hard_limits: implicit.map(|resource| (resource, hard_limit(resource))).collect(),
             cpu: cpu::Facts::gather(),
             proc: Present::look(),
@@ -313,6 +319,7 @@ impl Facts {
             uid: 0,
             gid: 0,
             cgroup_namespace: true,
+            message_queues: true,
             network_admin: true,
             hard_limits: Vec::new(),
             cpu: cpu::Facts::all(),

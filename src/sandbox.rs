@@ -509,8 +509,9 @@ impl Sandbox {
         self
     }
 
-    /// First host id of the ranges that boxes get when root runs them: each live
-    /// one has 65,536 ids of its own from here on. A multiple of 65,536, at least
+    /// First host id of the ranges that sandboxes get when root runs them: each live
+    /// one has 65,536 ids of its own from here on (below Linux 6.3 those on a
+    /// [`Checkpoint`](crate::Checkpoint) have the same). A multiple of 65,536, at least
     /// 65,536. Default: 1,879,048,192, which systemd's list leaves unused.
     pub fn id_base(mut self, first: u32) -> Sandbox {
         self.check_that(first >= 65_536 && first.is_multiple_of(65_536), || {

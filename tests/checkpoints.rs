@@ -14,6 +14,8 @@ use support::processes::eventually;
 use support::{Need, host};
 
 const LONG: Duration = Duration::from_secs(30);
+/// The first id of the last range.
+const ONLY_RANGE: u32 = 0xfffe_0000;
 
 fn sandbox() -> Sandbox {
     Sandbox::new().wall_time(support::patience(LONG))
@@ -84,7 +86,7 @@ fn a_case_finds_nothing_of_the_one_before() {
     // The same instance again: now the program finds what it looks for.
     assert_eq!(text(instance.run(case()).expect("it runs")), "done\n");
     let again = text(instance.run(case()).expect("it runs"));
-    for what in places.into_iter().chain(["System V memory", "System V queue", "System V semaphore"]) {
+    for what in places.into_iter().chain(["System V memory", "System V queue", "System V semaphore", "POSIX queue"]) {
         assert!(again.contains(what), "the program doesn't look for {what}: {again}");
     }
     instance.reset().expect("it's as it was");
@@ -114,16 +116,78 @@ fn forks_do_not_see_each_other() {
     assert_eq!(prints(&instance, "cat /tmp/file; ls /dev/shm"), "base\n", "nor does the one that they come of");
 }
 
-fn as_root_forks_have_ids_of_their_own() {
+fn as_root_forks_have_ids_that_are_nobody_elses() {
     let mut instance = start();
     prints(&instance, "touch /tmp/file; chmod 600 /tmp/file");
     let forks = checkpoint(&mut instance).fork(2).expect("two of them");
     let map = |instance: &Instance| prints(instance, "cat /proc/self/uid_map");
     let maps = [map(&instance), map(&forks[0]), map(&forks[1])];
-    assert!(maps[0] != maps[1] && maps[1] != maps[2] && maps[0] != maps[2], "{maps:?}");
+    let equal = [maps[0] == maps[1], maps[1] == maps[2], maps[0] == maps[2]];
+    assert_eq!(equal, [support::shares_ids(); 3], "{maps:?}");
+    let other = start();
+    assert!(!maps.contains(&map(&other)), "{maps:?}");
     for fork in &forks {
         assert_eq!(prints(fork, "stat -c '%u %g %a' /tmp/file; echo mine > /tmp/file; stat -c '%u %g %a' /tmp/file"), "0 0 600\n0 0 600\n");
     }
+}
+
+fn shared_ids_are_taken_as_long_as_anybody_has_them() {
+    host::alone("shared_ids_are_taken_as_long_as_anybody_has_them", || {
+        // The only range that there is for these.
+        let recipe = sandbox().id_base(ONLY_RANGE);
+        let mut instance = recipe.start().expect("it starts");
+        prints(&instance, "echo x > /tmp/file");
+        let saved = checkpoint(&mut instance);
+        drop(instance);
+        let running = saved.sandbox().spawn(shell("sleep 1000")).expect("it starts");
+        let above = saved.fork(1).expect("a fork").pop().expect("one").into_checkpoint().expect("a checkpoint");
+        let refused = || assert_eq!(recipe.run("true").expect_err("they are taken").kind(), ErrorKind::Exhausted);
+        refused();
+        assert_eq!(run(&saved.sandbox(), "cat /tmp/file"), "x\n");
+        drop(saved);
+        refused();
+        assert_eq!(run(&above.sandbox(), "cat /tmp/file"), "x\n");
+        drop(above);
+        refused();
+        drop(running);
+        assert!(recipe.run("true").expect("it runs").success());
+    });
+}
+
+fn a_forked_process_has_no_part_in_shared_ids() {
+    host::alone("a_forked_process_has_no_part_in_shared_ids", || {
+        let saved = checkpoint(&mut start());
+        // SAFETY: what is called between fork and exit gets by with it; tests/embedding.rs.
+        #[allow(unsafe_code, reason = "a child without exec")]
+        let child = match unsafe { libc::fork() } {
+            0 => {
+                let lost = saved.sandbox().run("true").is_err_and(|error| error.kind() == ErrorKind::Lost);
+                // SAFETY: plain numbers.
+                unsafe { libc::_exit(i32::from(!lost)) }
+            }
+            child => child,
+        };
+        let mut status = 0;
+        // SAFETY: a number of our own.
+        #[allow(unsafe_code, reason = "the end of that child")]
+        unsafe {
+            libc::waitpid(child, &raw mut status, 0)
+        };
+        assert_eq!(status, 0);
+        run(&saved.sandbox(), "true");
+    });
+}
+
+fn who_requires_ids_of_their_own_gets_no_shared_ones() {
+    let recipe = sandbox().require(Layer::IdMappedMounts);
+    let mut instance = recipe.start().expect("it starts");
+    let error = instance.checkpoint().expect_err("tmpfs can't be mapped");
+    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("Linux 6.3"), "{error}");
+    prints(&instance, "echo it goes on");
+    let saved = checkpoint(&mut start());
+    let error = saved.sandbox().require(Layer::IdMappedMounts).run("true").expect_err("there are none");
+    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("Linux 6.3"), "{error}");
+    run(&saved.sandbox(), "true");
 }
 
 /// The host's root, and one whose files stand in an overlay.
@@ -445,11 +509,14 @@ fn what_the_workload_makes_of_its_root_leads_nowhere() {
 }
 
 fn main() {
-    support::main_with_subordinate_ids(vec![
+    support::main_with_shared_ids(vec![
         test!(a_hundred_cases_run_against_one_checkpoint, Need::Tool("g++"), Need::Checkpoint),
         test!(a_case_finds_nothing_of_the_one_before, Need::Program("leftovers"), Need::Checkpoint),
         test!(forks_do_not_see_each_other, Need::Checkpoint),
-        test!(as_root_forks_have_ids_of_their_own, root, Need::Checkpoint),
+        test!(as_root_forks_have_ids_that_are_nobody_elses, root, Need::Checkpoint),
+        test!(shared_ids_are_taken_as_long_as_anybody_has_them, root, Need::SharedIds),
+        test!(a_forked_process_has_no_part_in_shared_ids, root, Need::SharedIds),
+        test!(who_requires_ids_of_their_own_gets_no_shared_ones, root, Need::SharedIds),
         test!(writes_and_deletes_stay_in_a_fork, Need::Checkpoint),
         test!(files_of_the_image_can_be_deleted_in_a_checkpoint, Need::Tool("busybox"), Need::Checkpoint),
         test!(a_reset_goes_back_to_the_latest_checkpoint, Need::Checkpoint),

@@ -165,9 +165,46 @@ fn mounts_are_nosuid_and_nodev() {
     }
 }
 
+fn message_queues_work_and_are_its_own() {
+    let program = "import ctypes, os
+c = ctypes.CDLL(None, use_errno=True)
+def must(result):
+    if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+if os.listdir('/dev/mqueue'): print('not the first')
+q = must(c.mq_open(b'/queue', os.O_CREAT | os.O_RDWR, 0o600, None))
+must(c.mq_send(q, b'message', 7, 0))
+print(os.listdir('/dev/mqueue'))
+b = ctypes.create_string_buffer(8192)
+length = must(c.mq_receive(q, b, 8192, None))
+print(b.raw[:length])
+if os.fork() == 0:
+    must(c.mq_open(b'/queue', os.O_RDWR))
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.wait()[1]))";
+    let mut users = vec![sandbox()];
+    if is_root() {
+        users.push(sandbox().user(1000, 1000));
+    }
+    for sandbox in users {
+        let instance = sandbox.start().expect("it starts");
+        for run in [sandbox.run(["python3", "-c", program]), instance.run(["python3", "-c", program])] {
+            let out = run.expect("it runs");
+            assert_eq!(
+                (out.text().as_ref(), out.success()),
+                ("['queue']\nb'message'\n0\n", true),
+                "{}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+        }
+        // It's the instance's as long as that lives, and no longer.
+        assert_eq!(instance.run(["ls", "/dev/mqueue"]).expect("it runs").text(), "queue\n");
+    }
+}
+
 fn devices_are_the_default_ones_and_work() {
     let names = sh(&sandbox(), "ls /dev | tr '\\n' ' '");
-    assert_eq!(names.trim(), "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero");
+    assert_eq!(names.trim(), "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero");
     assert_eq!(sh(&sandbox(), "echo x > /dev/null; head -c 3 /dev/zero | od -An -tx1; head -c 8 /dev/urandom | wc -c"), " 00 00 00\n8\n");
     let out = sandbox().run(["sh", "-c", "echo x > /dev/full"]).expect("it runs");
     assert!(!out.success());
@@ -559,6 +596,7 @@ fn main() {
         test!(pid_1_is_closed_to_the_workload),
         test!(the_host_root_is_read_only_and_scratch_is_limited),
         test!(mounts_are_nosuid_and_nodev, Need::Tool("busybox")),
+        test!(message_queues_work_and_are_its_own, Need::Tool("python3")),
         test!(devices_are_the_default_ones_and_work),
         test!(live_sandboxes_share_no_network, Need::Tool("python3")),
         test!(the_network_is_loopback_only, Need::Tool("python3")),

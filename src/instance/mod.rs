@@ -21,7 +21,7 @@ use crate::layer::Change;
 use crate::outcome::{Line, Output, Usage};
 use crate::plan::message::Request;
 use crate::sandbox::Sandbox;
-use crate::supervise::share::{Session, Shown};
+use crate::supervise::share::Session;
 use crate::supervise::{monotonic, refuse_piped};
 
 /// A live sandbox, started by [`Sandbox::start`]: commands run in it one after another,
@@ -149,10 +149,11 @@ impl Instance {
     ///
     /// # Errors
     /// While a command runs, [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), and nothing
-    /// has happened: wait for its end, which [`kill`](Self::kill) brings about. As root
-    /// below Linux 6.3 [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported); an
-    /// ordinary user needs Linux 6.6. 24 checkpoints can lie on each other. If the instance
-    /// can't go on it has ended, as every further call says.
+    /// has happened: wait for its end, which [`kill`](Self::kill) brings about. With a recipe
+    /// that [requires](Sandbox::require) [`Layer::IdMappedMounts`](crate::Layer::IdMappedMounts), as root below Linux
+    /// 6.3, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported); an ordinary user
+    /// needs Linux 6.6. 24 checkpoints can lie on each other. If the instance can't go on it
+    /// has ended, as every further call says.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
         let checkpoint = self.freeze()?;
         self.session = Arc::new(Session::start(&checkpoint.sandbox())?);
@@ -171,8 +172,7 @@ impl Instance {
     fn freeze(&self) -> Result<Checkpoint> {
         let recipe = self.session.sandbox();
         Checkpoint::check_depth(&recipe)?;
-        let Shown { mounts, upper } = self.session.freeze()?;
-        Ok(Checkpoint::new(mounts, upper, recipe))
+        Ok(Checkpoint::new(self.session.freeze()?, recipe))
     }
 
     /// What was added, modified and deleted in the root file system since the start, the

@@ -13,9 +13,11 @@ use super::{Change, ChangeKind, IdRange, mapped, overlay_attribute, path_of, sho
 use crate::error::{Error, Result};
 use crate::sys::xattr;
 
-/// What the upper layer `upper` changes of the layers `lower`, uppermost first; sorted by
-/// path. Ids of `upper` are mapped by `ids`; those of `lower` are taken as they are.
-pub(crate) fn changes(upper: BorrowedFd<'_>, lower: &[BorrowedFd<'_>], ids: &[IdRange]) -> Result<Vec<Change>> {
+/// A layer to be looked at: its directory, and what ids in it are called inside.
+pub(crate) type Looked<'a> = (BorrowedFd<'a>, &'a [IdRange]);
+
+/// What the upper layer changes of the layers `lower`, uppermost first; sorted by path.
+pub(crate) fn changes((upper, ids): Looked<'_>, lower: &[Looked<'_>]) -> Result<Vec<Change>> {
     let mut path = Vec::new();
     let mut comparison = Comparison { lower, ids, changes: Vec::new() };
     comparison.walk(upper, &mut path).map_err(|error| {
@@ -28,7 +30,7 @@ pub(crate) fn changes(upper: BorrowedFd<'_>, lower: &[BorrowedFd<'_>], ids: &[Id
 }
 
 struct Comparison<'a> {
-    lower: &'a [BorrowedFd<'a>],
+    lower: &'a [Looked<'a>],
     ids: &'a [IdRange],
     changes: Vec<Change>,
 }
@@ -89,11 +91,13 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// What the lower layers have at a path, and those whose directories are merged there.
+    /// What the lower layers have at a path, with ids as inside, and those whose directories are merged there.
     fn find(&self, path: &[u8], layers: &[usize]) -> io::Result<(Option<FileStat>, Vec<usize>)> {
         let (mut found, mut merged) = (None, Vec::new());
         for &layer in layers {
-            let Some(stat) = look(self.lower[layer], path)? else { continue };
+            let (directory, ids) = self.lower[layer];
+            let Some(mut stat) = look(directory, path)? else { continue };
+            (stat.st_uid, stat.st_gid) = (mapped(ids, stat.st_uid), mapped(ids, stat.st_gid));
             if is_whiteout(&stat) {
                 break;
             }
@@ -103,7 +107,7 @@ impl Comparison<'_> {
             }
             merged.push(layer);
             let name = CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-            if has(self.lower[layer], &name, "opaque")? {
+            if has(directory, &name, "opaque")? {
                 break;
             }
         }
@@ -119,7 +123,7 @@ impl Comparison<'_> {
         let mut seen = stage.names.clone();
         for &layer in &stage.below {
             let name = CString::new(path.as_slice()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-            let mut level = Level::open(self.lower[layer], &name, READ)?;
+            let mut level = Level::open(self.lower[layer].0, &name, READ)?;
             while let Some((name, _)) = level.next()? {
                 if seen.insert(name.clone()) {
                     path.truncate(stage.length);

@@ -97,7 +97,8 @@ pub fn pack(
 
 /// What an upper layer changes: `A`, `C` or `D` and the path.
 pub fn changes(upper: BorrowedFd<'_>, lower: &[BorrowedFd<'_>], ids: &[(u32, u32, u32)]) -> Result<Vec<(char, PathBuf)>> {
-    let changes = layer::changes(upper, lower, &ranges(ids))?;
+    let lower: Vec<_> = lower.iter().map(|layer| (*layer, &[][..])).collect();
+    let changes = layer::changes((upper, &ranges(ids)), &lower)?;
     let letter = |kind| match kind {
         ChangeKind::Added => 'A',
         ChangeKind::Modified => 'C',

@@ -102,13 +102,14 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
     let mut draft = Draft::new();
     let prefer = sandbox.prefers(Layer::IdMappedMounts);
     let (root, foreign) = match ids {
-        Ids::Range { first } => (first, prefer),
+        Ids::Range { first, .. } => (first, prefer),
         Ids::Outer { .. } | Ids::Single { .. } => (0, true),
     };
-    let owners = files::Owners { namespace: None, prefer, ordinary: !facts.privileged, root, substitute: foreign.then_some(root) };
+    let shared = matches!(ids, Ids::Range { shared: true, .. });
+    let owners = files::Owners { namespace: None, prefer, shared, ordinary: !facts.privileged, root, substitute: foreign.then_some(root) };
     let kept = purpose.kept(sandbox);
     draft.stage(Stage::Outer);
-    let wanted = facts.privileged && (sandbox.maps_owners() || kept == Kept::Layer);
+    let wanted = facts.privileged && (sandbox.maps_owners() || (kept == Kept::Layer && !shared));
     let mut outside = files::sources(&mut draft, sandbox, purpose.checkpoint());
     let namespace = namespaces::outer(&mut draft, sandbox, facts, ids, wanted);
     files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners }, kept, &mut outside);
@@ -116,7 +117,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
 
     draft.stage(Stage::Ahead);
     namespaces::alone(&mut draft, sandbox, facts);
-    let dev = files::alone(&mut draft, sandbox, facts);
+    let devices = files::alone(&mut draft, sandbox, facts);
     draft.stage(Stage::Inner);
     namespaces::receive(&mut draft, ids);
     let filter = filter(sandbox, matches!(&purpose, Purpose::Run(wanted) if wanted.files))?;
@@ -124,7 +125,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
         return Err(Error::unsupported(format!("cannot restrict the command with Landlock: {why}")).about(Some(Layer::Landlock)));
     }
     let ruleset = landlock::ruleset(&mut draft, sandbox, facts, filter.as_ref().is_none_or(|filter| filter.sockets));
-    files::inner(&mut draft, sandbox, &outside, dev, ids.groups(), ruleset);
+    files::inner(&mut draft, sandbox, &outside, devices, ids.groups(), ruleset);
     if let (Some(ruleset), Purpose::Run(wanted)) = (ruleset, &purpose) {
         ruleset.allow_passed(&mut draft, wanted.writable);
     }
@@ -393,7 +394,11 @@ mod tests {
     }
 
     fn all_ids() -> [(bool, Ids); 3] {
-        [(true, Ids::Range { first: 1 << 20 }), (false, Ids::Outer { count: 65_536 }), (false, Ids::Single { uid: 0, gid: 0 })]
+        [
+            (true, Ids::Range { first: 1 << 20, shared: false }),
+            (false, Ids::Outer { count: 65_536 }),
+            (false, Ids::Single { uid: 0, gid: 0 }),
+        ]
     }
 
     fn each(mut check: impl FnMut(&Draft)) {
@@ -475,6 +480,17 @@ mod tests {
             let draft = sandbox(recipe, &facts, ids, Purpose::Live { group: &Grouped::default(), keeps_layer: false }).expect("a plan");
             let maps = draft.steps.iter().filter(|step| step.op == op::ID_MAP).count();
             assert_eq!(maps, if privileged { 3 } else { 0 }, "the image and two binds");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_mapped_as_a_whole_or_but_for_the_scratch() {
+        let (recipe, group) = (Sandbox::new().rootfs(Image::dir("/some/root")), Grouped::default());
+        for (shared, object) in [(false, "the writable layer"), (true, "/some/root")] {
+            let ids = Ids::Range { first: 1 << 20, shared };
+            let draft = sandbox(&recipe, &Facts::of_root(), ids, Purpose::Live { group: &group, keeps_layer: true }).expect("a plan");
+            let maps = (0..draft.steps.len()).filter(|i| draft.steps[*i].op == op::ID_MAP);
+            assert_eq!(maps.map(|i| &draft.notes[i].object[..]).collect::<Vec<_>>(), [object]);
         }
     }
 }

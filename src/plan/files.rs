@@ -140,6 +140,8 @@ pub(crate) struct Owners {
     pub(crate) namespace: Option<u8>,
     /// The caller goes on without.
     pub(crate) prefer: bool,
+    /// Files of checkpoints have the sandbox's own ids, outside too, and aren't mapped.
+    pub(crate) shared: bool,
     /// An ordinary user: overlayfs keeps its marks in `user.*` attributes.
     pub(crate) ordinary: bool,
     /// The sandbox's root in the numbers of the outer stage.
@@ -207,7 +209,9 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, kept: 
         }
     }
     if let (Some(tree), Some(lower)) = (outside.lower, Lower::of(&sandbox.root)) {
-        if kept != Kept::Layer {
+        // What is kept is mapped as a whole, with the scratch on it.
+        let by_itself = if owners.shared { lower.is_base() } else { kept != Kept::Layer };
+        if by_itself {
             draft.area(Area::Image);
             map_ids(draft, tree, owners, lower.name());
         }
@@ -224,14 +228,22 @@ pub(super) fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode:
     new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", mode)], BASE);
 }
 
+/// Mounts that PID 1 made while it was [`alone`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Devices {
+    dev: u8,
+    /// `/dev/mqueue`, if the kernel has message queues.
+    queues: Option<u8>,
+}
+
 /// Inner stage, as long as the outer child is busy: PID 1 moves from init's small root
-/// to its own procfs; returns the slot of `/dev`.
+/// to its own procfs.
 ///
 /// Detaching a root waits for a grace period of the kernel (synchronize_rcu_expedited
 /// in namespace_unlock), some 50 us on an idle machine and milliseconds on a busy one.
 /// Here PID 1 would wait anyway. The final pivot then needs no umount: procfs, as the
 /// old root, is put where it belongs.
-pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> u8 {
+pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devices {
     draft.area(Area::Proc);
     // While init's /proc is still in view: the kernel mounts procfs in a user
     // namespace only where one is visible in full already.
@@ -240,6 +252,9 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> u8 {
     draft.area(Area::Mount);
     let path = draft.text("/dev");
     let dev = Tree { path, recursive: true }.clone_into(draft, "/dev");
+    // The file system that mq_open(2) uses behind the scenes. In view, because Landlock
+    // allows only what a rule leads to.
+    let queues = facts.message_queues.then(|| new_filesystem(draft, "mqueue", &[], BASE | libc::MOUNT_ATTR_NOEXEC));
     let closed = (!sandbox.nesting).then(|| (&facts.proc, proc::covers(draft, &facts.proc)));
     draft.area(Area::Mount);
     let slash = draft.text("/");
@@ -250,11 +265,18 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> u8 {
         namespaces::limits(draft);
         proc::close(draft, present, &covers);
     }
-    dev
+    Devices { dev, queues }
 }
 
 /// Inner stage: from detached mounts to a root with everything in its place.
-pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>, dev: u8, terminal_group: bool, ruleset: Option<Ruleset>) {
+pub(crate) fn inner(
+    draft: &mut Draft,
+    sandbox: &Sandbox,
+    outside: &Outside<'_>,
+    devices: Devices,
+    terminal_group: bool,
+    ruleset: Option<Ruleset>,
+) {
     draft.area(Area::Mount);
     let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
     if terminal_group {
@@ -293,9 +315,12 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     for directory in sandbox.image_directories() {
         make_path(draft, directory, 0o755, (0, 0));
     }
-    attach_at(draft, dev, "dev", "/dev");
+    attach_at(draft, devices.dev, "dev", "/dev");
     attach_at(draft, pts, "dev/pts", "/dev/pts");
     attach_at(draft, shm, "dev/shm", "/dev/shm");
+    if let Some(queues) = devices.queues {
+        attach_at(draft, queues, "dev/mqueue", "/dev/mqueue");
+    }
     let mut binds = outside.binds.iter();
     for mount in sandbox.sorted_mounts() {
         let name = display(&mount.inside);
@@ -345,6 +370,9 @@ pub(crate) fn inner(draft: &mut Draft, sandbox: &Sandbox, outside: &Outside<'_>,
     if let Some(ruleset) = ruleset {
         ruleset.allow_root(draft, sandbox);
         ruleset.allow(draft, shm, right::WRITE, "/dev/shm");
+        if let Some(queues) = devices.queues {
+            ruleset.allow(draft, queues, right::WRITE, "/dev/mqueue");
+        }
     }
     draft.close(slot::ROOT);
 }

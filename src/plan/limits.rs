@@ -69,7 +69,10 @@ mod tests {
     fn what_nobody_asked_for_stays_below_the_hosts_own_limits() {
         let facts = Facts { hard_limits: vec![(Resource::CpuSeconds, 11), (Resource::OpenFiles, 100)], ..Facts::of_root() };
         let of = |sandbox: &Sandbox, resource| {
-            rlimits(sandbox, &facts, Ids::Range { first: 1 << 20 }, true).into_iter().find(|l| l.resource == resource).expect("a limit")
+            rlimits(sandbox, &facts, Ids::Range { first: 1 << 20, shared: false }, true)
+                .into_iter()
+                .find(|l| l.resource == resource)
+                .expect("a limit")
         };
         let cpu = |seconds| of(&Sandbox::new().cpu_time(Duration::from_secs(seconds)), Resource::CpuSeconds);
         assert_eq!(cpu(1), Rlimit { resource: Resource::CpuSeconds, soft: 3, hard: 4 });

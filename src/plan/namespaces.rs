@@ -11,8 +11,9 @@ use crate::sandbox::Sandbox;
 /// Which ids exist inside, and what they are outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ids {
-    /// 65,536 ids from this one on, which belong to nobody on the host.
-    Range { first: u32 },
+    /// 65,536 ids from this one on, which belong to nobody on the host; `shared` with all
+    /// sandboxes on a checkpoint, whose files have them.
+    Range { first: u32, shared: bool },
     /// An ordinary user with subordinate ids: the same ids as in init's user
     /// namespace, this many.
     Outer { count: u32 },
@@ -26,7 +27,7 @@ pub(crate) const RANGE: u32 = 65_536;
 impl Ids {
     fn maps(self) -> (String, String) {
         match self {
-            Ids::Range { first } => (format!("0 {first} {RANGE}"), format!("0 {first} {RANGE}")),
+            Ids::Range { first, .. } => (format!("0 {first} {RANGE}"), format!("0 {first} {RANGE}")),
             // Two lines: one may not span two lines of the parent's map, which are
             // the user's own id and the subordinate ones (map_write in the kernel).
             Ids::Outer { count } => {
@@ -54,7 +55,7 @@ impl Ids {
     pub(crate) fn ranges(self, facts: &Facts) -> Vec<IdRange> {
         let range = |here, there, count| IdRange { here, there, count };
         match self {
-            Ids::Range { first } => vec![range(first, 0, RANGE)],
+            Ids::Range { first, .. } => vec![range(first, 0, RANGE)],
             Ids::Outer { count } => {
                 let own = range(facts.uid, 0, 1);
                 Subordinate::of(facts.uid).map_or(vec![own], |further| vec![own, range(further.uid, 1, count - 1)])

@@ -39,9 +39,14 @@ impl<'a> Lower<'a> {
         (base.is_some() || checkpoints > 0).then_some(Lower { base, checkpoints })
     }
 
+    /// There's no checkpoint in it.
+    pub(super) fn is_base(&self) -> bool {
+        self.checkpoints == 0
+    }
+
     pub(super) fn name(&self) -> String {
         match &self.base {
-            Some(base) if self.checkpoints == 0 => display(base.path),
+            Some(base) if self.is_base() => display(base.path),
             _ => "the checkpoint".into(),
         }
     }
@@ -50,7 +55,7 @@ impl<'a> Lower<'a> {
     /// store has: overlayfs takes directories in it as layers, and each has its id map.
     /// With a checkpoint there's nothing to open: it has all that lies below it.
     pub(super) fn open(&self, draft: &mut Draft) -> Option<u8> {
-        let base = self.base.as_ref().filter(|_| self.checkpoints == 0)?;
+        let base = self.base.as_ref().filter(|_| self.is_base())?;
         let directory = draft.temporary();
         let path = draft.text(base.path.as_os_str().as_bytes());
         // Not O_PATH: a directory that this user can't read is told here.
@@ -103,7 +108,7 @@ impl<'a> Lower<'a> {
     /// The layer whose root directory says how the new one is to look.
     fn pattern(&self) -> String {
         match &self.base {
-            _ if self.checkpoints > 0 => format!("{SCRATCH}/{}/upper", Lower::below(0)),
+            _ if !self.is_base() => format!("{SCRATCH}/{}/upper", Lower::below(0)),
             Some(Base { chain: Some(chain), .. }) => chain.root.to_string(),
             _ => ".".into(),
         }

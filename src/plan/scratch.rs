@@ -17,7 +17,8 @@
 //!
 //! Files in a kept scratch have the ids of the inside, because the sandbox writes to it
 //! by an idmapped mount. So the next sandbox, which has other ids outside, can map them
-//! to its own, the whole stack in one call.
+//! to its own, the whole stack in one call. Where tmpfs has no idmapped mounts (before
+//! Linux 6.3) they have the sandbox's ids outside, and so has every sandbox on it.
 
 use super::files::{BASE, HERE, Owners, SCRATCH, attach, map_ids, scratch_into, set_attributes};
 use super::message::Report;
@@ -74,10 +75,12 @@ pub(super) fn scratch(draft: &mut Draft, sandbox: &Sandbox, below: Option<&Below
     unshare(draft);
     let mapped = draft.temporary();
     clone_all(draft, mapped);
-    map_ids(draft, mapped, Owners { prefer: false, ..owners }, "the writable layer".into());
+    if !owners.shared {
+        map_ids(draft, mapped, Owners { prefer: false, ..owners }, "the writable layer".into());
+    }
     attach(draft, mapped, place, "the writable layer");
     draft.step(libc::SYS_fchdir, &[Arg::Slot(mapped)], "enter", "the writable layer");
-    if owners.namespace.is_some() {
+    if owners.namespace.is_some() && !owners.shared {
         // What is made from here on by an idmapped mount must belong to somebody who
         // exists in it, be it made by overlayfs for itself (else it's EOVERFLOW). Our
         // capabilities stay, in spite of the change.

@@ -99,6 +99,7 @@ fn slim_root(draft: &mut Draft) {
     attach(draft, dev, target, "/dev");
     make_directory(draft, "dev/pts", 0o755);
     make_directory(draft, "dev/shm", 0o1777);
+    make_directory(draft, "dev/mqueue", 0o1777);
     for (name, target) in LINKS {
         let (name, target) = (draft.text(name), draft.text(target));
         draft.step(libc::SYS_symlinkat, &[target, Arg::Value(AT_FDCWD), name], "make", "a link in /dev");

@@ -80,7 +80,7 @@ pub(crate) fn spawn(sandbox: &Sandbox, command: Command) -> Result<Child> {
 pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     sandbox.validate()?;
     let init = launch::init()?;
-    let (ids, _claim) = ids(sandbox, &init)?;
+    let (ids, _claim) = ids(sandbox, &init, Keep::Nothing)?;
     let command = Command::new("true");
     let group = group(sandbox, &init)?;
     let group = &grouped(sandbox, &group, 3);
@@ -90,12 +90,26 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     Ok(Explanation::of(&draft))
 }
 
+/// What becomes of the writable layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// It goes with the sandbox, or only its changes are looked at.
+    Nothing,
+    /// It may become a checkpoint's.
+    Layer,
+    /// So it may, and sandboxes on that share the ids of this one.
+    LayerWithIds,
+}
+
 /// Which ids the sandbox gets, and the claim on them.
-fn ids(sandbox: &Sandbox, init: &Init) -> Result<(Ids, Option<Claim>)> {
+fn ids(sandbox: &Sandbox, init: &Init, keep: Keep) -> Result<(Ids, Option<Arc<Claim>>)> {
     let (ids, claim) = match (init.start, &init.ranges) {
         (Start::Root, Some(ranges)) => {
-            let claim = ranges.claim(sandbox.id_base)?;
-            (Ids::Range { first: claim.first() }, Some(claim))
+            let checkpoint = sandbox.root.checkpoint();
+            let given = checkpoint.map_or(Ok(None), |frozen| frozen.ids_for(sandbox))?;
+            let shared = given.is_some() || (checkpoint.is_none() && keep == Keep::LayerWithIds);
+            let claim = given.map_or_else(|| ranges.claim(sandbox.id_base).map(Arc::new), Ok)?;
+            (Ids::Range { first: claim.first(), shared }, Some(claim))
         }
         (Start::Subordinate, _) => (Ids::Outer { count: init.subordinate.clone().unwrap_or(1) }, None),
         _ => (Ids::Single { uid: sandbox.account().0, gid: sandbox.account().1 }, None),
@@ -225,10 +239,10 @@ fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
     }
 }
 
-/// A sandbox without a command. With `keeps_layer` its writable layer is shown.
-pub(crate) fn start_empty(sandbox: &Sandbox, keeps_layer: bool) -> Result<Asked> {
+/// A sandbox without a command.
+pub(crate) fn start_empty(sandbox: &Sandbox, keep: Keep) -> Result<Asked> {
     sandbox.validate()?;
-    insist(|| ask(sandbox, For::Commands { keeps_layer }, 0, &Passed::nothing()))
+    insist(|| ask(sandbox, For::Commands(keep), 0, &Passed::nothing()))
 }
 
 /// What a sandbox is asked for.
@@ -236,14 +250,14 @@ pub(crate) fn start_empty(sandbox: &Sandbox, keeps_layer: bool) -> Result<Asked>
 enum For<'a> {
     Command(&'a Command),
     LaterCommand,
-    Commands { keeps_layer: bool },
+    Commands(Keep),
 }
 
 /// What init has been asked for, and what lives as long.
 pub(crate) struct Asked {
     pub(crate) reply: OwnedFd,
     pub(crate) draft: Draft,
-    pub(crate) claim: Option<Claim>,
+    pub(crate) claim: Option<Arc<Claim>>,
     /// How ids in the writable layer are called inside, if it's kept.
     pub(crate) ids: Vec<IdRange>,
     pub(crate) group: Group,
@@ -264,7 +278,8 @@ impl Asked {
 
 fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<Asked> {
     let init = launch::init()?;
-    let (ids, claim) = ids(sandbox, &init)?;
+    let keep = if let For::Commands(keep) = what { keep } else { Keep::Nothing };
+    let (ids, claim) = ids(sandbox, &init, keep)?;
     let mut group = init.ahead.take(group(sandbox, &init)?);
     let mut grouped = grouped(sandbox, &group, passed.fds.len());
     let purpose = match what {
@@ -278,12 +293,12 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
             first: wire::slot::PASSED,
         }),
         For::LaterCommand => Purpose::Later(&grouped),
-        For::Commands { keeps_layer } => {
+        For::Commands(_) => {
             // Commands bring their own; PID 1 gets what is about all of them.
             (grouped.join, grouped.cpu) = (Vec::new(), None);
             let first = wire::slot::PASSED + u8::from(sandbox.root.checkpoint().is_some());
             grouped.oom = grouped.oom.map(|_| (first, first + 1));
-            Purpose::Live { group: &grouped, keeps_layer }
+            Purpose::Live { group: &grouped, keeps_layer: keep != Keep::Nothing }
         }
     };
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, purpose)?;

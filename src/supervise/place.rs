@@ -13,7 +13,7 @@ pub(super) enum Place {
     /// A sandbox of its own.
     Own {
         /// Kept as long as the sandbox may live.
-        claim: Option<Claim>,
+        claim: Option<Arc<Claim>>,
         group: Box<Group>,
         init: Arc<Init>,
     },

@@ -138,7 +138,7 @@ impl Process {
             let text = self.read(name)?;
             let found: Vec<Vec<u32>> = text.lines().map(|l| l.split_whitespace().filter_map(|n| n.parse().ok()).collect()).collect();
             let (right, wanted) = match expected.ids {
-                Ids::Range { first } => (found == [vec![0, first, crate::plan::namespaces::RANGE]], format!("0 {first} 65536")),
+                Ids::Range { first, .. } => (found == [vec![0, first, crate::plan::namespaces::RANGE]], format!("0 {first} 65536")),
                 Ids::Single { uid, gid } => {
                     let inside = if name == "uid_map" { uid } else { gid };
                     (found == [vec![inside, own, 1]], format!("{inside} {own} 1"))
@@ -223,7 +223,7 @@ impl Expected {
     /// What an id of the sandbox is outside; `None` for a subordinate one.
     fn outside(&self, id: u32, own: u32) -> Option<u32> {
         match self.ids {
-            Ids::Range { first } => Some(first + id),
+            Ids::Range { first, .. } => Some(first + id),
             Ids::Single { .. } => Some(own),
             Ids::Outer { .. } => (id == 0).then_some(own),
         }

@@ -10,13 +10,12 @@ use std::os::fd::AsRawFd;
 
 use super::live::{lost, send_group};
 use super::place::Place;
-use super::{Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
+use super::{Keep, Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
 use crate::cgroup::{CommandGroup, Counters, Group, Handles};
 use crate::changes::Upper;
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
-use crate::image::Root;
 use crate::launch::{self, Init};
 use crate::layer::IdRange;
 use crate::plan::compile::{self, Grouped, Wanted};
@@ -34,10 +33,10 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 /// A sandbox that stands.
 #[derive(Debug)]
 pub(crate) struct Session {
-    reply: OwnedFd,
+    reply: Arc<OwnedFd>,
     sandbox: Mutex<Sandbox>,
     /// Kept as long as the sandbox may live.
-    _claim: Option<Claim>,
+    claim: Option<Arc<Claim>>,
     /// Until its end.
     volumes: Mutex<Option<Hold>>,
     group: Mutex<Group>,
@@ -61,7 +60,12 @@ pub(crate) struct Shown {
     /// The mount namespace that has it with all that is below.
     pub(crate) mounts: OwnedFd,
     pub(crate) upper: Upper,
+    /// The ids that other sandboxes on it must have.
+    pub(crate) ids: Option<Arc<Claim>>,
 }
+
+/// Stands for a kernel whose tmpfs has no idmapped mounts; for tests.
+pub(crate) static WITHOUT_IDMAPPED_TMPFS: AtomicBool = AtomicBool::new(false);
 
 /// One command's part in it.
 #[derive(Debug)]
@@ -109,30 +113,36 @@ impl Drop for Share {
 }
 
 impl Session {
-    /// Starts one, with its writable layer shown if this kernel can do that: for root it
-    /// takes idmapped mounts of tmpfs (Linux 6.3), which nothing but trying tells.
+    /// Starts one whose writable layer may become a checkpoint's. For root the layer is
+    /// mapped to the ids of each sandbox on it. Where tmpfs has no idmapped mounts (before
+    /// Linux 6.3), which nothing but trying tells, they'll share the ids of this one.
     pub(crate) fn start(sandbox: &Sandbox) -> Result<Session> {
         let init = launch::init()?;
-        if !init.shows_layers() {
-            return Session::attempt(sandbox, false);
-        }
-        match Session::attempt(sandbox, true) {
-            Err(error) if error.layer() == Some(Fence::IdMappedMounts) => {
-                let session = Session::attempt(sandbox, false)?;
-                // With an image it may have been that.
-                if matches!(sandbox.root.root, Root::Host(_)) {
-                    init.shows_no_layers();
-                }
-                Ok(session)
+        if init.maps_layers() {
+            let attempt = match WITHOUT_IDMAPPED_TMPFS.load(Ordering::Relaxed) && init.facts.privileged {
+                true => Err(Error::unsupported("tmpfs has no idmapped mounts").about(Some(Fence::IdMappedMounts))),
+                false => Session::attempt(sandbox, Keep::Layer),
+            };
+            match attempt {
+                Err(error) if error.layer() == Some(Fence::IdMappedMounts) => {}
+                other => return other,
             }
-            other => other,
         }
+        if sandbox.requires(Fence::IdMappedMounts) {
+            return Session::attempt(sandbox, Keep::Nothing);
+        }
+        let session = Session::attempt(sandbox, Keep::LayerWithIds)?;
+        // Else it may have been the image.
+        if session.missing & Fence::IdMappedMounts.bit() == 0 {
+            init.maps_no_layers();
+        }
+        Ok(session)
     }
 
-    fn attempt(sandbox: &Sandbox, shows_layer: bool) -> Result<Session> {
+    fn attempt(sandbox: &Sandbox, keep: Keep) -> Result<Session> {
         let began = monotonic();
         let volumes = Mutex::new(Some(sandbox.hold_volumes()?));
-        let asked = start_empty(sandbox, shows_layer)?;
+        let asked = start_empty(sandbox, keep)?;
         let mut group = asked.group;
         group.make()?;
         group.prepare_for_commands();
@@ -149,13 +159,15 @@ impl Session {
         }
         let ids = match asked.expected.ids {
             // As they are inside: see plan/scratch.rs.
-            Ids::Range { .. } => vec![IdRange { here: 0, there: 0, count: RANGE }],
+            Ids::Range { shared: false, .. } => vec![IdRange { here: 0, there: 0, count: RANGE }],
             others => others.ranges(&asked.init.facts),
         };
+        let shared = asked.claim.clone().filter(|_| matches!(asked.expected.ids, Ids::Range { shared: true, .. }));
+        let shown = shown.map(|(mounts, upper)| Shown { mounts, upper: Upper::new(upper, sandbox, ids), ids: shared });
         Ok(Session {
-            reply: asked.reply,
+            reply: Arc::new(asked.reply),
             sandbox: Mutex::new(sandbox.clone()),
-            _claim: asked.claim,
+            claim: asked.claim,
             volumes,
             missing: missing | group.missing | asked.draft.missing,
             group: Mutex::new(group),
@@ -163,7 +175,7 @@ impl Session {
             ids: asked.expected.ids,
             next: AtomicU32::new(1),
             running: AtomicU32::new(0),
-            layer: Mutex::new(shown.map(|(mounts, upper)| Shown { mounts, upper: Upper::new(upper, sandbox, ids) })),
+            layer: Mutex::new(shown),
             began,
             paused: Mutex::new(false),
             ended: AtomicBool::new(false),
@@ -186,7 +198,9 @@ impl Session {
         if self.ended.load(Ordering::Relaxed) {
             return self.over();
         }
-        Error::unsupported("the writable layer can't be kept: as root that takes idmapped mounts of tmpfs (Linux 6.3)")
+        Error::unsupported(
+            "the writable layer can't be kept: the recipe requires idmapped mounts, which tmpfs doesn't have here (it has them from Linux 6.3)",
+        )
     }
 
     /// Ends it, and hands over its writable layer. If that can't be, nothing happens.
@@ -323,6 +337,9 @@ impl Session {
         let volumes = self.volumes.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(volumes) = volumes.filter(|_| !gone) {
             volumes.keep();
+        }
+        if let Some(claim) = self.claim.as_ref().filter(|_| !gone) {
+            claim.outlast(self.reply.clone());
         }
         gone
     }

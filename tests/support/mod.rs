@@ -22,7 +22,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 pub const ORDINARY: u32 = 54_321;
 
 /// What a test needs of the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// To be root.
     Root,
@@ -46,9 +46,10 @@ pub enum Need {
     X86,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
     Overlay,
-    /// Checkpoints: root's need idmapped mounts of tmpfs, an ordinary user's an
-    /// overlay.
+    /// Checkpoints: an ordinary user's need an overlay.
     Checkpoint,
+    /// That root's sandboxes on a checkpoint share their ids; see [`main_with_shared_ids`].
+    SharedIds,
 }
 
 impl Need {
@@ -68,8 +69,8 @@ impl Need {
             }
             Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
-            Need::Checkpoint if root => (kernel() < (6, 3)).then(|| "root's checkpoints need Linux 6.3".into()),
             Need::Checkpoint => Need::Overlay.missing(root),
+            Need::SharedIds => (!shares_ids()).then(|| "tmpfs has idmapped mounts here".into()),
             Need::Landlock(least) => (landlock() < least).then(|| format!("needs version {least} of Landlock")),
             Need::X86 => (!cfg!(target_arch = "x86_64")).then(|| "it's about x86_64".into()),
             Need::DebianMirror => unreachable_mirror(),
@@ -102,15 +103,31 @@ macro_rules! test {
 
 /// Runs the tests and ends the process.
 pub fn main(tests: Vec<Test>) -> ! {
-    run(tests, false)
+    run(tests, &[])
 }
 
 /// Like [`main`], and as root once more as an ordinary user who has subordinate ids.
 pub fn main_with_subordinate_ids(tests: Vec<Test>) -> ! {
-    run(tests, true)
+    run(tests, &[Again::SubordinateIds])
 }
 
-fn run(tests: Vec<Test>, subordinate: bool) -> ! {
+/// Like [`main_with_subordinate_ids`], and as root once more as if tmpfs had no idmapped
+/// mounts.
+pub fn main_with_shared_ids(tests: Vec<Test>) -> ! {
+    if shares_ids() {
+        cofferdam::internals::without_idmapped_tmpfs();
+    }
+    run(tests, &[Again::SubordinateIds, Again::SharedIds])
+}
+
+/// In which other surroundings root runs a test once more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    SubordinateIds,
+    SharedIds,
+}
+
+fn run(tests: Vec<Test>, more: &[Again]) -> ! {
     let mut arguments = Arguments::from_args();
     // Two cores, and sandboxes that use both: more at once only makes time limits lie.
     arguments.test_threads.get_or_insert(2);
@@ -122,10 +139,18 @@ fn run(tests: Vec<Test>, subordinate: bool) -> ! {
             Ok(())
         });
         trials.push(unless_missing(trial, needs, is_root(), &arguments));
+        if is_root() && more.contains(&Again::SharedIds) && !shares_ids() {
+            let needs: Vec<Need> = needs.iter().copied().filter(|need| *need != Need::SharedIds).collect();
+            let trial = Trial::test(format!("{name}::with_shared_ids"), move || {
+                rerun(&["env", &format!("{SHARED_IDS}=1")], name, true);
+                Ok(())
+            });
+            trials.push(unless_missing(trial, &needs, true, &arguments));
+        }
         if both && is_root() {
             let trial = Trial::test(format!("{name}::as_ordinary_user"), move || as_ordinary_user(name));
             trials.push(unless_missing(trial, needs, false, &arguments));
-            if subordinate {
+            if more.contains(&Again::SubordinateIds) {
                 let trial = Trial::test(format!("{name}::with_subordinate_ids"), move || {
                     in_subordinate_ids(name, false);
                     Ok(())
@@ -175,6 +200,12 @@ pub fn ordinary_command(program: &Path) -> Command {
 }
 
 const AGAIN: &str = "COFFERDAM_TEST_AGAIN";
+const SHARED_IDS: &str = "COFFERDAM_TEST_SHARED_IDS";
+
+/// Whether root's sandboxes on a checkpoint share their ids.
+pub fn shares_ids() -> bool {
+    is_root() && (kernel() < (6, 3) || std::env::var_os(SHARED_IDS).is_some())
+}
 
 /// Runs one test of this binary once more in other surroundings: `through` is the
 /// command line of a program that makes them and executes what follows.
