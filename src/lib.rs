@@ -50,7 +50,7 @@ pub use launch::quiesce;
 pub use layer::{Change, ChangeKind};
 pub use limits::Resource;
 pub use net::Network;
-pub use outcome::{Exit, Limit, Line, Output, Source, StreamEnd, Usage, signal_name};
+pub use outcome::{Exit, Limit, Line, Output, Phases, Source, StreamEnd, Usage, signal_name};
 pub use plan::explain::Explanation;
 pub use policy::{SyscallPolicy, SyscallProfile, Syscalls, SystemCall};
 pub use pool::{Pool, PoolStats};

@@ -42,6 +42,7 @@ pub struct Output {
     /// [`Layer::Landlock`] where the kernel has none.
     pub missing: Vec<Layer>,
     pub(crate) limits: Values,
+    pub(crate) phases: Phases,
     pub(crate) upper: Option<Arc<Upper>>,
 }
 
@@ -128,9 +129,49 @@ impl Output {
         Err(Error::new(ErrorKind::Failed, format!("the command ended with {}{separator}{tail}", self.status)))
     }
 
+    /// How long each part of the run took: see [`Phases`].
+    ///
+    /// ```
+    /// use cofferdam::Sandbox;
+    /// use std::time::Duration;
+    ///
+    /// let phases = Sandbox::new().run(["sleep", "0.02"])?.phases();
+    /// assert!(phases.run >= Duration::from_millis(20) && phases.setup > Duration::ZERO);
+    /// println!("{:?} of {:?} were the sandbox's", phases.setup + phases.teardown, phases.total());
+    /// # Ok::<(), cofferdam::Error>(())
+    /// ```
+    pub fn phases(&self) -> Phases {
+        self.phases
+    }
+
     /// Standard output as text; bytes that aren't UTF-8 are replaced.
     pub fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.stdout)
+    }
+}
+
+/// The parts of a run, one after another, on CLOCK_MONOTONIC. The sandbox's first process
+/// takes the times, but for the beginning: a busy host program, or one that asks late for
+/// the outcome, doesn't lengthen them.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// From the call to the program's exec: checking the recipe, waiting for volumes, the
+    /// first time starting init, and making the sandbox, or in a live one joining it. The
+    /// same as [`Usage::setup`].
+    pub setup: Duration,
+    /// From exec to the end of the main process: [`Usage::wall`].
+    pub run: Duration,
+    /// From there until every process that the command left behind was dead, and what they
+    /// used was counted. What the kernel and init take apart afterwards (mounts,
+    /// namespaces, control groups) isn't in it, because nobody waits for that.
+    pub teardown: Duration,
+}
+
+impl Phases {
+    /// All of them together.
+    pub fn total(&self) -> Duration {
+        self.setup + self.run + self.teardown
     }
 }
 
@@ -424,6 +465,12 @@ impl Facts {
         Exit::of_wait_status(self.report.status)
     }
 
+    pub(crate) fn phases(&self) -> Phases {
+        let Report { began, ended, cleared, .. } = self.report;
+        let time = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
+        Phases { setup: time(self.asked, began), run: time(began, ended), teardown: time(ended, cleared) }
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         let known = |number: u64| (number != Report::UNKNOWN).then_some(number);
         let (report, counters) = (&self.report, &self.counters);
@@ -436,8 +483,9 @@ impl Facts {
             }
             None => (Duration::from_nanos(report.user), Duration::from_nanos(report.system)),
         };
+        let phases = self.phases();
         Usage {
-            wall: Duration::from_nanos(report.ended.saturating_sub(report.began)),
+            wall: phases.run,
             user,
             system,
             peak_memory: counters.peak_memory.or((report.peak > 0).then_some(report.peak)),
@@ -447,7 +495,7 @@ impl Facts {
             oom_kills: counters.oom_kills,
             fork_failures: counters.fork_failures,
             throttled: counters.throttled,
-            setup: Duration::from_nanos(report.began.saturating_sub(self.asked)),
+            setup: phases.setup,
             scratch: known(report.scratch),
             scratch_files: known(report.scratch_files),
             scratch_full: known(report.scratch).map(|_| report.full != 0),
@@ -507,6 +555,7 @@ mod tests {
             layers: Vec::new(),
             missing: Vec::new(),
             limits: Values { output: Some(1024), memory: Some(256 << 20), cpu_time: Some(Duration::from_secs(1)), ..Values::default() },
+            phases: Phases::default(),
             upper: None,
         };
         let usage = Usage { oom_kills: Some(1), peak_memory: Some(256 << 20), user: Duration::from_millis(1003), ..Usage::default() };

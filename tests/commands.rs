@@ -632,8 +632,28 @@ fn streams_can_be_opened_again_by_name() {
     }
 }
 
+fn phases_are_those_of_the_run_however_late_the_host_asks() {
+    let begun = Instant::now();
+    // It leaves somebody who has to be killed.
+    let out = sh("sleep 1000 & sleep 0.05");
+    let (took, phases) = (begun.elapsed(), out.phases());
+    assert_eq!((phases.setup, phases.run), (out.usage.setup, out.usage.wall));
+    assert!(phases.setup > Duration::ZERO && phases.run >= Duration::from_millis(50) && phases.teardown > Duration::ZERO, "{phases:?}");
+    assert!(phases.total() <= took, "{phases:?} of {took:?}");
+    let instance = sandbox().start().expect("it starts");
+    for child in [sandbox().spawn("true").expect("it starts"), instance.spawn("true").expect("it starts")] {
+        eventually(LONG, "its end", || child.id().is_none());
+        let begun = Instant::now();
+        thread::sleep(Duration::from_secs(2));
+        let phases = child.wait_with_output().expect("its end").phases();
+        assert!(phases.teardown < begun.elapsed(), "{phases:?}");
+        assert!(phases.setup > Duration::ZERO && phases.run > Duration::ZERO && phases.teardown > Duration::ZERO, "{phases:?}");
+    }
+}
+
 fn main() {
     support::main(vec![
+        test!(phases_are_those_of_the_run_however_late_the_host_asks),
         test!(streams_can_be_opened_again_by_name),
         test!(input_of_100_mb_arrives_exactly),
         test!(input_is_a_file_a_pipe_or_nothing),

@@ -429,6 +429,7 @@ impl Command {
             missing,
             began,
             ended: self.over,
+            cleared: clock(1),
             user: usage.user_ns(),
             system: usage.system_ns().saturating_sub(executed),
             peak: usage.peak_bytes(),

@@ -538,7 +538,8 @@ impl Server {
     fn gone(&mut self, index: usize) {
         let Entry { reply, status, overdue, .. } = *self.entry(index);
         let cause = if overdue { Report::WALL } else { 0 };
-        report(reply, &Report { kind: Report::GONE, status, cause, ended: clock(1), ..Report::default() }, &[]);
+        let now = clock(1);
+        report(reply, &Report { kind: Report::GONE, status, cause, ended: now, cleared: now, ..Report::default() }, &[]);
         self.entry(index).gone = true;
         if self.entry(index).dying {
             self.clear(index);

@@ -115,6 +115,8 @@ pub struct Report {
     pub began: u64,
     /// CLOCK_MONOTONIC at the end of the main process.
     pub ended: u64,
+    /// CLOCK_MONOTONIC when everything that it left was dead too, and counted.
+    pub cleared: u64,
     /// User CPU time of all that ran, nanoseconds.
     pub user: u64,
     /// System CPU time, without our own part before exec.
@@ -191,7 +193,7 @@ impl Report {
     pub const UNKNOWN: u64 = u64::MAX;
 
     /// Bytes of a report.
-    pub const SIZE: usize = 144;
+    pub const SIZE: usize = 152;
 
     /// The same end, of a run of which nobody has counted what it used.
     pub fn with_unknown_use(&self) -> Report {
@@ -230,6 +232,7 @@ impl Report {
             self.read,
             self.written,
             self.syscall,
+            self.cleared,
         ];
         for (i, n) in large.iter().enumerate() {
             out[24 + 8 * i..32 + 8 * i].copy_from_slice(&n.to_le_bytes());
@@ -264,6 +267,7 @@ impl Report {
             read: u64_at(bytes, 120)?,
             written: u64_at(bytes, 128)?,
             syscall: u64_at(bytes, 136)?,
+            cleared: u64_at(bytes, 144)?,
         })
     }
 }

@@ -467,6 +467,7 @@ impl Live {
             layers: applied(&self.sandbox, self.place.init(), missing),
             missing: Layer::of_bits(missing),
             limits: self.sandbox.limit_values(),
+            phases: facts.phases(),
             upper: self.upper.take().map(|directory| Arc::new(Upper::new(directory, &self.sandbox, self.ids.clone()))),
         })
     }
