@@ -104,7 +104,7 @@ impl Child {
 
     /// A handle that another thread can kill it with.
     pub fn killer(&self) -> Killer {
-        Killer { reply: self.live.reply.clone(), stop_signal: self.live.stop_signal() }
+        Killer::of(&self.live)
     }
 
     /// The process id of the command's main process, on the host; `None` when it
@@ -129,6 +129,10 @@ pub struct Killer {
 }
 
 impl Killer {
+    pub(crate) fn of(live: &Live) -> Killer {
+        Killer { reply: live.reply.clone(), stop_signal: live.stop_signal() }
+    }
+
     /// Like [`Child::kill`].
     pub fn kill(&self) -> Result<()> {
         tell(&self.reply, Request::KILL, 0, Duration::ZERO)

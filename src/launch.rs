@@ -107,6 +107,21 @@ pub(crate) fn init() -> Result<Arc<Init>> {
     Ok(init)
 }
 
+/// Whether [`init`] will find one that lives, and so return at once.
+#[cfg(feature = "tokio")]
+pub(crate) fn is_running() -> bool {
+    if FIRST.owner.load(Ordering::Relaxed) != std::process::id() {
+        return false;
+    }
+    // Whoever holds the lock may be starting one.
+    let Some(init) = FIRST.init.try_lock().ok().and_then(|init| init.clone()) else { return false };
+    let dead = wait_readable(init.pidfd(), Duration::ZERO).unwrap_or(false);
+    if dead {
+        discard(&init);
+    }
+    !dead
+}
+
 /// Forgets an init that turned out to be dead.
 fn discard(dead: &Arc<Init>) {
     let mut current = current();

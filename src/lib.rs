@@ -31,6 +31,9 @@ mod store;
 mod supervise;
 mod sys;
 mod tar;
+#[cfg(feature = "tokio")]
+pub mod tokio;
+mod trace;
 mod volume;
 
 #[doc = include_str!("../THREATS.md")]

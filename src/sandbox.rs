@@ -666,6 +666,12 @@ impl Sandbox {
         self.prefer & layer.bit() != 0
     }
 
+    /// Whether there's anything that [`hold_volumes`](Self::hold_volumes) may wait for.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn has_volumes(&self) -> bool {
+        !self.volumes.is_empty()
+    }
+
     /// Locks its volumes.
     pub(crate) fn hold_volumes(&self) -> Result<Hold> {
         Hold::take(&self.volumes)

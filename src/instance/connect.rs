@@ -13,9 +13,9 @@ use crate::plan::wire::Stage;
 use crate::plan::{Area, Arg, Draft, Mark};
 
 /// Between two attempts.
-const PAUSE: Duration = Duration::from_millis(2);
+pub(crate) const PAUSE: Duration = Duration::from_millis(2);
 /// What the last attempt gets at least, so that it can say why it failed.
-const ATTEMPT: Duration = Duration::from_millis(100);
+pub(crate) const ATTEMPT: Duration = Duration::from_millis(100);
 
 impl Instance {
     /// Connects to a TCP server inside, on 127.0.0.1 or ::1, without a network: the
@@ -41,6 +41,38 @@ impl Instance {
     /// # Ok::<(), cofferdam::Error>(())
     /// ```
     pub fn connect(&self, address: SocketAddr, limit: Duration) -> Result<TcpStream> {
+        self.connect_to(&Address::tcp(address), limit).map(TcpStream::from)
+    }
+
+    /// Connects to a Unix stream socket inside, as [`connect`](Self::connect) does.
+    pub fn connect_unix(&self, path: impl AsRef<Path>, limit: Duration) -> Result<UnixStream> {
+        self.connect_to(&Address::unix(path.as_ref())?, limit).map(UnixStream::from)
+    }
+
+    fn connect_to(&self, address: &Address, limit: Duration) -> Result<OwnedFd> {
+        let draft = address.steps();
+        let deadline = Instant::now().checked_add(limit);
+        loop {
+            let left = deadline.map_or(limit, |d| d.saturating_duration_since(Instant::now()));
+            match self.session.perform(&draft, &[], left.max(ATTEMPT)) {
+                Ok(fds) => return Address::socket(fds),
+                Err(error) if !not_yet(&error) || left <= PAUSE => return Err(error),
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+}
+
+/// Where a server inside listens.
+pub(crate) struct Address {
+    family: i32,
+    /// As the kernel wants it.
+    bytes: Vec<u8>,
+    name: String,
+}
+
+impl Address {
+    pub(crate) fn tcp(address: SocketAddr) -> Address {
         let (family, bytes) = match address {
             SocketAddr::V4(v4) => {
                 let mut bytes = (libc::AF_INET as u16).to_ne_bytes().to_vec();
@@ -58,12 +90,10 @@ impl Instance {
                 (libc::AF_INET6, bytes)
             }
         };
-        self.connect_socket(family, &bytes, &address.to_string(), limit).map(TcpStream::from)
+        Address { family, bytes, name: address.to_string() }
     }
 
-    /// Connects to a Unix stream socket inside, as [`connect`](Self::connect) does.
-    pub fn connect_unix(&self, path: impl AsRef<Path>, limit: Duration) -> Result<UnixStream> {
-        let path = path.as_ref();
+    pub(crate) fn unix(path: &Path) -> Result<Address> {
         let name = path.as_os_str().as_bytes();
         // struct sockaddr_un has room for 108 bytes, the NUL among them.
         if !path.is_absolute() || name.len() > 107 || name.contains(&0) {
@@ -72,35 +102,30 @@ impl Instance {
         let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
         bytes.extend(name);
         bytes.push(0);
-        self.connect_socket(libc::AF_UNIX, &bytes, &path.display().to_string(), limit).map(UnixStream::from)
+        Ok(Address { family: libc::AF_UNIX, bytes, name: path.display().to_string() })
     }
 
-    fn connect_socket(&self, family: i32, address: &[u8], name: &str, limit: Duration) -> Result<OwnedFd> {
+    /// What makes a connection, inside.
+    pub(crate) fn steps(&self) -> Draft {
         let mut draft = Draft::new();
         draft.stage(Stage::Inner);
         draft.area(Area::Inside);
         let socket = draft.slot();
-        let args = [family.into(), (libc::SOCK_STREAM | libc::SOCK_CLOEXEC).into(), 0.into()];
+        let args = [self.family.into(), (libc::SOCK_STREAM | libc::SOCK_CLOEXEC).into(), 0.into()];
         draft.step(libc::SYS_socket, &args, "make", "a socket").keep_in(socket);
-        let at = draft.data(address);
-        draft.step(libc::SYS_connect, &[Arg::Slot(socket), at, address.len().into()], "connect to", name.to_string());
-        let deadline = Instant::now().checked_add(limit);
-        loop {
-            let left = deadline.map_or(limit, |d| d.saturating_duration_since(Instant::now()));
-            match self.session.perform(&draft, &[], left.max(ATTEMPT)) {
-                Ok(mut fds) => match fds.pop() {
-                    Some(Some(fd)) => return Ok(fd),
-                    _ => return Err(Error::invalid("the sandbox passed no socket")),
-                },
-                Err(error) if !not_yet(&error) || left <= PAUSE => return Err(error),
-                Err(_) => std::thread::sleep(PAUSE),
-            }
-        }
+        let at = draft.data(&self.bytes);
+        draft.step(libc::SYS_connect, &[Arg::Slot(socket), at, self.bytes.len().into()], "connect to", self.name.clone());
+        draft
+    }
+
+    /// What these steps have kept.
+    pub(crate) fn socket(mut fds: Vec<Option<OwnedFd>>) -> Result<OwnedFd> {
+        fds.pop().flatten().ok_or_else(|| Error::invalid("the sandbox passed no socket"))
     }
 }
 
 /// A server that isn't up yet looks like this.
-fn not_yet(error: &Error) -> bool {
+pub(crate) fn not_yet(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
     matches!(source.and_then(std::io::Error::raw_os_error), Some(libc::ECONNREFUSED | libc::ENOENT | libc::EAGAIN))
 }

@@ -1,7 +1,7 @@
 //! A live sandbox: several commands in the same files, namespaces and limits.
 
 mod archive;
-mod connect;
+pub(crate) mod connect;
 mod copy;
 mod files;
 mod inside;
@@ -22,7 +22,7 @@ use crate::outcome::{Line, Output, Usage};
 use crate::plan::message::Request;
 use crate::sandbox::Sandbox;
 use crate::supervise::share::Session;
-use crate::supervise::{monotonic, refuse_piped};
+use crate::supervise::{Live, Pipes, monotonic, refuse_piped};
 
 /// A live sandbox, started by [`Sandbox::start`]: commands run in it one after another,
 /// or at once, and see the same files, processes and loopback network. They share the
@@ -67,7 +67,7 @@ impl Instance {
     pub fn run(&self, command: impl Into<Command>) -> Result<Output> {
         let command = command.into();
         refuse_piped(&command)?;
-        let (mut live, _) = self.session.command(command)?;
+        let (mut live, _) = self.begin(command)?;
         live.started()?;
         live.wait(None)?;
         live.finish()
@@ -77,7 +77,7 @@ impl Instance {
     pub fn run_lines(&self, command: impl Into<Command>, mut on_line: impl FnMut(Line<'_>)) -> Result<Output> {
         let command = command.into();
         refuse_piped(&command)?;
-        let (mut live, _) = self.session.command(command)?;
+        let (mut live, _) = self.begin(command)?;
         live.started()?;
         live.wait_lines(&mut on_line)?;
         live.finish()
@@ -86,9 +86,14 @@ impl Instance {
     /// Starts a command, as [`Sandbox::spawn`] does. The [`Child`] may outlive the
     /// instance; it then says that it has been killed.
     pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
-        let (mut live, pipes) = self.session.command(command.into())?;
+        let (mut live, pipes) = self.begin(command.into())?;
         let started = live.started()?;
         Ok(Child::new(live, pipes, started))
+    }
+
+    /// Asks for a command, and doesn't wait for it.
+    pub(crate) fn begin(&self, command: Command) -> Result<(Live, Pipes)> {
+        self.session.command(command)
     }
 
     /// Sends a signal to the main process of each running command.
@@ -169,7 +174,7 @@ impl Instance {
         self.freeze()
     }
 
-    fn freeze(&self) -> Result<Checkpoint> {
+    pub(crate) fn freeze(&self) -> Result<Checkpoint> {
         let recipe = self.session.sandbox();
         Checkpoint::check_depth(&recipe)?;
         Ok(Checkpoint::new(self.session.freeze()?, recipe))
@@ -216,6 +221,24 @@ impl Instance {
         sandbox.take_limits(recipe);
         self.session.set_sandbox(sandbox);
         Ok(())
+    }
+}
+
+/// What the asynchronous one is made of.
+#[cfg(feature = "tokio")]
+impl Instance {
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The recipe as it is now.
+    pub(crate) fn recipe(&self) -> Sandbox {
+        self.session.sandbox()
+    }
+
+    /// Kills everything, and waits for that.
+    pub(crate) fn end(&self) {
+        self.session.end();
     }
 }
 

@@ -76,6 +76,11 @@ impl Capture {
         self.target.is_none() || self.kept.is_empty()
     }
 
+    /// Whether there's anything to wait for; once its writers have `ended` only a relay has.
+    pub(crate) fn is_open(&self, ended: bool) -> bool {
+        !ended || !self.settled()
+    }
+
     /// The stream has grown beyond the recipe's limit.
     pub(crate) fn exceeded(&self) -> bool {
         self.limit.is_some_and(|limit| self.end.bytes > limit)

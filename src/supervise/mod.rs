@@ -1,16 +1,20 @@
 //! From recipe to outcome: the host's side of a run.
 //!
-//! There's one poll loop for the reply socket and the streams, in the thread that
-//! waits, and none in between: what must happen without the host's attention (the
+//! There's one poll loop for the reply socket and the streams, in the thread or the task
+//! that waits, and none in between: what must happen without the host's attention (the
 //! wall clock, the killing of leftovers) is PID 1's business.
 
+mod broken;
 pub(crate) mod capture;
 mod check;
 mod descriptors;
+mod late;
 mod live;
 mod place;
 mod proof;
+mod request;
 pub(crate) mod share;
+mod wait;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,7 +24,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup::Group;
 use crate::child::Child;
-use crate::command::{Command, Stdio, Stream};
+use crate::command::{Command, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init, sealed};
@@ -34,16 +38,21 @@ use crate::plan::start::Start;
 use crate::plan::{Draft, compile, limits, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
+use crate::trace::Trace;
 use crate::volume::Hold;
 
+#[cfg(feature = "tokio")]
+pub(crate) use broken::overdue;
 use capture::Capture;
 use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 pub(crate) use descriptors::{Passed, pass};
-pub(crate) use live::{Live, SETUP_LIMIT, Started, happened, tell};
+pub(crate) use late::{fits_prepared, prepare, run_in, spawn_in};
+pub(crate) use live::{Live, SETUP_LIMIT, Started, happened};
 use place::Place;
 pub(crate) use proof::Expected;
+pub(crate) use request::tell;
 
 /// Nobody could use a stream that only `Child` has.
 pub(crate) fn refuse_piped(command: &Command) -> Result<()> {
@@ -170,64 +179,43 @@ pub(crate) fn monotonic() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
-/// Asks for a sandbox with a command in it, and waits for nothing.
-pub(crate) fn start(sandbox: &Sandbox, mut command: Command, flags: u64) -> Result<(Live, Pipes)> {
-    let began = monotonic();
-    let own = command.limits.over(sandbox);
-    let sandbox = own.as_ref().unwrap_or(sandbox);
-    sandbox.validate()?;
-    command = sandbox.complete(command)?;
-    command.validate()?;
-    let passed = pass(&mut command, sandbox)?;
-    let volumes = sandbox.hold_volumes()?;
-    let asked = insist(|| ask(sandbox, For::Command(&command), flags, &passed))?;
-    let live = asked.live(began, sandbox, passed.streams, volumes)?;
-    // Our copies of the command's ends are closed here, or its readers would wait
-    // for us.
-    Ok((live, passed.pipes))
+/// Asks for a sandbox with a command in it, and doesn't wait for it.
+pub(crate) fn start(sandbox: &Sandbox, command: Command, flags: u64) -> Result<(Live, Pipes)> {
+    let prepared = Prepared::new(sandbox, command)?;
+    let volumes = prepared.sandbox.hold_volumes()?;
+    prepared.start(volumes, flags)
 }
 
-/// A sandbox that waits for its command: everything has been done that doesn't need to
-/// know it, and it has been looked at.
-pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
-    sandbox.validate()?;
-    let began = monotonic();
-    let volumes = sandbox.hold_volumes()?;
-    let asked = insist(|| ask(sandbox, For::LaterCommand, 0, &Passed::nothing()))?;
-    let mut live = asked.live(began, sandbox, [None, None], volumes)?;
-    live.stands()?;
-    Ok(live)
+/// A command that's in order, with what its streams are connected to.
+pub(crate) struct Prepared {
+    began: u64,
+    trace: Trace,
+    pub(crate) sandbox: Sandbox,
+    command: Command,
+    passed: Passed,
 }
 
-pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Output> {
-    // Nobody asks when it was executed.
-    let (mut live, _) = execute(live, sandbox, command, 0)?;
-    live.wait(None)?;
-    live.finish()
-}
+impl Prepared {
+    pub(crate) fn new(sandbox: &Sandbox, command: Command) -> Result<Prepared> {
+        let began = monotonic();
+        let sandbox = command.limits.over(sandbox).unwrap_or_else(|| sandbox.clone());
+        sandbox.validate()?;
+        let mut command = sandbox.complete(command)?;
+        command.validate()?;
+        let trace = Trace::of_command(None, &sandbox, &command);
+        let passed = pass(&mut command, &sandbox)?;
+        Ok(Prepared { began, trace, sandbox, command, passed })
+    }
 
-pub(crate) fn spawn_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Child> {
-    let (mut live, pipes) = execute(live, sandbox, command, wire::NOTIFY_START)?;
-    let started = live.started()?;
-    Ok(Child::new(live, pipes, started))
-}
-
-/// Whether a command can be executed in a prepared sandbox: with limits of its own, files
-/// of the host's or a terminal it needs a sandbox made for it.
-pub(crate) fn fits_prepared(sandbox: &Sandbox, command: &Command) -> bool {
-    let plain = |stdio: &Stdio| matches!(stdio.0, Stream::Null | Stream::Captured | Stream::Piped | Stream::Bytes(_) | Stream::Stdout);
-    command.limits.over(sandbox).is_none()
-        && command.fds.is_empty()
-        && [&command.stdin, &command.stdout, &command.stderr].into_iter().all(plain)
-}
-
-/// Executes a command that [fits](fits_prepared) in a [prepared](prepare) sandbox.
-fn execute(mut live: Live, sandbox: &Sandbox, command: Command, flags: u64) -> Result<(Live, Pipes)> {
-    let mut command = sandbox.complete(command)?;
-    command.validate()?;
-    let passed = pass(&mut command, sandbox)?;
-    let pipes = live.execute(&command, flags, passed)?;
-    Ok((live, pipes))
+    /// Asks for its sandbox. It waits for nothing but init's attention, if init lives.
+    pub(crate) fn start(self, volumes: Hold, flags: u64) -> Result<(Live, Pipes)> {
+        let Prepared { began, mut trace, sandbox, command, passed } = self;
+        let asked = insist(|| ask(&sandbox, For::Command(&command), flags, &passed)).inspect_err(|error| trace.failed(error))?;
+        let live = asked.live(began, trace, sandbox, passed.streams, volumes)?;
+        // Our copies of the command's ends are closed here, or its readers would wait
+        // for us.
+        Ok((live, passed.pipes))
+    }
 }
 
 /// A dead init is noticed by the first request after it; the second one starts another.
@@ -266,10 +254,10 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    fn live(self, began: u64, sandbox: &Sandbox, streams: [Option<Capture>; 2], volumes: Hold) -> Result<Live> {
+    fn live(self, began: u64, trace: Trace, sandbox: Sandbox, streams: [Option<Capture>; 2], volumes: Hold) -> Result<Live> {
         let Asked { reply, draft, claim, ids, group, init, expected } = self;
         let place = Place::Own { claim, group: Box::new(group), init };
-        let mut live = Live::new(began, sandbox, reply, draft, expected, place, streams);
+        let mut live = Live::new(began, trace, sandbox, reply, draft, expected, place, streams);
         (live.ids, live.volumes) = (ids, Some(volumes));
         live.give_group()?;
         Ok(live)

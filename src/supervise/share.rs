@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::AsRawFd;
 
-use super::live::{lost, send_group};
+use super::broken::lost;
 use super::place::Place;
+use super::request::send_group;
 use super::{Keep, Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
 use crate::cgroup::{CommandGroup, Counters, Group, Handles};
 use crate::changes::Upper;
@@ -25,6 +26,7 @@ use crate::plan::{Draft, failure, wire};
 use crate::probe::Layer as Fence;
 use crate::sandbox::Sandbox;
 use crate::sys;
+use crate::trace::Trace;
 use crate::volume::Hold;
 
 /// How long the end waits for what it killed.
@@ -48,6 +50,7 @@ pub(crate) struct Session {
     layer: Mutex<Option<Shown>>,
     missing: u64,
     pub(crate) began: u64,
+    trace: Trace,
     pub(crate) paused: Mutex<bool>,
     ended: AtomicBool,
     /// The process that started it: a forked child's copy means nothing.
@@ -66,6 +69,12 @@ pub(crate) struct Shown {
 
 /// Stands for a kernel whose tmpfs has no idmapped mounts; for tests.
 pub(crate) static WITHOUT_IDMAPPED_TMPFS: AtomicBool = AtomicBool::new(false);
+
+/// A message with its descriptors.
+pub(crate) type Answer = (Report, Vec<OwnedFd>);
+
+/// What steps inside are about, for errors.
+pub(crate) const FILES: &str = "the files of the sandbox";
 
 /// One command's part in it.
 #[derive(Debug)]
@@ -141,6 +150,7 @@ impl Session {
 
     fn attempt(sandbox: &Sandbox, keep: Keep) -> Result<Session> {
         let began = monotonic();
+        let mut trace = Trace::of_instance(sandbox);
         let volumes = Mutex::new(Some(sandbox.hold_volumes()?));
         let asked = start_empty(sandbox, keep)?;
         let mut group = asked.group;
@@ -153,7 +163,8 @@ impl Session {
             Vec::new()
         };
         send_group(&asked.reply, &oom)?;
-        let (missing, shown) = stands(&asked.reply, &asked.draft, sandbox, &mut group)?;
+        let (missing, shown) = stands(&asked.reply, &asked.draft, sandbox, &mut group).inspect_err(|error| trace.failed(error))?;
+        trace.started();
         if let Some(checkpoint) = sandbox.root.checkpoint() {
             checkpoint.has_been_sealed();
         }
@@ -165,6 +176,7 @@ impl Session {
         let shared = asked.claim.clone().filter(|_| matches!(asked.expected.ids, Ids::Range { shared: true, .. }));
         let shown = shown.map(|(mounts, upper)| Shown { mounts, upper: Upper::new(upper, sandbox, ids), ids: shared });
         Ok(Session {
+            trace,
             reply: Arc::new(asked.reply),
             sandbox: Mutex::new(sandbox.clone()),
             claim: asked.claim,
@@ -261,8 +273,18 @@ impl Session {
     /// Does the steps inside, in a process of the sandbox's root that ends after `limit`;
     /// the descriptors that they keep, `None` for a step whose failure was tolerated.
     pub(crate) fn perform(&self, draft: &Draft, fds: &[BorrowedFd<'_>], limit: Duration) -> Result<Vec<Option<OwnedFd>>> {
-        let reply = self.ask(Request::DO, 0, draft, fds)?;
-        let Some((report, fds)) = answer(&reply, "the files of the sandbox", limit)? else { return Err(self.over()) };
+        let reply = self.ask_to_perform(draft, fds)?;
+        self.performed(draft, answer(&reply, FILES, limit)?)
+    }
+
+    /// The first half of [`perform`](Self::perform): returns the socket of the answer.
+    pub(crate) fn ask_to_perform(&self, draft: &Draft, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+        self.ask(Request::DO, 0, draft, fds)
+    }
+
+    /// Its second half.
+    pub(crate) fn performed(&self, draft: &Draft, answer: Option<Answer>) -> Result<Vec<Option<OwnedFd>>> {
+        let Some((report, fds)) = answer else { return Err(self.over()) };
         if report.kind != Report::DONE {
             return Err(failure::error(draft, None, &report));
         }
@@ -282,6 +304,7 @@ impl Session {
         if *self.paused.lock().unwrap_or_else(|e| e.into_inner()) {
             return Err(Error::invalid("a paused sandbox starts no command; resume it first"));
         }
+        let trace = Trace::of_command(Some(&self.trace), &sandbox, &command);
         let passed = pass(&mut command, &sandbox)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (share, handles) = self.share(number, sandbox.group_limits().cpu_account)?;
@@ -302,7 +325,8 @@ impl Session {
         draft.settings.command = number;
         let expected = expected(&sandbox, &self.init, self.ids, group.processes);
         let reply = self.ask(Request::RUN, number, &draft, &fds)?;
-        Ok((Live::new(began, &sandbox, reply, draft, expected, Place::Shared(Box::new(share)), passed.streams), passed.pipes))
+        let place = Place::Shared(Box::new(share));
+        Ok((Live::new(began, trace, sandbox, reply, draft, expected, place, passed.streams), passed.pipes))
     }
 
     fn share(self: &Arc<Session>, number: u32, cpu_limit: bool) -> Result<(Share, Handles)> {
@@ -393,11 +417,20 @@ fn stands(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) 
 }
 
 /// The next message on a reply socket, within `limit`; `None` at its end.
-fn answer(reply: &OwnedFd, object: &str, limit: Duration) -> Result<Option<(Report, Vec<OwnedFd>)>> {
+fn answer(reply: &OwnedFd, object: &str, limit: Duration) -> Result<Option<Answer>> {
     if !launch::wait_readable(reply.as_fd(), limit).map_err(|e| Error::io("wait for", object, e))? {
-        let text = format!("cannot go on with {object}: no answer within {limit:?} (does a bind lie on a file system that hangs?)");
-        return Err(Error::new(ErrorKind::Setup, text));
+        return Err(no_answer(object, limit));
     }
+    take_answer(reply, object)
+}
+
+pub(crate) fn no_answer(object: &str, limit: Duration) -> Error {
+    let text = format!("cannot go on with {object}: no answer within {limit:?} (does a bind lie on a file system that hangs?)");
+    Error::new(ErrorKind::Setup, text)
+}
+
+/// The message that is there, or will be soon.
+pub(crate) fn take_answer(reply: &OwnedFd, object: &str) -> Result<Option<Answer>> {
     let mut bytes = [0; Report::SIZE];
     let (length, fds) = sys::socket::receive(reply.as_fd(), &mut bytes, true).map_err(|e| Error::io("hear from", object, e))?;
     Ok(Report::decode(&bytes[..length]).map(|report| (report, fds)))

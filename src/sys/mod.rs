@@ -13,6 +13,8 @@ pub(crate) mod landlock;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod prctl;
+#[cfg(feature = "tokio")]
+pub(crate) mod reactor;
 pub(crate) mod rlimit;
 pub(crate) mod socket;
 pub(crate) mod terminal;

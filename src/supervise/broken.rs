@@ -1,0 +1,28 @@
+//! Why a sandbox could not do its job, where its messages don't say.
+
+use crate::error::{Error, ErrorKind};
+
+/// The error for a sandbox that ended without a word, with the wait status of its PID 1.
+pub(crate) fn lost(status: Option<u32>) -> Error {
+    let how = match status {
+        Some(status) if status & 0x7f == libc::SIGKILL as u32 => "its first process was killed from outside (is the host out of memory?)",
+        Some(_) => "its first process ended early",
+        None => "init ended, and all sandboxes with it",
+    };
+    Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
+}
+
+pub(super) fn out_of_memory() -> Error {
+    Error::new(
+        ErrorKind::Exhausted,
+        "the run was killed because the host, or a control group around it, is out of memory; its own limit was not reached",
+    )
+}
+
+/// Set-up hangs.
+pub(crate) fn overdue() -> Error {
+    Error::new(
+        ErrorKind::Setup,
+        "cannot start the sandbox: set-up did not end within 60 s (does a bind or the root lie on a file system that hangs?)",
+    )
+}

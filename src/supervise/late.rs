@@ -1,0 +1,125 @@
+//! Sandboxes that wait for their command, as a pool has them.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::live::Live;
+use super::place::Place;
+use super::{For, Passed, Pipes, ask, encoded, grouped, insist, monotonic, pass};
+use crate::child::Child;
+use crate::command::{Command, Stdio, Stream};
+use crate::error::Result;
+use crate::launch;
+use crate::outcome::Output;
+use crate::plan::compile::{self, Wanted};
+use crate::plan::message::{Report, Request};
+use crate::plan::wire;
+use crate::sandbox::Sandbox;
+use crate::sys;
+use crate::trace::Trace;
+
+/// A sandbox that waits for its command: everything has been done that doesn't need to
+/// know it, and it has been looked at.
+pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
+    sandbox.validate()?;
+    let began = monotonic();
+    let volumes = sandbox.hold_volumes()?;
+    let asked = insist(|| ask(sandbox, For::LaterCommand, 0, &Passed::nothing()))?;
+    let mut live = asked.live(began, Trace::of_nothing(), sandbox.clone(), [None, None], volumes)?;
+    live.stands()?;
+    Ok(live)
+}
+
+pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Output> {
+    // Nobody asks when it was executed.
+    let (mut live, _) = execute(live, sandbox, command, 0)?;
+    live.wait(None)?;
+    live.finish()
+}
+
+pub(crate) fn spawn_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Child> {
+    let (mut live, pipes) = execute(live, sandbox, command, wire::NOTIFY_START)?;
+    let started = live.started()?;
+    Ok(Child::new(live, pipes, started))
+}
+
+/// Whether a command can be executed in a prepared sandbox: with limits of its own, files
+/// of the host's or a terminal it needs a sandbox made for it.
+pub(crate) fn fits_prepared(sandbox: &Sandbox, command: &Command) -> bool {
+    let plain = |stdio: &Stdio| matches!(stdio.0, Stream::Null | Stream::Captured | Stream::Piped | Stream::Bytes(_) | Stream::Stdout);
+    command.limits.over(sandbox).is_none()
+        && command.fds.is_empty()
+        && [&command.stdin, &command.stdout, &command.stderr].into_iter().all(plain)
+}
+
+/// Executes a command that [fits](fits_prepared) in a [prepared](prepare) sandbox.
+fn execute(mut live: Live, sandbox: &Sandbox, command: Command, flags: u64) -> Result<(Live, Pipes)> {
+    let mut command = sandbox.complete(command)?;
+    command.validate()?;
+    let passed = pass(&mut command, sandbox)?;
+    let pipes = live.execute(&command, flags, passed)?;
+    Ok((live, pipes))
+}
+
+impl Live {
+    /// Waits until the process of a command that isn't known yet has been looked at.
+    fn stands(&mut self) -> Result<()> {
+        loop {
+            self.await_setup()?;
+            match self.setup_message()? {
+                Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
+                    self.let_proceed(fds[0].as_fd())?;
+                    if self.doubt.is_none() {
+                        return Ok(());
+                    }
+                }
+                Some(_) => return Err(self.lost(None)),
+                None => {}
+            }
+        }
+    }
+
+    /// Whether it has said nothing since: it would be its end.
+    pub(crate) fn still_stands(&self) -> bool {
+        matches!(launch::wait_readable(self.reply.as_fd(), Duration::ZERO), Ok(false))
+    }
+
+    /// Tells init that it's not wanted any more.
+    pub(crate) fn let_go(&self) {
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+    }
+
+    /// Tells the command that it stands for.
+    fn execute(&mut self, command: &Command, flags: u64, passed: Passed) -> Result<Pipes> {
+        let Place::Own { group, .. } = &self.place else { return Err(self.lost(None)) };
+        self.asked = monotonic();
+        self.trace = Trace::of_command(None, &self.sandbox, command);
+        let group = grouped(&self.sandbox, group, 0);
+        let wanted = Wanted {
+            command,
+            numbers: &passed.numbers,
+            group: &group,
+            files: false,
+            terminal: &[],
+            writable: &passed.writable,
+            first: wire::slot::LATE,
+        };
+        let mut draft = compile::late(&self.sandbox, self.expected.ids, &wanted)?;
+        draft.change(&self.sandbox.changes)?;
+        draft.settings.flags |= flags;
+        draft.missing |= self.draft.missing;
+        let plan = encoded(&draft)?;
+        let mut fds = vec![plan.as_fd()];
+        fds.extend(passed.fds.iter().map(AsFd::as_fd));
+        let request = Request { kind: Request::EXECUTE, command: 0, value: 0, time: 0 };
+        sys::socket::send(self.reply.as_fd(), &request.encode(), &fds).map_err(|_| self.lost(None))?;
+        (self.draft, self.streams, self.pooled) = (draft, passed.streams, true);
+        if flags & wire::NOTIFY_START == 0 {
+            // Nobody will hear when it was.
+            self.trace.started();
+        }
+        Ok(passed.pipes)
+    }
+}

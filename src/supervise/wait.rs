@@ -1,0 +1,82 @@
+//! Waiting for a command in a thread: `poll`, and what [`Live`] does then.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollTimeout, poll};
+
+use super::broken::overdue;
+use super::live::{Live, SETUP_LIMIT, Started, happened};
+use crate::error::{Error, Result};
+use crate::launch::{timeout_until, wait_readable};
+use crate::outcome::Line;
+
+impl Live {
+    /// Waits for the program's exec.
+    pub(crate) fn started(&mut self) -> Result<Started> {
+        loop {
+            self.await_setup()?;
+            if let Some(started) = self.arrive()? {
+                return Ok(started);
+            }
+        }
+    }
+
+    /// Waits for the next message of the set-up.
+    pub(super) fn await_setup(&self) -> Result<()> {
+        match wait_readable(self.reply.as_fd(), SETUP_LIMIT) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(overdue()),
+            Err(error) => Err(Error::io("wait for", "the sandbox", error)),
+        }
+    }
+
+    /// Until the end, or until `deadline`; true at the end.
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        self.wait_with(deadline, |_, _| {})
+    }
+
+    /// Until the end, telling each captured line of stream 0 or 1 as soon as it's there.
+    pub(crate) fn wait_lines(&mut self, on_line: &mut dyn FnMut(Line<'_>)) -> Result<()> {
+        self.keep_lines();
+        self.wait_with(None, |live, end| live.tell_lines(end, &mut *on_line)).map(drop)
+    }
+
+    fn wait_with(&mut self, deadline: Option<Instant>, mut news: impl FnMut(&mut Live, bool)) -> Result<bool> {
+        self.prepare_next();
+        let mut buffer = Vec::new();
+        while !self.has_ended() {
+            self.turn(deadline, &mut buffer)?;
+            news(self, false);
+            // Asked here and not when poll times out: with a stream that always has
+            // something to read it never does.
+            if !self.has_ended() && deadline.is_some_and(|d| Instant::now() >= d) {
+                return Ok(false);
+            }
+        }
+        self.gather(&mut buffer)?;
+        news(self, true);
+        while !self.settled() {
+            if !self.turn(deadline, &mut buffer)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// One turn of the poll loop: until something happens, or until `deadline`; false then.
+    fn turn(&mut self, deadline: Option<Instant>, buffer: &mut Vec<u8>) -> Result<bool> {
+        let ready: Vec<bool> = {
+            let mut polled = self.interest();
+            match poll(&mut polled, deadline.map_or(PollTimeout::NONE, timeout_until)) {
+                Ok(0) => return Ok(false),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
+            }
+            polled.iter().map(happened).collect()
+        };
+        self.advance(&ready, buffer)?;
+        Ok(true)
+    }
+}
