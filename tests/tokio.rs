@@ -426,15 +426,7 @@ fn commands_share_an_instance(host: &dyn Host) {
 fn checkpoints_are_kept(host: &dyn Host) {
     let mut instance = host.start(&sandbox()).expect("it starts");
     assert!(instance.run(shell("echo one >/tmp/file")).expect("it runs").success());
-    let checkpoint = match instance.checkpoint() {
-        Ok(checkpoint) => checkpoint,
-        // Where the kernel has no means for it, both kinds of host say so, and go on.
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-            assert!(instance.run(shell("true")).expect("it goes on").success());
-            return;
-        }
-    };
+    let checkpoint = instance.checkpoint().expect("a checkpoint");
     assert!(instance.run(shell("echo two >/tmp/file")).expect("it runs").success());
     let copy = host.start(&checkpoint.sandbox()).expect("it starts");
     assert_eq!(copy.run(shell("cat /tmp/file")).expect("it runs").text(), "one\n");
@@ -674,7 +666,7 @@ fn main() {
         a_wait_can_be_given_up_and_begun_again;
         dropping_a_child_kills_it;
         commands_share_an_instance;
-        checkpoints_are_kept;
+        checkpoints_are_kept, Need::Checkpoint;
         connections_reach_servers, Need::Tool("python3");
     };
     tests.extend([

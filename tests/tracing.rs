@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cofferdam::{Command, ErrorKind, MIB, Sandbox};
+use cofferdam::{Command, ErrorKind, MIB, Pool, Sandbox};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::with_default;
@@ -156,11 +156,21 @@ fn commands_of_an_instance_are_within_its_span() {
     assert_eq!(log.closed.last(), Some(&"instance"));
 }
 
+fn a_command_of_a_pool_has_its_own() {
+    let pool = Pool::new(Sandbox::new(), 1).expect("a pool");
+    let log = seen_of(|| assert!(pool.run("true").expect("it runs").success()));
+    assert_eq!(names(&log), ["run", "setup", "execution", "teardown"]);
+    assert_eq!(pool.stats().hits, 1);
+    assert_eq!(log.spans[0].fields.get("program").map(String::as_str), Some("true"));
+    assert_eq!(log.spans[0].fields.get("outcome").map(String::as_str), Some("exit code 0"));
+}
+
 fn main() {
     support::main(vec![
         test!(a_run_is_a_span_with_its_phases),
         test!(what_fails_says_why),
         test!(what_is_dropped_is_called_so),
+        test!(a_command_of_a_pool_has_its_own),
         test!(commands_of_an_instance_are_within_its_span),
     ]);
 }
