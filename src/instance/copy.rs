@@ -43,11 +43,11 @@ impl Instance {
     /// Nothing is copied that isn't below `path`, on the same mount. Symbolic links are
     /// copied only if they stay in the tree, whatever the other links are: relative, with
     /// `..` only at the start and no more of them than directories above. Any other link,
-    /// a FIFO, a socket or a device is an error of kind [`NotAFile`](ErrorKind::NotAFile).
+    /// a FIFO, a socket or a device is an error of kind [`NotAFile`](crate::ErrorKind::NotAFile).
     ///
     /// The copy is at most as large as the recipe's scratch layer, in bytes and in files,
     /// however large sparse files claim to be; else the error is
-    /// [`FileTooLarge`](ErrorKind::FileTooLarge). What was copied until an error
+    /// [`FileTooLarge`](crate::ErrorKind::FileTooLarge). What was copied until an error
     /// remains, for the caller to remove.
     pub fn copy_out(&self, path: impl AsRef<Path>, host: impl AsRef<Path>) -> Result<()> {
         let (path, host) = (inside(path.as_ref())?, host.as_ref());

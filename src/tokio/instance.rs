@@ -53,14 +53,14 @@ impl Instance {
     pub async fn run(&self, command: impl Into<Command>) -> Result<Output> {
         let command = command.into();
         refuse_piped(&command)?;
-        self.begin(command)?.0.to_end().await
+        self.begin(command)?.0.into_output().await
     }
 
     /// Runs a command and tells its lines: [`Instance::run_lines`](crate::Instance::run_lines).
     pub async fn run_lines(&self, command: impl Into<Command>, on_line: impl FnMut(Line<'_>)) -> Result<Output> {
         let command = command.into();
         refuse_piped(&command)?;
-        self.begin(command)?.0.to_end_with_lines(on_line).await
+        self.begin(command)?.0.into_output_with_lines(on_line).await
     }
 
     /// Starts a command: [`Instance::spawn`](crate::Instance::spawn).

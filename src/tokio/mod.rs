@@ -83,7 +83,7 @@ pub async fn run(sandbox: &Sandbox, command: impl Into<Command>) -> Result<Outpu
     let command = command.into();
     refuse_piped(&command)?;
     let (run, _) = begin(sandbox, command).await?;
-    run.to_end().await
+    run.into_output().await
 }
 
 /// Like [`run`], with each line of captured output told as soon as it's there:
@@ -93,7 +93,7 @@ pub async fn run_lines(sandbox: &Sandbox, command: impl Into<Command>, on_line: 
     let command = command.into();
     refuse_piped(&command)?;
     let (run, _) = begin(sandbox, command).await?;
-    run.to_end_with_lines(on_line).await
+    run.into_output_with_lines(on_line).await
 }
 
 /// Starts a command in a fresh sandbox: [`Sandbox::spawn`]. It's there when the program has been

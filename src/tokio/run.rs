@@ -57,14 +57,14 @@ impl Run {
     }
 
     /// From the start to the outcome.
-    pub(super) async fn to_end(mut self) -> Result<Output> {
+    pub(super) async fn into_output(mut self) -> Result<Output> {
         self.started().await?;
         self.wait().await?;
         self.finish()
     }
 
-    /// As [`to_end`](Self::to_end), telling each captured line as soon as it's there.
-    pub(super) async fn to_end_with_lines(mut self, mut on_line: impl FnMut(Line<'_>)) -> Result<Output> {
+    /// As [`into_output`](Self::into_output), telling each captured line as soon as it's there.
+    pub(super) async fn into_output_with_lines(mut self, mut on_line: impl FnMut(Line<'_>)) -> Result<Output> {
         self.started().await?;
         let inner = self.inner();
         inner.live.keep_lines();
