@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::fs;
 use std::future::Future;
 use std::io::{Read, Write};
@@ -572,14 +573,21 @@ fn no_drop_waits() {
 fn a_workload_that_never_stops_printing_leaves_room() {
     let sandbox = Sandbox::new().wall_time(support::patience(Duration::from_secs(10))).keep_output(1000);
     runtime().block_on(async {
+        let begun = Cell::new(false);
         let ticks = async {
-            for _ in 0..3 {
+            while !begun.get() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            for _ in 0..6 {
                 sleep(Duration::from_millis(1)).await;
             }
         };
         // Each line is about a read, and when it has been told the pipe is full again.
         let flood = shell("yes \"$(head -c 50000 /dev/zero | tr '\\0' x)\"");
-        let flood = tasks::run_lines(&sandbox, flood, |_| thread::sleep(Duration::from_millis(1)));
+        let flood = tasks::run_lines(&sandbox, flood, |_| {
+            begun.set(true);
+            thread::sleep(Duration::from_millis(4));
+        });
         tokio::select! {
             biased;
             end = flood => panic!("others had no turn until the end: {}", end.expect("it runs")),

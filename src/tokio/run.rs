@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use ::tokio::runtime::Handle;
+use ::tokio::task::yield_now;
 use ::tokio::time::timeout;
 use nix::poll::{PollFd, PollFlags};
 
@@ -101,11 +102,16 @@ impl Inner {
         while !self.live.has_ended() {
             self.turn(&mut buffer).await?;
             news(&mut self.live, false);
+            if !self.live.has_ended() {
+                // A workload that never stops printing leaves room for other tasks.
+                yield_now().await;
+            }
         }
         self.live.gather(&mut buffer)?;
         news(&mut self.live, true);
         while !self.live.settled() {
             self.turn(&mut buffer).await?;
+            yield_now().await;
         }
         Ok(())
     }

@@ -9,7 +9,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use ::tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
-use ::tokio::task::coop::consume_budget;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -35,8 +34,6 @@ impl Watch {
     /// Waits until poll has something to say about `interest`; its answers.
     pub(super) async fn ready<'a>(&mut self, interest: impl Fn() -> Vec<PollFd<'a>>) -> Result<Vec<bool>> {
         let failed = |e: io::Error| Error::io("wait for", "the sandbox", e);
-        // A workload that never stops printing leaves room for other tasks.
-        consume_budget().await;
         self.follow(&interest()).map_err(failed)?;
         let mut woken: Option<AsyncFdReadyGuard<'_, Set>> = None;
         loop {
