@@ -25,4 +25,8 @@ if [ -n "$missing" ]; then
     fi
 fi
 
-exec cargo test --locked "$@"
+cargo test --locked "$@"
+if [ $# -eq 0 ]; then
+    # What there is only with optional features.
+    cargo test --locked --all-features --test tokio --test tracing
+fi
