@@ -253,16 +253,104 @@ fn mountinfo_names_no_path_of_the_host() {
     assert!(text.lines().any(|line| line.contains(" /x ")), "{text}");
 }
 
+/// What `clone` makes, as its step is called in the plan.
+const NAMESPACES: &str = "make the namespaces";
+
+fn without_namespace(sandbox: Sandbox, flag: i32) -> Sandbox {
+    sandbox.with_bits_cleared(NAMESPACES, 0, flag as u64)
+}
+
+/// Where a run would do without a namespace it's in the host's, and a host that may look
+/// there notices.
 fn namespaces_are_missed() {
     let own = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).expect("a namespace").to_string_lossy().into_owned();
     let inside = |sandbox: &Sandbox, name: &str| said(sandbox, &format!("readlink /proc/self/ns/{name}"));
-    assert_ne!(inside(&sandbox(), "ipc"), own("ipc"));
-    let shared = sandbox().with_bits_cleared("make the namespaces", 0, libc::CLONE_NEWIPC as u64);
-    assert_eq!(inside(&blind(shared.clone()), "ipc"), own("ipc"));
-    assert!(refused(&shared).contains("ipc namespace"), "and the host notices");
+    let shared = [
+        ("ipc", without_namespace(sandbox(), libc::CLONE_NEWIPC)),
+        ("uts", without_namespace(sandbox(), libc::CLONE_NEWUTS).without_step("set the host name")),
+        ("net", sandbox().without_step("make a network namespace")),
+    ];
+    for (name, shared) in shared {
+        assert_ne!(inside(&sandbox(), name), own(name));
+        assert_eq!(inside(&blind(shared.clone()), name), own(name), "the test means nothing");
+        if is_root() {
+            assert!(refused(&shared).contains(&format!("{name} namespace")), "and the host notices");
+        }
+    }
     let cgroup = unseen(sandbox(), "make a control group namespace");
     assert_ne!(inside(&sandbox(), "cgroup"), own("cgroup"));
     assert_eq!(inside(&cgroup, "cgroup"), own("cgroup"));
+}
+
+/// Without these there's nothing to go on with, whoever looks.
+fn nothing_runs_without_its_namespaces() {
+    let able = || sandbox().capabilities([Capability::NetRaw]);
+    let broken = [
+        ("user", without_namespace(sandbox(), libc::CLONE_NEWUSER), "uid_map"),
+        ("mount", without_namespace(sandbox(), libc::CLONE_NEWNS), ""),
+        ("PID", without_namespace(sandbox(), libc::CLONE_NEWPID), "proc"),
+        ("UTS", without_namespace(sandbox(), libc::CLONE_NEWUTS), "host name"),
+        ("network", without_namespace(able(), libc::CLONE_NEWNET), "loopback"),
+    ];
+    assert!(run(&able(), "true").success());
+    for (name, broken, word) in broken {
+        let error = refused(&blind(broken));
+        assert!(error.contains("cannot") && error.contains(word), "{name}: {error}");
+    }
+    // The old root is no root to execute in, with and without what comes in between.
+    for sandbox in [sandbox(), sandbox().nesting()] {
+        let error = refused(&unseen(sandbox, "pivot to the new root"));
+        assert!(error.contains("cannot"), "{error}");
+    }
+}
+
+/// The host's network, and its shared memory, by what a workload would do with them.
+fn the_hosts_sockets_and_queues_are_out_of_reach() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let connect = format!("exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/{}'", listener.local_addr().expect("its address").port());
+    fence(&sandbox(), &unseen(sandbox(), "make a network namespace"), &connect);
+    let made = std::process::Command::new("ipcmk").args(["--queue", "--mode", "666"]).output().expect("ipcmk runs");
+    let id = String::from_utf8_lossy(&made.stdout).trim().rsplit(' ').next().expect("an id").to_string();
+    let look = format!("ipcs -q -i {id} | grep -q msqid={id}");
+    let (with, without) = (works(&sandbox(), &look), works(&blind(without_namespace(sandbox(), libc::CLONE_NEWIPC)), &look));
+    let removed = std::process::Command::new("ipcrm").args(["--queue-id", &id]).status().expect("ipcrm runs");
+    assert!(removed.success() && !with && without, "{with} {without}");
+}
+
+/// What pivot_root leaves behind is detached: it would lie on /proc.
+fn the_old_root_is_gone() {
+    fence(&sandbox(), &unseen(sandbox(), "detach the old root"), "test -d /proc/covers");
+}
+
+/// The capability sets and the bounding set, for a run as root of its sandbox; and
+/// the bounding set and no_new_privs, which keep what an exec would give back.
+fn capabilities_are_given_up_twice() {
+    let bounding = |s: Sandbox| s.without_step("drop the capability bounding set");
+    // CAP_DAC_OVERRIDE
+    let probe = "touch /tmp/x && chmod 0 /tmp/x && cat /tmp/x";
+    two_fences(&sandbox(), bounding, |s| s.without_step("set the capabilities"), probe);
+    two_fences(&sandbox(), bounding, |s| s.without_step("set no_new_privs").without_step(FILTER), probe);
+}
+
+/// Descriptors of the host, and ours, are closed by exec twice over: each by its own flag,
+/// and all by the step that arranges those that the command gets.
+fn no_descriptor_leaks() {
+    // In a process of its own: a thread's fork would take this one with it.
+    alone("no_descriptor_leaks", || {
+        let leaked = nix::unistd::dup(File::open("/etc/passwd").expect("a file")).expect("one that exec doesn't close");
+        let numbers = |sandbox: &Sandbox| {
+            let child = sandbox.spawn(Command::new("sleep").arg("60").stdin(cofferdam::Stdio::null())).expect("it starts");
+            let directory = format!("/proc/{}/fd", child.id().expect("its number"));
+            let names = fs::read_dir(directory).expect("its descriptors").map(|entry| entry.expect("a descriptor").file_name());
+            let mut numbers: Vec<u32> = names.map(|name| name.to_str().and_then(|n| n.parse().ok()).expect("a number")).collect();
+            numbers.sort_unstable();
+            child.kill().expect("a kill");
+            numbers
+        };
+        assert_eq!(numbers(&sandbox()), [0, 1, 2]);
+        assert_eq!(numbers(&unseen(sandbox(), "arrange the descriptors")), [] as [u32; 0], "they close by themselves");
+        drop(leaked);
+    });
 }
 
 /// Why a run is refused.
@@ -307,7 +395,9 @@ fn limits_are_missed() {
         ("RLIMIT_FSIZE", "Max file size"),
         ("RLIMIT_MEMLOCK", "Max locked memory"),
         ("RLIMIT_MSGQUEUE", "Max msgqueue size"),
+        ("RLIMIT_NICE", "Max nice priority"),
         ("RLIMIT_NPROC", "Max processes"),
+        ("RLIMIT_RTPRIO", "Max realtime priority"),
         ("RLIMIT_SIGPENDING", "Max pending signals"),
         ("RLIMIT_STACK", "Max stack size"),
     ] {
@@ -605,7 +695,12 @@ fn main() {
         test!(parts_of_proc_are_masked),
         test!(nothing_of_ours_is_left_in_reach),
         test!(mountinfo_names_no_path_of_the_host, Need::Tool("busybox"), Need::Overlay),
-        test!(namespaces_are_missed, root),
+        test!(namespaces_are_missed),
+        test!(nothing_runs_without_its_namespaces),
+        test!(the_hosts_sockets_and_queues_are_out_of_reach, Need::Tool("bash"), Need::Tool("ipcmk")),
+        test!(the_old_root_is_gone),
+        test!(capabilities_are_given_up_twice),
+        test!(no_descriptor_leaks),
         test!(the_host_looks_before_it_leaps),
         test!(limits_are_missed),
         test!(administration_is_refused, Need::Program("calls")),
