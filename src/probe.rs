@@ -230,6 +230,17 @@ impl Report {
         &self.notes
     }
 
+    pub(crate) fn set(&mut self, layer: Layer, state: LayerState) {
+        self.layers[layer as usize].1 = state;
+    }
+
+    /// Of all that nothing is known of yet.
+    pub(crate) fn set_untried(&mut self, state: impl Fn(Layer) -> LayerState) {
+        for (layer, known) in self.layers.iter_mut().filter(|(_, known)| *known == LayerState::Untried) {
+            *known = state(*layer);
+        }
+    }
+
     /// Every layer and its state.
     pub fn layers(&self) -> impl Iterator<Item = (Layer, &LayerState)> {
         self.layers.iter().map(|(layer, state)| (*layer, state))

@@ -68,6 +68,9 @@ pub struct Sandbox {
     pub(crate) keep_output: u64,
     keep_tail: u64,
     pub(crate) id_base: u32,
+    /// Only for [`check`](Self::check): the host's own procfs, as it is, takes the place of
+    /// one that can't be mounted.
+    pub(crate) borrowed_proc: bool,
     pub(crate) keep_changes: bool,
     require: u64,
     prefer: u64,
@@ -137,6 +140,7 @@ impl Sandbox {
             keep_output: 16 * MIB,
             keep_tail: 0,
             id_base: ID_BASE,
+            borrowed_proc: false,
             keep_changes: false,
             require: 0,
             prefer: 0,
@@ -691,6 +695,12 @@ impl Sandbox {
 
     pub(crate) fn without_preferences(mut self) -> Sandbox {
         self.prefer = 0;
+        self
+    }
+
+    /// See the field.
+    pub(crate) fn with_borrowed_proc(mut self) -> Sandbox {
+        self.borrowed_proc = true;
         self
     }
 

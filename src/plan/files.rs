@@ -247,15 +247,23 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devi
     draft.area(Area::Proc);
     // While init's /proc is still in view: the kernel mounts procfs in a user
     // namespace only where one is visible in full already.
-    let procfs = draft.temporary();
-    new_filesystem_into(draft, procfs, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
+    let procfs = if sandbox.borrowed_proc {
+        let path = draft.text("/proc");
+        let procfs = Tree { path, recursive: true }.clone_into(draft, "/proc");
+        set_attributes(draft, procfs, BASE | libc::MOUNT_ATTR_NOEXEC, "/proc");
+        procfs
+    } else {
+        let procfs = draft.temporary();
+        new_filesystem_into(draft, procfs, "proc", &[], BASE | libc::MOUNT_ATTR_NOEXEC);
+        procfs
+    };
     draft.area(Area::Mount);
     let path = draft.text("/dev");
     let dev = Tree { path, recursive: true }.clone_into(draft, "/dev");
     // The file system that mq_open(2) uses behind the scenes. In view, because Landlock
     // allows only what a rule leads to.
     let queues = facts.message_queues.then(|| new_filesystem(draft, "mqueue", &[], BASE | libc::MOUNT_ATTR_NOEXEC));
-    let closed = (!sandbox.nesting).then(|| (&facts.proc, proc::covers(draft, &facts.proc)));
+    let closed = (!sandbox.nesting && !sandbox.borrowed_proc).then(|| (&facts.proc, proc::covers(draft, &facts.proc)));
     draft.area(Area::Mount);
     let slash = draft.text("/");
     attach(draft, procfs, slash, "/proc");

@@ -1,6 +1,9 @@
 //! Trying a recipe without a command.
 
+use std::sync::Arc;
+
 use super::start;
+use crate::cgroup::{Group, Places};
 use crate::command::Command;
 use crate::error::{ErrorKind, Result};
 use crate::image::Root;
@@ -15,67 +18,101 @@ use crate::sandbox::Sandbox;
 /// Tries a recipe without a command; see [`Sandbox::check`].
 pub(crate) fn check(sandbox: &Sandbox) -> Result<Report> {
     sandbox.validate()?;
-    let mut layers: Vec<(Layer, LayerState)> = Layer::ALL.into_iter().map(|layer| (layer, LayerState::Untried)).collect();
-    let mut set = |layer: Layer, state: LayerState| layers[layer as usize].1 = state;
-    let init = match launch::init() {
-        Ok(init) => init,
+    let layers = Layer::ALL.into_iter().map(|layer| (layer, LayerState::Untried)).collect();
+    let mut report = Report { layers, works: true, notes: notes(sandbox) };
+    let facts = match launch::init() {
+        Ok(init) => {
+            try_all(sandbox, &init, &mut report);
+            init.facts.clone()
+        }
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            set(Layer::UserNamespace, LayerState::Missing(error.to_string()));
-            return Ok(Report { layers, works: false, notes: notes(sandbox) });
+            report.works = false;
+            report.set(Layer::UserNamespace, LayerState::Missing(error.to_string()));
+            let facts = Facts::gather();
+            try_groups(sandbox, &Arc::new(Places::find(facts.privileged)), 0, &facts, &mut report);
+            facts
         }
         Err(error) => return Err(error),
     };
-    let mut works = true;
+    for (layer, why) in absent(&facts) {
+        report.set(layer, LayerState::Missing(why));
+        report.works &= if layer.by_choice() { !sandbox.requires(layer) } else { sandbox.prefers(layer) };
+    }
+    if let Some(what) = facts.landlock.as_ref().ok().and_then(|abi| Some(format!("version {abi}: {}", landlock::lacks(*abi)?)))
+        && *report.state(Layer::Landlock) == LayerState::Works
+    {
+        report.set(Layer::Landlock, LayerState::Partial(what));
+    }
+    Ok(report)
+}
+
+/// Makes sandboxes until one stands, each without what turned out to be missing.
+fn try_all(sandbox: &Sandbox, init: &Init, report: &mut Report) {
     match &init.subordinate {
-        Ok(_) => set(Layer::SubordinateIds, LayerState::Works),
-        Err(why) if init.facts.privileged => set(Layer::SubordinateIds, LayerState::Unused(why.clone())),
+        Ok(_) => report.set(Layer::SubordinateIds, LayerState::Works),
+        Err(why) if init.facts.privileged => report.set(Layer::SubordinateIds, LayerState::Unused(why.clone())),
         Err(why) => {
-            works = !sandbox.requires(Layer::SubordinateIds);
-            set(Layer::SubordinateIds, LayerState::Missing(why.clone()));
+            report.works = !sandbox.requires(Layer::SubordinateIds);
+            report.set(Layer::SubordinateIds, LayerState::Missing(why.clone()));
         }
     }
     // The command stage can't be tried without a command: one that any image has,
     // because it's our own. Its exec fails with ENOEXEC after everything else worked.
     // Without preferences at first: a layer that was left out can't say why.
     let mut probe = sandbox.clone().without_preferences().without_locks().entrypoint([""; 0]).file_mode("/.cofferdam-check", "\n", 0o755);
-    let failed = loop {
+    loop {
         let attempt =
             start(&probe, Command::new("/.cofferdam-check"), wire::NOTIFY_START).and_then(|(mut live, _)| live.started().map(drop));
-        match attempt {
-            Err(error) if error.kind() != ErrorKind::ExecFormat => {
-                // Whether the recipe can do without it or not, the rest can be tried.
-                let spared = error.layer().filter(|layer| layer.optional() && !probe.prefers(*layer));
-                let Some(layer) = spared else { break Some(error) };
-                works &= sandbox.prefers(layer);
-                set(layer, LayerState::Missing(error.to_string()));
+        let error = match attempt {
+            Err(error) if error.kind() != ErrorKind::ExecFormat => error,
+            _ => break report.set_untried(|layer| works_or_unused(sandbox, &init.facts, layer)),
+        };
+        // Whether the recipe can do without it or not, the rest can be tried.
+        match error.layer() {
+            Some(layer) if layer.optional() && !probe.prefers(layer) => {
+                report.works &= sandbox.prefers(layer);
+                report.set(layer, LayerState::Missing(error.to_string()));
                 probe = probe.prefer(layer);
             }
-            _ => break None,
-        }
-    };
-    match failed {
-        None => {
-            for layer in Layer::ALL {
-                if layer != Layer::SubordinateIds && !probe.prefers(layer) {
-                    set(layer, unused(sandbox, &init.facts, layer).map_or(LayerState::Works, |why| LayerState::Unused(why.into())));
-                }
+            Some(Layer::PidNamespace) if !probe.borrowed_proc => {
+                report.works = false;
+                report.set(Layer::PidNamespace, LayerState::Missing(error.to_string()));
+                probe = probe.with_borrowed_proc();
+            }
+            layer => {
+                report.works = false;
+                report.set(layer.unwrap_or(Layer::MountNamespace), LayerState::Missing(error.to_string()));
+                break try_groups(sandbox, &init.places, init.next_group(), &init.facts, report);
             }
         }
-        Some(error) => {
-            works = false;
-            set(error.layer().unwrap_or(Layer::MountNamespace), LayerState::Missing(error.to_string()));
+    }
+}
+
+/// Control groups need no sandbox around them.
+fn try_groups(sandbox: &Sandbox, places: &Arc<Places>, number: u64, facts: &Facts, report: &mut Report) {
+    const LAYERS: [Layer; 5] = [Layer::MemoryLimit, Layer::ProcessLimit, Layer::CpuBandwidth, Layer::CpuAccount, Layer::CpuPinning];
+    let mut probe = sandbox.clone().without_preferences();
+    loop {
+        let made = Group::choose(places, number, probe.group_limits(), |layer| probe.prefers(layer)).and_then(|mut group| group.make());
+        match made {
+            Ok(()) => {
+                break report.set_untried(|layer| {
+                    if LAYERS.contains(&layer) { works_or_unused(sandbox, facts, layer) } else { LayerState::Untried }
+                });
+            }
+            Err(error) => match error.layer() {
+                Some(layer) if layer.optional() && !probe.prefers(layer) => {
+                    report.set(layer, LayerState::Missing(error.to_string()));
+                    probe = probe.prefer(layer);
+                }
+                _ => break,
+            },
         }
     }
-    for (layer, why) in absent(&init.facts) {
-        set(layer, LayerState::Missing(why));
-        works &= if layer.by_choice() { !sandbox.requires(layer) } else { sandbox.prefers(layer) };
-    }
-    if let Some(what) = init.facts.landlock.as_ref().ok().and_then(|abi| Some(format!("version {abi}: {}", landlock::lacks(*abi)?)))
-        && layers[Layer::Landlock as usize].1 == LayerState::Works
-    {
-        layers[Layer::Landlock as usize].1 = LayerState::Partial(what);
-    }
-    Ok(Report { layers, works, notes: notes(sandbox) })
+}
+
+fn works_or_unused(sandbox: &Sandbox, facts: &Facts, layer: Layer) -> LayerState {
+    unused(sandbox, facts, layer).map_or(LayerState::Works, |why| LayerState::Unused(why.into()))
 }
 
 /// What a recipe says without meaning to.

@@ -213,7 +213,7 @@ fn read_only(sandbox: &Sandbox) -> (Vec<String>, Vec<String>) {
     if let Root::Host(layout) = sandbox.root.base() {
         wanted.extend(layout.parts.iter().map(|part| escaped(&part.inside)).filter(free));
     }
-    wanted.extend((!sandbox.nesting).then(|| String::from("/proc/sys")).filter(free));
+    wanted.extend((!sandbox.nesting && !sandbox.borrowed_proc).then(|| String::from("/proc/sys")).filter(free));
     let once = |path: &String| places.iter().filter(|other| *other == path).count() == 1;
     let read_only = sandbox.mounts().iter().filter(|mount| matches!(mount.kind, MountKind::Bind { writable: false, .. }));
     (wanted, read_only.map(place).filter(once).collect())

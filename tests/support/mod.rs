@@ -199,7 +199,8 @@ pub fn ordinary_command(program: &Path) -> Command {
     command
 }
 
-const AGAIN: &str = "COFFERDAM_TEST_AGAIN";
+/// Set for such a second run.
+pub const AGAIN: &str = "COFFERDAM_TEST_AGAIN";
 const SHARED_IDS: &str = "COFFERDAM_TEST_SHARED_IDS";
 
 /// Whether root's sandboxes on a checkpoint share their ids.

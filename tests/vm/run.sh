@@ -16,11 +16,11 @@ cd "$(dirname "$0")/../.."
 
 kernels=${*:-6.1 6.12}
 # Test binaries that run in the machine, in this order.
-tests=${COFFERDAM_VM_TESTS:-isolation limits commands}
+tests=${COFFERDAM_VM_TESTS:-isolation limits commands containers}
 # Arguments for them, such as a part of a test's name.
 arguments=${COFFERDAM_VM_ARGUMENTS:-}
 # What they use there.
-packages=busybox-static,iproute2,procps,python3,uidmap
+packages=busybox-static,iproute2,procps,python3,runc,uidmap
 # Kernel modules, with those that they depend on; built-in ones are passed over.
 modules="virtio_pci virtio_blk overlay"
 memory=2048
