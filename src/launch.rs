@@ -331,7 +331,8 @@ fn greet(
     let directories = places.fds();
     let hello = Request { kind: Request::HELLO, command: directories.len() as u32 / 2, value: build(), time: places.nonce };
     fds.extend(directories);
-    let talk = |e| Error::io("talk to", "init", e);
+    let ended = || Error::new(ErrorKind::Setup, "cannot start init: it ended at once (was it killed?)");
+    let talk = |e: io::Error| if is_gone(&e) { ended() } else { Error::io("talk to", "init", e) };
     sys::socket::send(control.as_fd(), &hello.encode(), &fds).map_err(talk)?;
     loop {
         if !wait_readable(control.as_fd(), Duration::from_secs(20)).map_err(talk)? {
@@ -347,7 +348,7 @@ fn greet(
             }
             Some(report) if report.kind == Report::HELLO && report.errno == 0 => return Ok(()),
             Some(report) => return Err(failure::error(&draft, None, &report)),
-            None => return Err(Error::new(ErrorKind::Setup, "cannot start init: it ended at once (was it killed?)")),
+            None => return Err(ended()),
         }
     }
 }

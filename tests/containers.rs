@@ -53,7 +53,7 @@ impl Container {
         let mount =
             |place: &str, kind: &str, options: &[&str]| json!({ "destination": place, "type": kind, "source": kind, "options": options });
         let groups = if self.writable_groups { "rw" } else { "ro" };
-        let own = json!({ "destination": "/test", "type": "bind", "source": world_readable_copy(), "options": ["bind", "ro"] });
+        let own = json!({ "destination": "/run/test", "type": "bind", "source": world_readable_copy(), "options": ["bind", "ro"] });
         // As Docker, containerd and podman fill them.
         const MASKED: [&str; 10] =
             ["asound", "acpi", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "scsi", "interrupts"];
@@ -74,7 +74,7 @@ impl Container {
             "process": {
                 "terminal": false, "cwd": "/", "env": environment, "noNewPrivileges": false,
                 "user": { "uid": self.user, "gid": self.user },
-                "args": ["/test", name, "--exact", "--test-threads=1", "--nocapture"],
+                "args": ["/run/test", name, "--exact", "--test-threads=1", "--nocapture"],
                 "capabilities": { "bounding": self.capabilities(), "permitted": own_set, "effective": own_set, "inheritable": none, "ambient": none },
             },
             "mounts": [
@@ -121,7 +121,7 @@ fn recipe() -> Sandbox {
 }
 
 #[track_caller]
-fn missing<'a>(report: &'a Report, layer: Layer) -> &'a str {
+fn missing(report: &Report, layer: Layer) -> &str {
     match report.state(layer) {
         LayerState::Missing(why) => why,
         other => panic!("{layer} is {other:?}:\n{report}"),

@@ -19,6 +19,7 @@ const PATIENCE: u32 = 8;
 /// init's side.
 pub struct Ahead {
     place: *mut Place,
+    /// 0 for one that has been given up.
     kind: u64,
     /// Our end of its channel.
     channel: i32,
@@ -62,7 +63,7 @@ impl Ahead {
         if pid == 0 || !self.ready() {
             return None;
         }
-        if self.kind != kind {
+        if self.kind != kind || kind == 0 {
             self.refused += 1;
             if self.refused > PATIENCE {
                 self.kill();
@@ -120,7 +121,9 @@ impl Ahead {
         self.forget();
     }
 
-    pub fn kill(&self) {
+    /// Nobody is given it any more, although it takes a while to die.
+    pub fn kill(&mut self) {
+        self.kind = 0;
         let pid = self.pid();
         if pid > 0 {
             let _ = kill(pid, SIGKILL);

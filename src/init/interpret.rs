@@ -328,6 +328,16 @@ impl Context {
         Ok(0)
     }
 
+    /// Outer: whether PID 1 is dead, or dying: it has no memory any more before it has no
+    /// descriptors, and no id map can be written then. Only asked when something failed.
+    pub fn has_lost_pid1(&self) -> bool {
+        const POLLHUP: u64 = 0x10;
+        let patience = [0u64, 100_000_000];
+        let mut poll = u64::from(self.channel[0] as u32);
+        let arguments = [&raw mut poll as usize, 1, patience.as_ptr() as usize, 0, 0, 0];
+        self.pid1 > 0 && self.channel[0] >= 0 && call(nr::PPOLL, arguments).is_ok() && poll >> 48 & POLLHUP != 0
+    }
+
     /// From a PID 1 that was made ahead, when it has been told of its sandbox.
     pub fn adopted(&mut self) -> Context {
         self.drop_plan();

@@ -416,9 +416,14 @@ impl Server {
             limit => asked.saturating_add(limit).saturating_add(GRACE),
         };
         let kind = word_at(received.fds[1], AHEAD);
+        if self.ahead.is_some() {
+            // One that has died meanwhile is nobody to wait for.
+            self.reap();
+        }
         let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
         self.waiting = (waiting.pid, waiting.channel);
-        *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
+        *self.entry(index) =
+            Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
         let entry: *mut Entry = self.entry(index);
         let network = request.command;
         let mut made_ahead = || if network == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };
@@ -641,6 +646,10 @@ impl Server {
         self.ahead.kill();
         let mut usage = Rusage::default();
         while let Ok(Some(dead)) = reap(false, &mut usage) {
+            if !self.ahead.ended(dead.pid) {
+                // It may have been cloned after we killed what we knew, and waits for us.
+                self.ahead.kill();
+            }
             for index in 0..self.used {
                 let entry = self.entry(index);
                 if entry.outer == dead.pid && entry.pid1 > 0 {
@@ -805,6 +814,8 @@ fn outer(server: &Server, received: &Received) -> ! {
             }
             exit(0)
         }
+        // What has been done to a dead process failed for that, and init knows of it.
+        Err(_) if context.has_lost_pid1() => exit(1),
         Err(failure) => fail(failure),
     }
 }

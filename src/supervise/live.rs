@@ -32,6 +32,9 @@ use crate::sys;
 use crate::trace::Trace;
 use crate::volume::Hold;
 
+/// How long a process that can't be looked at any more may take to be dead.
+const DYING: Duration = Duration::from_millis(100);
+
 /// Set-up takes a millisecond or two; a minute means that it hangs on something of
 /// the host's, a dead network file system for example.
 pub(crate) const SETUP_LIMIT: Duration = Duration::from_secs(60);
@@ -205,6 +208,9 @@ impl Live {
                 self.place.init().see(kind);
                 Ok(())
             }
+            // There's nothing left to look at, or soon won't be, and nothing to execute; what
+            // became of it is on its way.
+            Err(error) if error.kind() == ErrorKind::Lost || launch::wait_readable(process, DYING).unwrap_or(false) => Ok(()),
             Err(error) if error.kind() == ErrorKind::Unsupported && self.sandbox.prefers(Layer::ReadBack) => {
                 self.draft.missing |= Layer::ReadBack.bit();
                 Ok(())

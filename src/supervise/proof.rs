@@ -21,7 +21,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -63,6 +63,14 @@ pub(crate) fn out_of_sight() -> Error {
     Error::unsupported(text).about(Some(Layer::ReadBack))
 }
 
+/// What is gone of a process whose directory is open has ended with it.
+fn unread(pid: u32, what: &str, error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => Error::new(ErrorKind::Lost, "the command's process ended while it was looked at"),
+        _ => unreadable(pid, what, error),
+    }
+}
+
 fn unreadable(pid: u32, what: &str, error: &io::Error) -> Error {
     let why = crate::error::errno_text(error);
     let hint = "is /proc mounted with hidepid? `prefer(Layer::ReadBack)` goes on without a look";
@@ -97,7 +105,7 @@ impl Process {
             }
             Ok(bytes)
         };
-        let bytes = read().map_err(|error| unreadable(self.pid, name, &error))?;
+        let bytes = read().map_err(|error| unread(self.pid, name, &error))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -156,7 +164,7 @@ impl Process {
     fn limits(&self, expected: &Expected) -> Result<()> {
         for limit in &expected.limits {
             let name = limit.resource.kernel_name();
-            let found = sys::rlimit::of(self.pid, limit.resource.number()).map_err(|error| unreadable(self.pid, name, &error))?;
+            let found = sys::rlimit::of(self.pid, limit.resource.number()).map_err(|error| unread(self.pid, name, &error))?;
             let shown = format_args!("{} {}", found.0, found.1);
             same(name, found == (limit.soft, limit.hard), shown, format_args!("{} {}", limit.soft, limit.hard))?;
         }
@@ -171,9 +179,10 @@ impl Process {
         let mut names = vec!["user", "mnt", "pid", "ipc", "uts"];
         names.extend((sandbox.network == Network::None).then_some("net"));
         for name in names {
-            let link = |of: String| fs::read_link(format!("/proc/{of}/ns/{name}"));
-            let found = link(self.pid.to_string()).map_err(|e| Error::io("read back", &format!("the {name} namespace"), e))?;
-            let own = link("self".into()).map_err(|e| Error::io("look at", &format!("the {name} namespace"), e))?;
+            let file = format!("ns/{name}");
+            let found = readlinkat(self.directory.as_fd(), file.as_str())
+                .map_err(|errno| unread(self.pid, &format!("the {name} namespace"), &errno.into()))?;
+            let own = fs::read_link(format!("/proc/self/{file}")).map_err(|e| Error::io("look at", &format!("the {name} namespace"), e))?;
             same(&format!("the {name} namespace"), found != own, found.display(), "one of its own")?;
         }
         Ok(())

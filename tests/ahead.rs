@@ -1,0 +1,166 @@
+//! What is made for a sandbox before anybody asks for it: its first process, its network
+//! and its control group. None of it may cost a run its success, tell one run of another,
+//! or stay.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cofferdam::{ErrorKind, Exit, Layer, Limit, MIB, Sandbox, Syscalls};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::host::alone;
+use support::processes::{self, Process};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn sandbox() -> Sandbox {
+    Sandbox::new().wall_time(LONG)
+}
+
+/// Two whose first processes are made alike, and two others.
+fn recipes() -> [Sandbox; 4] {
+    let strict = sandbox().syscalls(Syscalls::Strict);
+    [sandbox(), strict.clone(), sandbox().hostname("other"), strict.memory(64 * MIB).prefer(Layer::MemoryLimit)]
+}
+
+/// Does `body` in each of so many threads until the time is over; they all are.
+fn at_once(threads: usize, time: Duration, body: impl Fn(usize) + Sync) {
+    let end = Instant::now() + support::patience(time);
+    std::thread::scope(|scope| {
+        for i in 0..threads {
+            let body = &body;
+            scope.spawn(move || {
+                while Instant::now() < end {
+                    body(i);
+                }
+            });
+        }
+    });
+}
+
+fn quiet() {
+    assert!(cofferdam::quiesce(LONG).expect("init answers"), "something lives on");
+}
+
+/// Whoever asks for quiet makes what was made ahead go: not what another thread has just
+/// been given.
+fn quiet_takes_nothing_from_a_run() {
+    alone("quiet_takes_nothing_from_a_run", || {
+        at_once(3, Duration::from_secs(3), |i| match i {
+            0 => drop(cofferdam::quiesce(LONG).expect("init answers")),
+            _ => assert!(sandbox().run("true").expect("it runs").success()),
+        });
+        quiet();
+    });
+}
+
+/// One that waits too long for its like is given up, at whatever moment that is.
+fn recipes_may_take_turns() {
+    alone("recipes_may_take_turns", || {
+        let recipes = recipes();
+        at_once(4, Duration::from_secs(4), |i| assert!(recipes[i].run("true").expect("it runs").success()));
+        quiet();
+    });
+}
+
+/// init's children, which aren't the workload's.
+fn ours() -> Vec<Process> {
+    processes::inits(std::process::id()).iter().flat_map(|init| processes::children(init.pid)).collect()
+}
+
+/// Each process of ours is killed at any moment: a run succeeds or is lost, and never
+/// passes for anything else; nothing hangs and nothing stays.
+fn killed_at_any_moment() {
+    alone("killed_at_any_moment", || {
+        let recipes = recipes();
+        drop(sandbox().run("true").expect("it runs"));
+        quiet();
+        let descriptors = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
+        let before = descriptors();
+        let end = Instant::now() + support::patience(Duration::from_secs(6));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut turn = 0usize;
+                while Instant::now() < end {
+                    let victims = match turn % 16 {
+                        15 => processes::inits(std::process::id()),
+                        _ => ours(),
+                    };
+                    if let Some(victim) = victims.get(turn % victims.len().max(1)) {
+                        let _ = kill(Pid::from_raw(victim.pid as i32), Signal::SIGKILL);
+                    }
+                    turn += 1;
+                }
+            });
+            at_once(2, Duration::from_secs(6), |i| {
+                let began = Instant::now();
+                for recipe in &recipes[i..] {
+                    match recipe.run("true") {
+                        Ok(out) => assert_eq!(out.status, Exit::Code(0)),
+                        Err(error) => {
+                            assert!(matches!(error.kind(), ErrorKind::Lost | ErrorKind::Setup), "{}: {error}", error.kind().name())
+                        }
+                    }
+                }
+                assert!(began.elapsed() < support::patience(LONG), "it hung");
+            });
+        });
+        // What has been killed is dead then.
+        quiet();
+        assert!(recipes.iter().all(|recipe| recipe.run("true").expect("it runs").success()), "and everything is as before");
+        quiet();
+        let left = processes::sandboxes(ours());
+        assert!(left.is_empty(), "{left:?}");
+        assert!(descriptors() <= before, "descriptors stay open");
+    });
+}
+
+/// A group that was made ahead counts from nothing, and enforces what it was made for.
+fn groups_begin_at_nothing() {
+    alone("groups_begin_at_nothing", || {
+        let small = sandbox().memory(32 * MIB).prefer(Layer::MemoryLimit);
+        let hungry = ["sh", "-c", "head -c 100M /dev/zero | tail -c 100M >/dev/null; true"];
+        for _ in 0..6 {
+            let limited = small.run(hungry).expect("it runs");
+            let modest = small.run("true").expect("it runs");
+            if limited.missing.contains(&Layer::MemoryLimit) {
+                return;
+            }
+            assert_eq!(limited.status, Exit::Limit(Limit::Memory));
+            assert!(modest.success(), "{modest}");
+            assert!(modest.usage.peak_memory.is_none_or(|peak| peak < 32 * MIB), "{:?}", modest.usage);
+        }
+    });
+}
+
+/// A network namespace that serves again has seen nothing: not even a setting that the
+/// owner of its files could change.
+fn a_network_that_serves_again_is_as_new() {
+    alone("a_network_that_serves_again_is_as_new", || {
+        const FILE: &str = "/proc/sys/net/ipv4/ip_default_ttl";
+        if !Path::new(FILE).exists() {
+            return;
+        }
+        let strict = sandbox().syscalls(Syscalls::Strict);
+        for recipe in [strict.clone(), strict.nesting()] {
+            let said = |script: &str| recipe.run(["sh", "-c", script]).expect("it runs").text().trim().to_string();
+            let new = said(&format!("cat {FILE}"));
+            for _ in 0..8 {
+                assert_eq!(said(&format!("cat {FILE}; (echo 77 >{FILE}) 2>/dev/null")), new);
+            }
+        }
+    });
+}
+
+fn main() {
+    support::main(vec![
+        test!(quiet_takes_nothing_from_a_run),
+        test!(recipes_may_take_turns),
+        test!(killed_at_any_moment),
+        test!(groups_begin_at_nothing),
+        test!(a_network_that_serves_again_is_as_new),
+    ])
+}
