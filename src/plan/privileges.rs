@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::policy::filter::Filter;
 use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
+use crate::sys::prctl::PR_SET_SPECULATION_CTRL;
 
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
@@ -83,7 +84,7 @@ pub(crate) fn processor(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> 
     }
     if sandbox.speculation == Speculation::Restricted {
         for (kind, name) in facts.cpu.restrictable()? {
-            let args = [libc::PR_SET_SPECULATION_CTRL.into(), kind.into(), PR_SPEC_FORCE_DISABLE.into(), 0.into(), 0.into()];
+            let args = [PR_SET_SPECULATION_CTRL.into(), kind.into(), PR_SPEC_FORCE_DISABLE.into(), 0.into(), 0.into()];
             draft.step(libc::SYS_prctl, &args, "switch off", name);
         }
     }

@@ -2,6 +2,10 @@
 
 use std::io;
 
+// libc has these for x86 only.
+const PR_GET_SPECULATION_CTRL: i32 = 52;
+pub(crate) const PR_SET_SPECULATION_CTRL: i32 = 53;
+
 fn ask(option: libc::c_int, arguments: [libc::c_ulong; 4]) -> io::Result<i32> {
     let [a, b, c, d] = arguments;
     // SAFETY: plain numbers, and for PR_SCHED_CORE the address of the caller's variable.
@@ -23,5 +27,5 @@ pub(crate) fn core_scheduling() -> io::Result<()> {
 
 /// The state of a kind of speculation (PR_GET_SPECULATION_CTRL of prctl(2)).
 pub(crate) fn speculation(kind: u32) -> io::Result<i32> {
-    ask(libc::PR_GET_SPECULATION_CTRL, [kind.into(), 0, 0, 0])
+    ask(PR_GET_SPECULATION_CTRL, [kind.into(), 0, 0, 0])
 }
