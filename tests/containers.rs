@@ -52,6 +52,12 @@ impl Container {
     fn config(self, name: &str) -> Value {
         let mount =
             |place: &str, kind: &str, options: &[&str]| json!({ "destination": place, "type": kind, "source": kind, "options": options });
+        // What the library asks for where a v2 group has processes.
+        let make_room = if self.writable_groups {
+            "cd /sys/fs/cgroup && test -e cgroup.procs && mkdir host && for p in $(cat cgroup.procs); do echo $p >host/cgroup.procs; done; exec \"$0\" \"$@\""
+        } else {
+            "exec \"$0\" \"$@\""
+        };
         let groups = if self.writable_groups { "rw" } else { "ro" };
         let own = json!({ "destination": "/run/test", "type": "bind", "source": world_readable_copy(), "options": ["bind", "ro"] });
         // As Docker, containerd and podman fill them.
@@ -74,7 +80,7 @@ impl Container {
             "process": {
                 "terminal": false, "cwd": "/", "env": environment, "noNewPrivileges": false,
                 "user": { "uid": self.user, "gid": self.user },
-                "args": ["/run/test", name, "--exact", "--test-threads=1", "--nocapture"],
+                "args": ["sh", "-c", make_room, "/run/test", name, "--exact", "--test-threads=1", "--nocapture"],
                 "capabilities": { "bounding": self.capabilities(), "permitted": own_set, "effective": own_set, "inheritable": none, "ambient": none },
             },
             "mounts": [

@@ -498,6 +498,23 @@ fn only_common_sockets_can_be_had() {
     assert_eq!(event(sandbox().without_step(FILTER)), 0);
 }
 
+/// vsock(7) reaches the hypervisor and other machines, whatever the network namespace: the
+/// filter alone refuses it.
+fn vsock_is_closed_by_the_filter() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let outside = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_or_else(|errno| errno as i32, |_| 0);
+    if outside != 0 {
+        println!("this kernel has no vsock, so that nothing differs without the filter");
+    }
+    let family = libc::AF_VSOCK.to_string();
+    let errno = |sandbox: Sandbox| calls(sandbox, &["socket", &family, "1", "0"]).text().trim().parse::<i32>().expect("an errno");
+    assert_eq!(errno(sandbox()), libc::EAFNOSUPPORT);
+    assert_eq!(errno(sandbox().without_step(FILTER)), outside);
+    assert_eq!(errno(sandbox().syscalls(Syscalls::Unfiltered)), outside, "as THREATS.md says");
+    let out = calls(sandbox().syscalls(Syscalls::Strict), &["socket", &family, "1", "0"]);
+    assert_eq!(forbidden(&out).0, Some("socket"));
+}
+
 fn forbidden(out: &Output) -> (Option<&'static str>, u32) {
     match out.status {
         Exit::Limit(Limit::Syscall(call)) => (call.name(), call.number()),
@@ -705,6 +722,7 @@ fn main() {
         test!(limits_are_missed),
         test!(administration_is_refused, Need::Program("calls")),
         test!(only_common_sockets_can_be_had, Need::Program("calls")),
+        test!(vsock_is_closed_by_the_filter, Need::Program("calls")),
         test!(violations_are_told_by_name, Need::Program("calls")),
         test!(strict_runs_leave_nothing, Need::Program("calls")),
         test!(foreign_abis_are_closed, Need::X86, Need::Program("calls")),

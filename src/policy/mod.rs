@@ -70,7 +70,8 @@ pub enum Syscalls {
     /// scheduling, NUMA) is refused with an errno, and calls that nobody knew yet with
     /// `ENOSYS`.
     Strict,
-    /// No filter at all. The name is meant to show in a review.
+    /// No filter at all. The name is meant to show in a review: among much else the workload
+    /// may then have vsock(7) sockets, which no namespace keeps from the hypervisor.
     Unfiltered,
     /// A profile in Docker's JSON format. What it kills for ends the run as
     /// [`Limit::Syscall`](crate::Limit::Syscall).
