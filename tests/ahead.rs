@@ -28,7 +28,7 @@ fn recipes() -> [Sandbox; 4] {
 
 /// Does `body` in each of so many threads until the time is over; they all are.
 fn at_once(threads: usize, time: Duration, body: impl Fn(usize) + Sync) {
-    let end = Instant::now() + support::patience(time);
+    let end = Instant::now() + time;
     std::thread::scope(|scope| {
         for i in 0..threads {
             let body = &body;
@@ -80,7 +80,7 @@ fn killed_at_any_moment() {
         quiet();
         let descriptors = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
         let before = descriptors();
-        let end = Instant::now() + support::patience(Duration::from_secs(6));
+        let end = Instant::now() + Duration::from_secs(6);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut turn = 0usize;
@@ -115,6 +115,39 @@ fn killed_at_any_moment() {
         let left = processes::sandboxes(ours());
         assert!(left.is_empty(), "{left:?}");
         assert!(descriptors() <= before, "descriptors stay open");
+    });
+}
+
+/// With so few descriptors that something fails, each time something else: what's made
+/// ahead is given up first or last, and a run works or says that it can't.
+fn few_descriptors_are_an_error_at_worst() {
+    alone("few_descriptors_are_an_error_at_worst", || {
+        use nix::sys::resource::{Resource, setrlimit};
+        let recipes = recipes();
+        let (mut worked, mut failed) = (0, 0);
+        for most in (16..80).rev() {
+            setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a lower limit");
+            // The next one has that limit too.
+            for init in processes::inits(std::process::id()) {
+                kill(Pid::from_raw(init.pid as i32), Signal::SIGKILL).expect("init is ours");
+                processes::eventually(LONG, "init is dead", || processes::alive(std::slice::from_ref(&init)).is_empty());
+            }
+            for recipe in recipes.iter().chain(&recipes) {
+                match recipe.run("true") {
+                    Ok(out) => {
+                        assert_eq!(out.status, Exit::Code(0));
+                        worked += 1;
+                    }
+                    Err(error) => {
+                        assert!(!error.to_string().contains("user namespaces are refused"), "{most}: {error}");
+                        assert!(error.kind() != ErrorKind::Invalid, "{most}: {error}");
+                        failed += 1;
+                    }
+                }
+            }
+            assert!(cofferdam::quiesce(LONG).unwrap_or(true), "{most}: something lives on");
+        }
+        assert!(worked > 0 && failed > 0, "{worked} and {failed}: the test means nothing");
     });
 }
 
@@ -160,6 +193,7 @@ fn main() {
         test!(quiet_takes_nothing_from_a_run),
         test!(recipes_may_take_turns),
         test!(killed_at_any_moment),
+        test!(few_descriptors_are_an_error_at_worst),
         test!(groups_begin_at_nothing),
         test!(a_network_that_serves_again_is_as_new),
     ])
