@@ -155,8 +155,8 @@ fn few_descriptors_are_an_error_at_worst() {
 fn groups_begin_at_nothing() {
     alone("groups_begin_at_nothing", || {
         let small = sandbox().memory(32 * MIB).prefer(Layer::MemoryLimit);
-        let hungry = ["sh", "-c", "head -c 100M /dev/zero | tail -c 100M >/dev/null; true"];
-        for _ in 0..6 {
+        let hungry = ["sh", "-c", "head -c 40M /dev/zero | tail -c 40M >/dev/null; true"];
+        for _ in 0..3 {
             let limited = small.run(hungry).expect("it runs");
             let modest = small.run("true").expect("it runs");
             if limited.missing.contains(&Layer::MemoryLimit) {

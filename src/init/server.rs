@@ -422,8 +422,7 @@ impl Server {
         }
         let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
         self.waiting = (waiting.pid, waiting.channel);
-        *self.entry(index) =
-            Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
+        *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
         let entry: *mut Entry = self.entry(index);
         let network = request.command;
         let mut made_ahead = || if network == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };

@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageConfig;
 use crate::launch;
 use crate::layer::IdRange;
+use crate::net::Network;
 use crate::outcome::{Facts, Line, Output, Source};
 use crate::plan::message::{Report, Request};
 use crate::plan::{Draft, failure};
@@ -100,7 +101,8 @@ impl Live {
             reply: Arc::new(reply),
             trace,
             // While init is at work.
-            kind: draft.kind(),
+            // A plan that lacks a network by mistake is that of a recipe which wants none.
+            kind: draft.kind() ^ u64::from(sandbox.network == Network::Host),
             draft,
             sandbox,
             place,
