@@ -428,7 +428,8 @@ fn any_limit_on_descriptors_is_an_error_at_worst() {
                 Ok(out) => worked += u32::from(out.success()),
                 Err(error) => assert!(matches!(error.kind(), ErrorKind::Exhausted), "{more}: {error:?}"),
             }
-            assert_eq!(count(), before, "{more}");
+            // A group that was made ahead may have been used up.
+            assert!(count() <= before, "{more}: descriptors stay open");
         }
         assert!(worked > 0, "enough in the end");
     });

@@ -806,7 +806,12 @@ fn outer(server: &Server, received: &Received) -> ! {
         }
     }
     match context.run(Stage::Outer) {
-        Ok(Ran::Cloned) => crate::inside::main(context),
+        Ok(Ran::Cloned) => {
+            // What is for the next one would hide its end as long as this one is set up.
+            close(server.next.channel);
+            close(server.next.network);
+            crate::inside::main(context)
+        }
         Ok(Ran::Done) => {
             if server.next.channel >= 0 {
                 crate::ahead::make(&mut context, server.next);
