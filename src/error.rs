@@ -228,7 +228,7 @@ pub(crate) fn errno_text(error: &io::Error) -> String {
 }
 
 pub(crate) fn is_exhaustion(errno: i32) -> bool {
-    matches!(errno, libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM)
+    matches!(errno, libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ETOOMANYREFS)
 }
 
 /// What to do about an errno that means "too many".
@@ -238,6 +238,8 @@ pub(crate) fn exhaustion_hint(errno: i32) -> Option<&'static str> {
         libc::ENFILE => "the machine has too many files open; raise fs.file-max",
         libc::EAGAIN => "too many processes; raise RLIMIT_NPROC, kernel.pid_max or the group's pids.max",
         libc::ENOMEM => "the host is out of memory",
+        // unix(7)
+        libc::ETOOMANYREFS => "this user has too many descriptors on their way through sockets; raise RLIMIT_NOFILE",
         _ => return None,
     })
 }
