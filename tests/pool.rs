@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use cofferdam::{Command, ErrorKind, Exit, Limit, MIB, Pool, Sandbox, Stdio, Syscalls};
+use support::host;
 use support::processes::{children, inits, sandboxes};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -59,14 +60,15 @@ fn each_is_used_once() {
 }
 
 fn verdicts_and_errors_are_the_same() {
-    let pool = full(recipe().wall_time(Duration::from_millis(300)).output(1000), 2);
+    let short = full(recipe().wall_time(Duration::from_millis(300)), 1);
+    assert_eq!(short.run(sh("sleep 1000")).expect("it runs").status, Exit::Limit(Limit::WallTime));
+    let pool = full(recipe().output(1000), 2);
     let status = |command: Command| {
         assert!(pool.wait_full(LONG).expect("prepared"));
         pool.run(command).map(|out| out.status)
     };
     assert_eq!(status(sh("exit 7")).expect("it runs"), Exit::Code(7));
     assert_eq!(status(sh("kill -ABRT $$")).expect("it runs"), Exit::Signal(6));
-    assert_eq!(status(sh("sleep 1000")).expect("it runs"), Exit::Limit(Limit::WallTime));
     assert_eq!(status(sh("yes")).expect("it runs"), Exit::Limit(Limit::Output));
     let kind = |command: Command| status(command).expect_err("it can't be").kind();
     assert_eq!(kind(Command::new("no-such-program")), ErrorKind::NotFound);
@@ -118,33 +120,39 @@ fn many_threads_share_one() {
 }
 
 fn nothing_waits_after_the_end() {
-    let pool = full(recipe(), 5);
-    let init = inits(std::process::id()).pop().expect("an init").pid;
-    assert!(sandboxes(children(init)).len() >= 5);
-    let child = pool.spawn(["sleep", "1000"]).expect("it starts");
-    drop(pool);
-    // The command goes on.
-    assert_eq!(sandboxes(children(init)).len(), 1);
-    drop(child);
-    assert!(cofferdam::quiesce(LONG).expect("init answers"));
-    assert_eq!(sandboxes(children(init)).len(), 0);
+    // Of no other test's sandboxes.
+    host::alone("nothing_waits_after_the_end", || {
+        let pool = full(recipe(), 5);
+        let init = inits(std::process::id()).pop().expect("an init").pid;
+        assert!(sandboxes(children(init)).len() >= 5);
+        let child = pool.spawn(["sleep", "1000"]).expect("it starts");
+        drop(pool);
+        // The command goes on.
+        assert_eq!(sandboxes(children(init)).len(), 1);
+        drop(child);
+        assert!(cofferdam::quiesce(LONG).expect("init answers"));
+        assert_eq!(sandboxes(children(init)).len(), 0);
+    });
 }
 
 fn the_dead_are_not_handed_out() {
-    let pool = full(recipe(), 3);
-    let init = inits(std::process::id()).pop().expect("an init").pid;
-    let firsts: BTreeSet<u32> = sandboxes(children(init)).iter().map(|p| p.pid).collect();
-    for pid in firsts {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).expect("killed");
-    }
-    support::processes::eventually(LONG, "they are gone", || sandboxes(children(init)).len() < 3);
-    for _ in 0..4 {
-        let out = pool.run("true");
-        // Between a death and the news of it one may still be tried.
-        assert!(out.as_ref().is_ok_and(|out| out.success()) || out.is_err_and(|e| e.kind() == ErrorKind::Lost));
-    }
-    assert!(pool.wait_full(LONG).expect("prepared"));
-    assert!(pool.run("true").expect("it runs").success());
+    // Of no other test's sandboxes.
+    host::alone("the_dead_are_not_handed_out", || {
+        let pool = full(recipe(), 3);
+        let init = inits(std::process::id()).pop().expect("an init").pid;
+        let firsts: BTreeSet<u32> = sandboxes(children(init)).iter().map(|p| p.pid).collect();
+        for pid in firsts {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).expect("killed");
+        }
+        support::processes::eventually(LONG, "they are gone", || sandboxes(children(init)).len() < 3);
+        for _ in 0..4 {
+            let out = pool.run("true");
+            // Between a death and the news of it one may still be tried.
+            assert!(out.as_ref().is_ok_and(|out| out.success()) || out.is_err_and(|e| e.kind() == ErrorKind::Lost));
+        }
+        assert!(pool.wait_full(LONG).expect("prepared"));
+        assert!(pool.run("true").expect("it runs").success());
+    });
 }
 
 fn wrong_pools_are_errors() {
