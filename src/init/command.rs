@@ -280,10 +280,9 @@ impl Command {
 
     /// What a courier hands over. It's on its way, and nothing holds it up for long.
     fn take_over(&mut self) {
-        let mut poll = (self.channel as u32 as u64) | 1 << 32;
-        let limit = [0u64, 100_000_000];
+        const POLLIN: u64 = 1;
         let _ = kill(self.pid, SIGCONT);
-        let _ = call(nr::PPOLL, [&raw mut poll as usize, 1, limit.as_ptr() as usize, 0, 0, 0]);
+        let _ = poll_one(self.channel, POLLIN, 100_000_000);
         close(core::mem::replace(&mut self.pidfd, -1));
         if let Some((pidfd, listener)) = listener::take(self.channel) {
             (self.pidfd, self.listener) = (pidfd, listener);

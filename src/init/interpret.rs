@@ -332,10 +332,8 @@ impl Context {
     /// descriptors, and no id map can be written then. Only asked when something failed.
     pub fn has_lost_pid1(&self) -> bool {
         const POLLHUP: u64 = 0x10;
-        let patience = [0u64, 100_000_000];
-        let mut poll = u64::from(self.channel[0] as u32);
-        let arguments = [&raw mut poll as usize, 1, patience.as_ptr() as usize, 0, 0, 0];
-        self.pid1 > 0 && self.channel[0] >= 0 && call(nr::PPOLL, arguments).is_ok() && poll >> 48 & POLLHUP != 0
+        let hung_up = || poll_one(self.channel[0], 0, 100_000_000).is_ok_and(|events| events & POLLHUP != 0);
+        self.pid1 > 0 && self.channel[0] >= 0 && hung_up()
     }
 
     /// From a PID 1 that was made ahead, when it has been told of its sandbox.
@@ -543,10 +541,7 @@ impl Context {
     fn die_with_init(&self) -> Result<usize> {
         const POLLIN: u64 = 1;
         prctl(PR_SET_PDEATHSIG, SIGKILL)?;
-        let now = [0u64; 2];
-        let mut poll = (self.init as u32 as u64) | POLLIN << 32;
-        let ready = call(nr::PPOLL, [&raw mut poll as usize, 1, now.as_ptr() as usize, 0, 0, 0])?;
-        if ready != 0 {
+        if poll_one(self.init, POLLIN, 0)? != 0 {
             exit(1);
         }
         Ok(0)

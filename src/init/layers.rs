@@ -154,28 +154,9 @@ fn own(result: Result<usize>) -> Result<()> {
     }
 }
 
-/// Does something with each name in a directory; what it does there may add and remove names.
+/// See [`each_name`]. A small buffer: trees are deep.
 fn each(directory: i32, mut action: impl FnMut(*const u8) -> Result<()>) -> Result<()> {
-    let mut buffer = [0u64; 128];
-    loop {
-        let read = [directory as usize, buffer.as_mut_ptr() as usize, size_of_val(&buffer), 0, 0, 0];
-        let length = call(nr::GETDENTS64, read)?;
-        if length == 0 {
-            return Ok(());
-        }
-        // SAFETY: the kernel has filled so many bytes of the buffer.
-        let bytes = unsafe { core::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-        let mut at = 0;
-        // struct linux_dirent64: inode, offset (u64 each), length (u16), type, name
-        while let Some(entry) = bytes.get(at..) {
-            let Some([low, high]) = entry.get(16..18) else { break };
-            at += usize::from(u16::from_le_bytes([*low, *high]));
-            let name = entry.get(19..).unwrap_or_default();
-            if !name.starts_with(b".\0") && !name.starts_with(b"..\0") {
-                action(name.as_ptr())?;
-            }
-        }
-    }
+    each_name(directory, &mut [0u64; 128], |name| action(name.as_ptr()))
 }
 
 /// What a file is.

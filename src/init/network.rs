@@ -170,9 +170,7 @@ fn serve(channel: i32, signal: i32, init: i32) -> ! {
             continue;
         }
         if count < ENDED {
-            let mut polled = u64::from(signal as u32) | POLLIN << 32;
-            let patience = [0u64, PATIENCE];
-            let _ = call(nr::PPOLL, [&raw mut polled as usize, 1, patience.as_ptr() as usize, 0, 0, 0]);
+            let _ = poll_one(signal, POLLIN, PATIENCE);
         }
         let Ok(socket) = make() else { exit(1) };
         // The namespace of a socket (ioctl_ns(2) knows /proc only).

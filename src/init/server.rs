@@ -698,33 +698,19 @@ fn remove_with_commands(home: i32, group: u64) -> Result<usize> {
 
 /// Removes the directories in `parent` and, if they are `nested`, those in them first.
 fn remove_below(parent: i32, nested: bool) {
-    let mut buffer = [0u64; 512];
-    while let Ok(length @ 1..) = call(nr::GETDENTS64, [parent as usize, buffer.as_mut_ptr() as usize, size_of_val(&buffer), 0, 0, 0]) {
-        let mut at = 0;
-        while at + 19 < length {
-            // struct linux_dirent64: inode, offset (u64 each), length (u16), type, name
-            // SAFETY: the kernel has filled `length` bytes with such entries, and ends
-            // each name with a NUL.
-            let (size, entry) = unsafe {
-                let entry = buffer.as_ptr().cast::<u8>().add(at);
-                (entry.add(16).cast::<u16>().read_unaligned(), entry.add(19))
-            };
-            at += usize::from(size).max(1);
-            // Only directories can be; files aren't.
-            let remove = || call(nr::UNLINKAT, [parent as usize, entry as usize, AT_REMOVEDIR, 0, 0, 0]);
-            if remove() == Err(EBUSY) && nested {
-                let flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-                // `..` is busy too, and of no concern here.
-                // SAFETY: as above.
-                let dots = unsafe { entry.read() } == b'.';
-                if let (false, Ok(directory)) = (dots, call(nr::OPENAT, [parent as usize, entry as usize, flags, 0, 0, 0])) {
-                    remove_below(directory as i32, false);
-                    close(directory as i32);
-                    let _ = remove();
-                }
+    let _ = each_name(parent, &mut [0u64; 512], |name| {
+        // Only directories can be; files aren't.
+        let remove = || call(nr::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0]);
+        if remove() == Err(EBUSY) && nested {
+            let flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+            if let Ok(directory) = call(nr::OPENAT, [parent as usize, name.as_ptr() as usize, flags, 0, 0, 0]) {
+                remove_below(directory as i32, false);
+                close(directory as i32);
+                let _ = remove();
             }
         }
-    }
+        Ok(())
+    });
 }
 
 const AT_REMOVEDIR: usize = 0x200;

@@ -362,6 +362,39 @@ pub fn receive_request(socket: i32, wait: bool) -> Result<Option<(Request, Recei
     }
 }
 
+/// What poll(2) tells of one descriptor, within so many nanoseconds.
+pub fn poll_one(fd: i32, events: u64, nanos: u64) -> Result<u64> {
+    let mut polled = u64::from(fd as u32) | events << 32;
+    let limit = [nanos / 1_000_000_000, nanos % 1_000_000_000];
+    call(nr::PPOLL, [&raw mut polled as usize, 1, limit.as_ptr() as usize, 0, 0, 0])?;
+    Ok(polled >> 48)
+}
+
+/// Does something with each name in a directory but `.` and `..`, from where it was read
+/// last; what is done there may add and remove names. The buffer says how much is read at
+/// once. A name ends with a NUL, and bytes of others may follow.
+pub fn each_name(directory: i32, buffer: &mut [u64], mut action: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    loop {
+        let read = [directory as usize, buffer.as_mut_ptr() as usize, size_of_val(buffer), 0, 0, 0];
+        let length = call(nr::GETDENTS64, read)?;
+        if length == 0 {
+            return Ok(());
+        }
+        // SAFETY: the kernel has filled so many bytes of the buffer.
+        let bytes = unsafe { core::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
+        let mut at = 0;
+        // struct linux_dirent64: inode, offset (u64 each), length (u16), type, name
+        while let Some(entry) = bytes.get(at..) {
+            let Some([low, high]) = entry.get(16..18) else { break };
+            at += usize::from(u16::from_le_bytes([*low, *high]));
+            let name = entry.get(19..).unwrap_or_default();
+            if !name.starts_with(b".\0") && !name.starts_with(b"..\0") {
+                action(name)?;
+            }
+        }
+    }
+}
+
 /// The first number in a file, read from its start: a counter of a control group.
 pub fn counter(fd: i32) -> Option<u64> {
     number_after(fd, b"")

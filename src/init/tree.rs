@@ -106,30 +106,18 @@ impl Tree {
 
     fn list(&self, processes: &mut [Process]) -> usize {
         let mut count = 0;
-        let mut buffer = [0u64; 512];
         let _ = call(nr::LSEEK, [self.proc as usize, 0, 0, 0, 0, 0]);
-        loop {
-            let read = [self.proc as usize, buffer.as_mut_ptr() as usize, size_of_val(&buffer), 0, 0, 0];
-            let Ok(length @ 1..) = call(nr::GETDENTS64, read) else { return count };
-            // SAFETY: the kernel has filled so many bytes of the buffer.
-            let bytes = unsafe { core::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-            let mut at = 0;
-            // struct linux_dirent64: inode, offset (u64 each), length (u16), type, name
-            while let Some(entry) = bytes.get(at..) {
-                let Some([low, high]) = entry.get(16..18) else { break };
-                at += usize::from(u16::from_le_bytes([*low, *high]));
-                let name = entry.get(19..).unwrap_or_default();
-                if !name.first().is_some_and(u8::is_ascii_digit) {
-                    continue;
-                }
-                if let Some(process) = self.process(name)
-                    && let Some(place) = processes.get_mut(count)
-                {
-                    *place = process;
-                    count += 1;
-                }
+        let _ = each_name(self.proc, &mut [0u64; 512], |name| {
+            if name.first().is_some_and(u8::is_ascii_digit)
+                && let Some(process) = self.process(name)
+                && let Some(place) = processes.get_mut(count)
+            {
+                *place = process;
+                count += 1;
             }
-        }
+            Ok(())
+        });
+        count
     }
 
     /// /proc/<pid>/stat (proc_pid_stat(5)).
