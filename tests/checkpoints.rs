@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cofferdam::{ChangeKind, Checkpoint, Child, Command, CommitOptions, ErrorKind, Image, Instance, Layer, MIB, Sandbox, Stdio, Syscalls};
 use support::processes::eventually;
-use support::{Need, host};
+use support::{Need, host, shell};
 
 const LONG: Duration = Duration::from_secs(30);
 /// The first id of the last range.
@@ -23,10 +23,6 @@ fn sandbox() -> Sandbox {
 
 fn start() -> Instance {
     sandbox().start().expect("it starts")
-}
-
-fn shell(script: &str) -> Command {
-    Command::new("sh").args(["-c", script])
 }
 
 /// What a script prints in a live sandbox.

@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::processes::{self, eventually, marked, marker};
-use support::{Need, compile_c, fresh_dir, host};
+use support::{Need, compile_c, fresh_dir, host, shell};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -34,10 +34,6 @@ fn run(command: impl Into<Command>) -> Output {
 
 fn sh(script: &str) -> Output {
     run(["sh", "-c", script])
-}
-
-fn shell(script: &str) -> Command {
-    Command::new("sh").args(["-c", script])
 }
 
 /// A shell that has said "ready" after the first part of its script.

@@ -23,7 +23,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use support::host::{self, Host};
 use support::processes::{self, Process, alive, descendants, eventually, inits, marked, marker, sandboxes};
-use support::{Need, fresh_dir, is_root};
+use support::{Need, fresh_dir, is_root, shell};
 
 const LONG: Duration = Duration::from_secs(30);
 /// Nothing of a dead host lives longer.
@@ -31,10 +31,6 @@ const SOON: Duration = Duration::from_secs(2);
 
 fn sandbox() -> Sandbox {
     Sandbox::new().wall_time(LONG)
-}
-
-fn shell(script: &str) -> Command {
-    Command::new("sh").args(["-c", script])
 }
 
 /// That the library works, here and now.

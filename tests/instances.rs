@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cofferdam::{Child, Command, ErrorKind, Exit, Instance, Limit, MIB, Sandbox, Stdio, Syscalls};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use support::processes::{eventually, marked, marker};
-use support::{Need, host};
+use support::{Need, host, shell};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -19,10 +19,6 @@ fn sandbox() -> Sandbox {
 
 fn start() -> Instance {
     sandbox().start().expect("it starts")
-}
-
-fn shell(script: &str) -> Command {
-    Command::new("sh").args(["-c", script])
 }
 
 /// A command that has said "ready" after the first part of its script.

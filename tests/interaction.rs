@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cofferdam::{Command, Conversation, ErrorKind, Exit, Interaction, Limit, Party, Sandbox, Verdict, WaitReason};
+use cofferdam::{Conversation, ErrorKind, Exit, Interaction, Limit, Party, Sandbox, Verdict, WaitReason};
 use support::processes::{eventually, marked, marker};
-use support::{Need, compile_c};
+use support::{Need, compile_c, shell};
 
 const LONG: Duration = Duration::from_secs(120);
 const GUESS: Need = Need::Program("guess");
@@ -31,10 +31,6 @@ fn pair(judge: [&str; 2], player: &str, recipe: &Sandbox) -> (Interaction, Party
 
 fn guess(judge: &str, player: &str, recipe: &Sandbox) -> Conversation {
     pair(["judge", judge], player, recipe).0.run().expect("it runs")
-}
-
-fn shell(script: &str) -> Command {
-    Command::new("sh").args(["-c", script])
 }
 
 /// What each pair comes to, whoever is quicker.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use cofferdam::tokio as tasks;
 use cofferdam::{Checkpoint, Command, ErrorKind, Exit, Limit, MIB, Output, Result, Sandbox, Stdio, Volume};
 use support::processes::{eventually, inits, marked, marker};
-use support::{Need, Test, host};
+use support::{Need, Test, host, shell};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
@@ -24,10 +24,6 @@ const LONG: Duration = Duration::from_secs(30);
 
 fn sandbox() -> Sandbox {
     Sandbox::new().wall_time(support::patience(LONG))
-}
-
-fn shell(script: &str) -> Command {
-    Command::new("sh").args(["-c", script])
 }
 
 fn piped(script: &str) -> Command {

@@ -446,3 +446,8 @@ pub fn compile_c(name: &str, source: &str, flags: &[&str]) -> PathBuf {
     assert!(output.status.success(), "gcc: {}", String::from_utf8_lossy(&output.stderr));
     program
 }
+
+/// A script of the shell's.
+pub fn shell(script: &str) -> cofferdam::Command {
+    cofferdam::Command::new("sh").args(["-c", script])
+}
