@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use cofferdam::{Child, Command, ErrorKind, Exit, Sandbox, Store, Volume};
-use support::fresh_dir;
+use cofferdam::{Child, ErrorKind, Exit, Sandbox, Store, Volume};
+use support::{fresh_dir, shell};
 
 const LONG: Duration = Duration::from_secs(60);
 const NOW: Duration = Duration::ZERO;
@@ -20,10 +20,6 @@ fn store() -> Store {
 
 fn sandbox(volume: &Volume) -> Sandbox {
     Sandbox::new().wall_time(support::patience(LONG)).volume(volume, "/v")
-}
-
-fn shell(script: &str) -> Command {
-    Command::new("sh").args(["-c", script])
 }
 
 fn run(sandbox: &Sandbox, script: &str) -> String {
