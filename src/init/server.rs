@@ -57,6 +57,10 @@ struct Entry {
     /// Number of its control group, and the hierarchies (a bit each) it's in.
     group: u64,
     hierarchies: u32,
+    /// Number of the group whose directories its outer child makes, and whether a sandbox
+    /// has it already.
+    next_group: u64,
+    next_taken: bool,
     /// Its network namespace, if that's to be given back.
     network: i32,
 }
@@ -76,6 +80,8 @@ const UNUSED: Entry = Entry {
     overdue: false,
     group: 0,
     hierarchies: 0,
+    next_group: 0,
+    next_taken: false,
     network: -1,
 };
 
@@ -406,7 +412,7 @@ impl Server {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         self.watch(reply, EPOLLRDHUP, u64::from(generation) << 32 | index as u64)?;
-        let (group, hierarchies) = (request.value, request.time as u32);
+        let (group, hierarchies, next_group) = (request.value, request.time as u32, request.next);
         // PID 1 knows when the limit's time began; not before now, in any case.
         let (asked, limit) = (clock(1), word_at(received.fds[1], WALL_LIMIT));
         let look = match limit {
@@ -422,7 +428,13 @@ impl Server {
         }
         let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
         self.waiting = (waiting.pid, waiting.channel);
-        *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
+        for other in 0..self.used {
+            if self.entry(other).next_group == group {
+                self.entry(other).next_taken = true;
+            }
+        }
+        let of_group = Entry { group, hierarchies, next_group, ..UNUSED };
+        *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, asked, limit, look, ..of_group };
         let entry: *mut Entry = self.entry(index);
         let network = request.command;
         let mut made_ahead = || if network == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };
@@ -519,6 +531,7 @@ impl Server {
             };
             if self.entry(index).outer == dead.pid {
                 self.ahead.outer_ended(index);
+                self.forget_late_group(index);
             }
             let entry = self.entry(index);
             if entry.outer == dead.pid {
@@ -616,6 +629,14 @@ impl Server {
         left
     }
 
+    /// The sandbox that directories were made for may have been and gone before they were.
+    fn forget_late_group(&mut self, index: usize) {
+        let Entry { next_group, next_taken, hierarchies, .. } = *self.entry(index);
+        if next_taken && !(0..self.used).any(|i| self.entry(i).outer != 0 && self.entry(i).group == next_group) {
+            self.remove_group(next_group, hierarchies);
+        }
+    }
+
     fn quiesce(&mut self, socket: i32) {
         // Dead children whose SIGCHLD we haven't read yet count as gone.
         self.reap();
@@ -680,6 +701,19 @@ impl Server {
             }
         }
         exit(0)
+    }
+}
+
+/// Directories for the next sandbox's group, while this one's PID 1 is at work. Whoever needs
+/// them makes what's missing, and tells why it can't be had.
+fn make_groups(server: &Server) {
+    // SAFETY: see `pid1_place`; what's read here nobody writes while we live.
+    let (number, hierarchies) = unsafe { ((&raw const (*ENTRY).next_group).read(), (&raw const (*ENTRY).hierarchies).read()) };
+    for (i, [_, home]) in server.homes.iter().enumerate() {
+        if number != 0 && hierarchies >> i & 1 == 1 {
+            let name = numbered(b"box-", number);
+            let _ = call(nr::MKDIRAT, [*home as usize, name.as_ptr() as usize, 0o755, 0, 0, 0]);
+        }
     }
 }
 
@@ -799,6 +833,7 @@ fn outer(server: &Server, received: &Received) -> ! {
             crate::inside::main(context)
         }
         Ok(Ran::Done) => {
+            make_groups(server);
             if server.next.channel >= 0 {
                 crate::ahead::make(&mut context, server.next);
             }
@@ -814,8 +849,9 @@ fn outer(server: &Server, received: &Received) -> ! {
 /// of another sandbox's reply socket would hide its end from the host.
 fn keep_only(server: &Server, received: &Received) {
     let more = [server.network, server.networks.signal, server.waiting.1, server.next.channel, server.next.network];
-    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 5];
-    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain(&more)) {
+    let homes = server.homes.iter().map(|[_, home]| home);
+    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 5 + HIERARCHIES];
+    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain(&more).chain(homes)) {
         *place = *fd;
     }
     close_all_but(&mut keep);
