@@ -43,6 +43,11 @@ impl Ahead {
         Ahead { place, kind: 0, channel: -1, network: -1, maker: None, refused: 0 }
     }
 
+    /// The memory that [`new`](Self::new) was given.
+    pub fn place(&self) -> *mut Place {
+        self.place
+    }
+
     fn pid(&self) -> i32 {
         // SAFETY: see `new`; one aligned word.
         unsafe { (&raw const (*self.place).pid).read_volatile() }

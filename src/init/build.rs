@@ -23,6 +23,7 @@ const SOURCES: &[&str] = &[
     "src/init/listener.rs",
     "src/init/memory.rs",
     "src/init/network.rs",
+    "src/init/outer.rs",
     "src/init/arch/x86_64.rs",
     "src/init/arch/aarch64.rs",
     "src/plan/message.rs",

@@ -8,6 +8,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `server.rs` | the spawn server: polls, clones and reaps, nothing else |
+//! | `outer.rs` | the child per sandbox that opens what is the host's |
 //! | `interpret.rs` | performs the steps of a plan |
 //! | `inside.rs` | PID 1 of a sandbox: polls, reaps, keeps time, reports |
 //! | `command.rs` | one command: its way to exec, its clocks, its end |
@@ -42,6 +43,7 @@ mod memory;
 #[allow(dead_code, reason = "each side uses its half")]
 mod message;
 mod network;
+mod outer;
 mod server;
 mod sys;
 mod tree;

@@ -5,19 +5,20 @@
 //! reaps. Nothing here may block on anything that a caller or a workload
 //! controls, so it opens no path after its start and never uses CLONE_VFORK.
 //!
-//! A sandbox is two children at most: the *outer* child, which opens what is
+//! A sandbox is two children at most: the *outer* child (`outer.rs`), which opens what is
 //! the host's and clones PID 1 as its sibling (CLONE_PARENT), and PID 1. The
 //! sandbox is gone when both have been reaped: reaping PID 1 of a PID namespace
 //! means that every process in it is dead.
 
-use crate::ahead::{Ahead, Next, Waiting};
+use crate::ahead::{Ahead, Place, Waiting};
 use crate::arch::nr;
 use crate::helper::report_failure;
-use crate::interpret::{Context, Failure, Ran};
+use crate::interpret::{Context, Failure};
 use crate::message::{Report, Request};
 use crate::network::Maker;
+use crate::outer::{Job, Spare, outer};
 use crate::sys::*;
-use crate::wire::{AHEAD, MAX_FDS, Stage, WALL_LIMIT, slot};
+use crate::wire::{AHEAD, Stage, WALL_LIMIT, slot};
 
 const CONTROL: i32 = 0;
 const SANDBOXES: usize = 8192;
@@ -105,13 +106,10 @@ struct Server {
     /// Sandboxes so far.
     generation: u32,
     networks: Maker,
-    /// What it had ready for the sandbox that is being started.
-    network: i32,
     ahead: Ahead,
-    /// A first process that waited for the sandbox that is being started, and its channel;
-    /// and what that one's outer child is to make.
-    waiting: (i32, i32),
-    next: Next,
+    spare: Spare,
+    /// A sandbox has ended, so that there's time to make another.
+    wants_spare: bool,
     /// The first [`Entry::look`] of all.
     next_look: u64,
 }
@@ -123,7 +121,18 @@ const GRACE: u64 = 1_000_000_000;
 /// The most that set-up takes: see `Live::started` of the crate.
 const SETUP: u64 = 60 * GRACE;
 
-const HIERARCHIES: usize = 8;
+pub const HIERARCHIES: usize = 8;
+
+/// What all outer children have of init.
+pub struct Common {
+    pub init: i32,
+    /// Slots that the start plan filled.
+    pub slots: [i32; slot::KEPT as usize],
+    /// Our directory in each control group hierarchy.
+    pub homes: [i32; HIERARCHIES],
+    /// See [`Ahead::place`].
+    pub place: *mut Place,
+}
 
 /// The upper half of a tag is a generation, the lower one an index, far from these.
 const TAG_CONTROL: u64 = u64::MAX;
@@ -269,10 +278,9 @@ impl Server {
             unremoved: 0,
             generation: 0,
             networks: Maker::NONE,
-            network: -1,
             ahead: Ahead::new(place),
-            waiting: (0, -1),
-            next: Next { channel: -1, network: -1, place },
+            spare: Spare::NONE,
+            wants_spare: false,
             next_look: u64::MAX,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
@@ -316,6 +324,10 @@ impl Server {
             }
             // Afterwards: what has ended by itself is known by now.
             self.end_overdue();
+            if self.wants_spare {
+                self.spare.make(&self.common());
+                self.wants_spare = false;
+            }
         }
     }
 
@@ -363,6 +375,11 @@ impl Server {
             }
             self.next_look = self.next_look.min(self.entry(index).look);
         }
+    }
+
+    /// What outer children have of us.
+    fn common(&self) -> Common {
+        Common { init: self.pid, slots: self.slots, homes: self.homes.map(|[_, home]| home), place: self.ahead.place() }
     }
 
     fn entry(&mut self, index: usize) -> &mut Entry {
@@ -427,7 +444,6 @@ impl Server {
             self.reap();
         }
         let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
-        self.waiting = (waiting.pid, waiting.channel);
         for other in 0..self.used {
             if self.entry(other).next_group == group {
                 self.entry(other).next_taken = true;
@@ -435,30 +451,39 @@ impl Server {
         }
         let of_group = Entry { group, hierarchies, next_group, ..UNUSED };
         *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, asked, limit, look, ..of_group };
-        let entry: *mut Entry = self.entry(index);
-        let network = request.command;
-        let mut made_ahead = || if network == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };
-        self.network = if waiting.pid == 0 { made_ahead() } else { waiting.network };
-        self.next.channel = self.ahead.begin(index, kind).unwrap_or(-1);
-        self.next.network = if self.next.channel < 0 { -1 } else { made_ahead() };
-        let mut tid = 0;
-        let forked = fork(0, SIGCHLD, &raw mut tid);
+        let mut made_ahead = || if request.command == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };
+        let network = if waiting.pid == 0 { made_ahead() } else { waiting.network };
+        let next = self.ahead.begin(index, kind).unwrap_or(-1);
+        let next_network = if next < 0 { -1 } else { made_ahead() };
+        let job = Job {
+            entry: (&raw mut *self.entry(index)) as usize,
+            waiting: waiting.pid,
+            hierarchies,
+            next_group,
+            own: received.count as u32,
+            extra: [network, self.networks.signal, waiting.channel, next, next_network],
+        };
+        let forked = match self.spare.give(&job, received.fds()) {
+            Some(pid) => Ok(pid),
+            None => {
+                let mut tid = 0;
+                fork(0, SIGCHLD, &raw mut tid)
+            }
+        };
         if forked == Ok(0) {
-            // SAFETY: see `pid1_place`.
-            unsafe { ENTRY = entry };
-            outer(self, received)
+            outer(&self.common(), &job, received.fds())
         }
-        let keep = network == Request::UNREACHED_NETWORK && forked.is_ok();
+        let keep = request.command == Request::UNREACHED_NETWORK && forked.is_ok();
         if keep {
-            self.entry(index).network = self.network;
-            if self.next.channel >= 0 {
-                self.ahead.keep_network(self.next.network);
+            self.entry(index).network = network;
+            if next >= 0 {
+                self.ahead.keep_network(next_network);
             }
         } else {
-            close(self.network);
-            close(self.next.network);
+            close(network);
+            close(next_network);
         }
-        close(self.next.channel);
+        close(next);
         close(waiting.channel);
         match forked {
             Ok(pid) => {
@@ -494,6 +519,7 @@ impl Server {
         self.unwatch(reply);
         self.entry(index).dying = true;
         self.networks.sandbox_ended();
+        self.wants_spare = true;
         if self.entry(index).gone {
             self.clear(index);
         } else {
@@ -519,7 +545,7 @@ impl Server {
                 self.networks.ended();
                 continue;
             }
-            if self.ahead.ended(dead.pid) {
+            if self.spare.ended(dead.pid) || self.ahead.ended(dead.pid) {
                 self.answer_waiters();
                 continue;
             }
@@ -592,14 +618,16 @@ impl Server {
         self.answer_waiters();
     }
 
-    /// Tells those who wait for it that nothing lives any more: not even a first process
-    /// of a sandbox to come.
+    /// Tells those who wait for it that nothing lives any more: not even what was made for
+    /// a sandbox to come.
     fn answer_waiters(&mut self) {
         if self.live > 0 || self.waiters.iter().all(|waiter| *waiter < 0) {
             return;
         }
-        if self.ahead.is_some() {
+        self.wants_spare = false;
+        if self.ahead.is_some() || self.spare.is_some() {
             self.ahead.kill();
+            self.spare.kill();
             return;
         }
         for i in 0..WAITERS {
@@ -663,6 +691,7 @@ impl Server {
         if self.networks.pid > 0 {
             let _ = kill(self.networks.pid, SIGKILL);
         }
+        self.spare.kill();
         self.ahead.kill();
         let mut usage = Rusage::default();
         while let Ok(Some(dead)) = reap(false, &mut usage) {
@@ -704,19 +733,6 @@ impl Server {
     }
 }
 
-/// Directories for the next sandbox's group, while this one's PID 1 is at work. Whoever needs
-/// them makes what's missing, and tells why it can't be had.
-fn make_groups(server: &Server) {
-    // SAFETY: see `pid1_place`; what's read here nobody writes while we live.
-    let (number, hierarchies) = unsafe { ((&raw const (*ENTRY).next_group).read(), (&raw const (*ENTRY).hierarchies).read()) };
-    for (i, [_, home]) in server.homes.iter().enumerate() {
-        if number != 0 && hierarchies >> i & 1 == 1 {
-            let name = numbered(b"box-", number);
-            let _ = call(nr::MKDIRAT, [*home as usize, name.as_ptr() as usize, 0o755, 0, 0, 0]);
-        }
-    }
-}
-
 /// Removes a sandbox's group, with those of commands that the host did not get to.
 fn remove_with_commands(home: i32, group: u64) -> Result<usize> {
     let removed = remove_directory(home, b"box-", group);
@@ -754,6 +770,11 @@ fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
     call(nr::UNLINKAT, [parent as usize, numbered(prefix, number).as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
 }
 
+/// Name of a sandbox's control group, and a NUL.
+pub fn group_name(number: u64) -> [u8; 40] {
+    numbered(b"box-", number)
+}
+
 /// `<prefix><number>` and a NUL.
 fn numbered(prefix: &[u8], number: u64) -> [u8; 40] {
     let mut name = [0u8; 40];
@@ -785,74 +806,4 @@ fn refuse(failure: Failure) -> Option<Server> {
 struct EpollEvent {
     events: u32,
     tag: u64,
-}
-
-/// The outer child of one sandbox: opens what is the host's, clones PID 1, hands
-/// over, and ends. If it hangs on a caller's path, only its sandbox does.
-fn outer(server: &Server, received: &Received) -> ! {
-    let reply = received.fds[0];
-    let fail = |failure: Failure| -> ! {
-        report_failure(reply, failure);
-        exit(1)
-    };
-    end_with_parent(server.pid);
-    keep_only(server, received);
-    let init = match call(nr::PIDFD_OPEN, [server.pid as usize, 0, 0, 0, 0, 0]) {
-        Ok(fd) => fd as i32,
-        Err(errno) => fail(Failure::outside(errno)),
-    };
-    let mut context = match Context::map(received.fds[1]) {
-        Ok(context) => context,
-        Err(errno) => fail(Failure::outside(errno)),
-    };
-    context.slots[..server.slots.len()].copy_from_slice(&server.slots);
-    context.slots[slot::NETWORK as usize] = server.network;
-    context.slots[slot::MAKER as usize] = server.networks.signal;
-    context.slots[slot::REPLY as usize] = reply;
-    context.slots[slot::PLAN as usize] = received.fds[1];
-    for (i, fd) in received.fds()[2..].iter().enumerate() {
-        context.slots[slot::PASSED as usize + i] = *fd;
-    }
-    context.init = init;
-    if server.waiting.0 > 0 {
-        (context.waiting, context.channel[0]) = server.waiting;
-        // It answers while we open what is the host's.
-        let _ = send(context.channel[0], &[0], &[]);
-    } else {
-        // Here, and not when it's needed: it would be among the sockets of its network then.
-        match socket_pair() {
-            Ok(channel) => context.channel = channel,
-            Err(errno) => fail(Failure::outside(errno)),
-        }
-    }
-    match context.run(Stage::Outer) {
-        Ok(Ran::Cloned) => {
-            // What is for the next one would hide its end as long as this one is set up.
-            close(server.next.channel);
-            close(server.next.network);
-            crate::inside::main(context)
-        }
-        Ok(Ran::Done) => {
-            make_groups(server);
-            if server.next.channel >= 0 {
-                crate::ahead::make(&mut context, server.next);
-            }
-            exit(0)
-        }
-        // What has been done to a dead process failed for that, and init knows of it.
-        Err(_) if context.has_lost_pid1() => exit(1),
-        Err(failure) => fail(failure),
-    }
-}
-
-/// Closes every descriptor but this sandbox's own and init's fixed ones: a copy
-/// of another sandbox's reply socket would hide its end from the host.
-fn keep_only(server: &Server, received: &Received) {
-    let more = [server.network, server.networks.signal, server.waiting.1, server.next.channel, server.next.network];
-    let homes = server.homes.iter().map(|[_, home]| home);
-    let mut keep = [-1i32; MAX_FDS + slot::KEPT as usize + 5 + HIERARCHIES];
-    for (place, fd) in keep.iter_mut().zip(received.fds().iter().chain(&server.slots).chain(&more).chain(homes)) {
-        *place = *fd;
-    }
-    close_all_but(&mut keep);
 }
