@@ -142,12 +142,11 @@ pub(crate) fn start_sandbox(
     fds: &[BorrowedFd<'_>],
     network: u32,
     group: &mut Group,
-    next: u64,
 ) -> Result<OwnedFd> {
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut all = vec![theirs.as_fd(), plan];
     all.extend_from_slice(fds);
-    let request = Request { kind: Request::START, command: network, value: group.number(), time: group.hierarchies(), next };
+    let request = Request { kind: Request::START, command: network, value: group.number(), time: group.hierarchies() };
     let sent = match wait_readable(init.pidfd.as_fd(), Duration::ZERO) {
         Ok(true) => Err(io::ErrorKind::BrokenPipe.into()),
         _ => sys::socket::send(init.control.as_fd(), &request.encode(), &all),
@@ -180,17 +179,15 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
         Some(init) => init.clone(),
         None => return Ok(true),
     };
+    init.ahead.clear();
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
-    let request = Request { kind: Request::QUIESCE, ..Request::default() };
+    let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
     if let Err(error) = sys::socket::send(init.control.as_fd(), &request.encode(), &[theirs.as_fd()]) {
         return if is_gone(&error) { Ok(true) } else { Err(Error::io("ask", "init", error)) };
     }
     drop(theirs);
     // An answer or the end of the socket.
-    let quiet = wait_readable(ours.as_fd(), limit).map_err(|e| Error::io("wait for", "init", e))?;
-    // Not before: what has just ended may have been making them.
-    init.ahead.clear();
-    Ok(quiet)
+    wait_readable(ours.as_fd(), limit).map_err(|e| Error::io("wait for", "init", e))
 }
 
 /// Waits for input or the end of input.
@@ -332,7 +329,7 @@ fn greet(
     let mut fds = vec![plan.as_fd(), host.as_fd()];
     fds.extend(ranges.map(Ranges::as_fd));
     let directories = places.fds();
-    let hello = Request { kind: Request::HELLO, command: directories.len() as u32 / 2, value: build(), time: places.nonce, next: 0 };
+    let hello = Request { kind: Request::HELLO, command: directories.len() as u32 / 2, value: build(), time: places.nonce };
     fds.extend(directories);
     let ended = || Error::new(ErrorKind::Setup, "cannot start init: it ended at once (was it killed?)");
     let talk = |e: io::Error| if is_gone(&e) { ended() } else { Error::io("talk to", "init", e) };
@@ -346,7 +343,7 @@ fn greet(
         match Report::decode(&bytes[..length]) {
             Some(report) if report.kind == Report::MAPS => {
                 write_maps(process.id(), ids)?;
-                let mapped = Request { kind: Request::MAPPED, ..Request::default() };
+                let mapped = Request { kind: Request::MAPPED, command: 0, value: 0, time: 0 };
                 sys::socket::send(control.as_fd(), &mapped.encode(), &[]).map_err(talk)?;
             }
             Some(report) if report.kind == Report::HELLO && report.errno == 0 => return Ok(()),

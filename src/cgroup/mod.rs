@@ -156,8 +156,6 @@ pub(crate) struct Group {
     pub(crate) missing: u64,
     /// Set when init has been told of the group and will remove it.
     handed_over: bool,
-    /// init has been asked to make the directories ahead: they may be there.
-    promised: bool,
     limits: Limits,
     /// Once made: what the sandbox needs of it.
     ready: Option<Vec<OwnedFd>>,
@@ -230,14 +228,14 @@ impl Group {
                 None => chosen.push((index, wanted)),
             }
         }
-        Ok(Group { places: places.clone(), number, chosen, members: Vec::new(), missing, handed_over: false, promised: false, limits, ready: None })
+        Ok(Group { places: places.clone(), number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None })
     }
 
-    /// Another one like it, whose directories init is asked for.
+    /// Another one like it, still to be made.
     fn another(&self, number: u64) -> Group {
         let Group { missing, limits, .. } = *self;
         let (places, chosen) = (self.places.clone(), self.chosen.clone());
-        Group { places, number, chosen, members: Vec::new(), missing, handed_over: false, promised: true, limits, ready: None }
+        Group { places, number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None }
     }
 
     /// Whether it can take that one's part.
@@ -266,10 +264,10 @@ impl Group {
         format!("box-{number}")
     }
 
-    /// A fresh directory: one that exists is never taken over, unless init was to make it.
+    /// A fresh directory: one that exists is never taken over.
     fn make_in(&self, index: usize) -> Result<OwnedFd> {
         let (hierarchy, name) = (&self.places.hierarchies[index], Group::name(self.number));
-        make_directory(&hierarchy.home, &name, self.promised).map_err(|errno| {
+        make_directory(&hierarchy.home, &name).map_err(|errno| {
             let kind = if matches!(errno, Errno::ENOSPC | Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE) {
                 ErrorKind::Exhausted
             } else {
@@ -292,7 +290,7 @@ impl Group {
 
     /// A group below, without controllers and so without limits to change.
     fn make_inner(&self, hierarchy: usize, directory: &OwnedFd) -> Result<OwnedFd> {
-        make_directory(directory, INNER, false).map_err(|errno| {
+        make_directory(directory, INNER).map_err(|errno| {
             let what = self.places.hierarchies[hierarchy].describe();
             Error::failed(ErrorKind::Exhausted, "make a control group below", &what, errno as i32, Some("cgroup.max.depth may be reached"))
         })
@@ -428,13 +426,11 @@ impl Drop for Group {
     /// One that no sandbox was started in is ours to remove; it's empty.
     fn drop(&mut self) {
         if !self.handed_over && self.places.is_ours() {
-            for member in self.members.iter().filter(|member| member.inner.is_some()) {
-                let _ = unlinkat(&member.directory, INNER, UnlinkatFlags::RemoveDir);
-            }
-            let made = self.members.iter().map(|member| member.hierarchy);
-            let promised = self.chosen.iter().map(|(hierarchy, _)| *hierarchy).filter(|_| self.promised);
-            for hierarchy in made.chain(promised) {
-                let home = &self.places.hierarchies[hierarchy].home;
+            for member in &self.members {
+                let home = &self.places.hierarchies[member.hierarchy].home;
+                if member.inner.is_some() {
+                    let _ = unlinkat(&member.directory, INNER, UnlinkatFlags::RemoveDir);
+                }
                 let _ = unlinkat(home, Group::name(self.number).as_str(), UnlinkatFlags::RemoveDir);
             }
         }
@@ -480,17 +476,10 @@ pub(crate) fn same_pages(wrote: &str, read: &str) -> bool {
     read <= wrote && wrote - read < 65_536
 }
 
-/// A group below another. One that exists is taken only if it was `promised`, whose
-/// directory is mostly there.
-fn make_directory(parent: &OwnedFd, name: &str, promised: bool) -> nix::Result<OwnedFd> {
-    let open = || openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-    if promised && let Ok(directory) = open() {
-        return Ok(directory);
-    }
-    match mkdirat(parent, name, Mode::from_bits_truncate(0o755)) {
-        Err(Errno::EEXIST) if promised => open(),
-        other => other.and_then(|()| open()),
-    }
+/// A group below another: one that exists is never taken over.
+fn make_directory(parent: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
+    mkdirat(parent, name, Mode::from_bits_truncate(0o755))?;
+    openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 pub(crate) fn open(directory: &OwnedFd, file: &str, flags: OFlag) -> io::Result<OwnedFd> {

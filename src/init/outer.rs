@@ -1,5 +1,5 @@
 //! The outer child of one sandbox: opens what is the host's, clones PID 1, hands over, makes
-//! what the next sandbox needs, and ends. If it hangs on a caller's path, only its
+//! the next sandbox's PID 1 (`ahead.rs`), and ends. If it hangs on a caller's path, only its
 //! sandbox does.
 //!
 //! To fork it and get it going takes a tenth of a fresh run, so when a sandbox has ended
@@ -9,7 +9,7 @@ use crate::ahead::Next;
 use crate::arch::nr;
 use crate::helper::report_failure;
 use crate::interpret::{Context, Failure, Ran};
-use crate::server::{Common, HIERARCHIES};
+use crate::server::Common;
 use crate::sys::*;
 use crate::wire::{MAX_FDS, Stage, slot};
 
@@ -22,21 +22,19 @@ pub struct Job {
     pub entry: usize,
     /// A PID 1 that was made ahead, or 0.
     pub waiting: i32,
-    /// Hierarchies (a bit each) of the sandbox's control group and of the next one.
-    pub hierarchies: u32,
-    /// Number of the next one, whose directories are to be made; or 0.
-    pub next_group: u64,
     /// How many descriptors are the request's.
     pub own: u32,
     /// More descriptors, or -1: a network namespace, what tells the maker of those, the
     /// channel of the PID 1 that waits; for the next PID 1 its channel and network namespace.
     pub extra: [i32; EXTRA],
+    /// So that no byte is undefined.
+    pub unused: u32,
 }
 
 const EXTRA: usize = 5;
 
 impl Job {
-    const NONE: Job = Job { entry: 0, waiting: 0, hierarchies: 0, next_group: 0, own: 0, extra: [-1; EXTRA] };
+    const NONE: Job = Job { entry: 0, waiting: 0, own: 0, extra: [-1; EXTRA], unused: 0 };
 }
 
 /// One that waits, as init knows it.
@@ -151,8 +149,8 @@ pub fn outer(common: &Common, job: &Job, fds: &[i32]) -> ! {
 /// Closes every descriptor but ours and init's fixed ones: a copy of another sandbox's
 /// reply socket would hide its end from the host.
 fn keep_only(common: &Common, ours: &[i32]) {
-    let mut keep = [-1i32; MAX_FDS + EXTRA + slot::KEPT as usize + HIERARCHIES];
-    for (place, fd) in keep.iter_mut().zip(ours.iter().chain(&common.slots).chain(&common.homes)) {
+    let mut keep = [-1i32; MAX_FDS + EXTRA + slot::KEPT as usize];
+    for (place, fd) in keep.iter_mut().zip(ours.iter().chain(&common.slots)) {
         *place = *fd;
     }
     close_all_but(&mut keep);
@@ -195,13 +193,11 @@ fn work(common: &Common, job: &Job, fds: &[i32]) -> ! {
     match context.run(Stage::Outer) {
         Ok(Ran::Cloned) => {
             // What is for the next one would hide its end as long as this one is set up.
-            for fd in common.homes.iter().chain([&next_channel, &next_network]) {
-                close(*fd);
-            }
+            close(next_channel);
+            close(next_network);
             crate::inside::main(context)
         }
         Ok(Ran::Done) => {
-            make_groups(common, job);
             if next_channel >= 0 {
                 let next = Next { channel: next_channel, network: next_network, place: common.place };
                 crate::ahead::make(&mut context, next);
@@ -211,16 +207,5 @@ fn work(common: &Common, job: &Job, fds: &[i32]) -> ! {
         // What has been done to a dead process failed for that, and init knows of it.
         Err(_) if context.has_lost_pid1() => exit(1),
         Err(failure) => fail(failure),
-    }
-}
-
-/// Directories for the next sandbox's group, while this one's PID 1 is at work. Whoever needs
-/// them makes what's missing, and tells why it can't be had.
-fn make_groups(common: &Common, job: &Job) {
-    for (i, home) in common.homes.iter().enumerate() {
-        if job.next_group != 0 && job.hierarchies >> i & 1 == 1 {
-            let name = crate::server::group_name(job.next_group);
-            let _ = call(nr::MKDIRAT, [*home as usize, name.as_ptr() as usize, 0o755, 0, 0, 0]);
-        }
     }
 }

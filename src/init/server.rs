@@ -58,10 +58,6 @@ struct Entry {
     /// Number of its control group, and the hierarchies (a bit each) it's in.
     group: u64,
     hierarchies: u32,
-    /// Number of the group whose directories its outer child makes, and whether a sandbox
-    /// has it already.
-    next_group: u64,
-    next_taken: bool,
     /// Its network namespace, if that's to be given back.
     network: i32,
 }
@@ -81,8 +77,6 @@ const UNUSED: Entry = Entry {
     overdue: false,
     group: 0,
     hierarchies: 0,
-    next_group: 0,
-    next_taken: false,
     network: -1,
 };
 
@@ -121,15 +115,13 @@ const GRACE: u64 = 1_000_000_000;
 /// The most that set-up takes: see `Live::started` of the crate.
 const SETUP: u64 = 60 * GRACE;
 
-pub const HIERARCHIES: usize = 8;
+const HIERARCHIES: usize = 8;
 
 /// What all outer children have of init.
 pub struct Common {
     pub init: i32,
     /// Slots that the start plan filled.
     pub slots: [i32; slot::KEPT as usize],
-    /// Our directory in each control group hierarchy.
-    pub homes: [i32; HIERARCHIES],
     /// See [`Ahead::place`].
     pub place: *mut Place,
 }
@@ -379,7 +371,7 @@ impl Server {
 
     /// What outer children have of us.
     fn common(&self) -> Common {
-        Common { init: self.pid, slots: self.slots, homes: self.homes.map(|[_, home]| home), place: self.ahead.place() }
+        Common { init: self.pid, slots: self.slots, place: self.ahead.place() }
     }
 
     fn entry(&mut self, index: usize) -> &mut Entry {
@@ -429,7 +421,7 @@ impl Server {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         self.watch(reply, EPOLLRDHUP, u64::from(generation) << 32 | index as u64)?;
-        let (group, hierarchies, next_group) = (request.value, request.time as u32, request.next);
+        let (group, hierarchies) = (request.value, request.time as u32);
         // PID 1 knows when the limit's time began; not before now, in any case.
         let (asked, limit) = (clock(1), word_at(received.fds[1], WALL_LIMIT));
         let look = match limit {
@@ -444,13 +436,7 @@ impl Server {
             self.reap();
         }
         let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
-        for other in 0..self.used {
-            if self.entry(other).next_group == group {
-                self.entry(other).next_taken = true;
-            }
-        }
-        let of_group = Entry { group, hierarchies, next_group, ..UNUSED };
-        *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, asked, limit, look, ..of_group };
+        *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
         let mut made_ahead = || if request.command == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };
         let network = if waiting.pid == 0 { made_ahead() } else { waiting.network };
         let next = self.ahead.begin(index, kind).unwrap_or(-1);
@@ -458,10 +444,9 @@ impl Server {
         let job = Job {
             entry: (&raw mut *self.entry(index)) as usize,
             waiting: waiting.pid,
-            hierarchies,
-            next_group,
             own: received.count as u32,
             extra: [network, self.networks.signal, waiting.channel, next, next_network],
+            unused: 0,
         };
         let forked = match self.spare.give(&job, received.fds()) {
             Some(pid) => Ok(pid),
@@ -557,7 +542,6 @@ impl Server {
             };
             if self.entry(index).outer == dead.pid {
                 self.ahead.outer_ended(index);
-                self.forget_late_group(index);
             }
             let entry = self.entry(index);
             if entry.outer == dead.pid {
@@ -655,14 +639,6 @@ impl Server {
             }
         }
         left
-    }
-
-    /// The sandbox that directories were made for may have been and gone before they were.
-    fn forget_late_group(&mut self, index: usize) {
-        let Entry { next_group, next_taken, hierarchies, .. } = *self.entry(index);
-        if next_taken && !(0..self.used).any(|i| self.entry(i).outer != 0 && self.entry(i).group == next_group) {
-            self.remove_group(next_group, hierarchies);
-        }
     }
 
     fn quiesce(&mut self, socket: i32) {
@@ -768,11 +744,6 @@ const AT_REMOVEDIR: usize = 0x200;
 /// rmdir of `<prefix><number>`.
 fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
     call(nr::UNLINKAT, [parent as usize, numbered(prefix, number).as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
-}
-
-/// Name of a sandbox's control group, and a NUL.
-pub fn group_name(number: u64) -> [u8; 40] {
-    numbered(b"box-", number)
 }
 
 /// `<prefix><number>` and a NUL.

@@ -12,7 +12,7 @@ use super::wire::{u32_at, u64_at};
 /// Each use of a verb brings a reply socket of its own, on which everything about it
 /// is said, and whose end means that the host lets go of it. The only command of a
 /// sandbox has the sandbox's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// One of the constants.
     pub kind: u32,
@@ -22,8 +22,6 @@ pub struct Request {
     pub value: u64,
     /// A duration in nanoseconds.
     pub time: u64,
-    /// [`START`](Self::START): the number of the next control group.
-    pub next: u64,
 }
 
 impl Request {
@@ -41,9 +39,7 @@ impl Request {
     pub const HELLO: u32 = 1;
     /// Start a sandbox: the reply socket, the plan, the plan's descriptors. `value`
     /// is the number of its control group, in the hierarchies whose bits `time` has;
-    /// `command` says what it takes of network namespaces that were made ahead. When it
-    /// has been set up directories are made for the group `next` in the same hierarchies,
-    /// unless that's 0.
+    /// `command` says what it takes of network namespaces that were made ahead.
     pub const START: u32 = 2;
     /// Answer on the passed socket once no sandbox is left.
     pub const QUIESCE: u32 = 3;
@@ -77,7 +73,7 @@ impl Request {
     pub const EXECUTE: u32 = 14;
 
     /// Bytes of a request.
-    pub const SIZE: usize = 32;
+    pub const SIZE: usize = 24;
 
     /// Its byte form.
     pub fn encode(&self) -> [u8; Self::SIZE] {
@@ -86,7 +82,6 @@ impl Request {
         out[4..8].copy_from_slice(&self.command.to_le_bytes());
         out[8..16].copy_from_slice(&self.value.to_le_bytes());
         out[16..24].copy_from_slice(&self.time.to_le_bytes());
-        out[24..32].copy_from_slice(&self.next.to_le_bytes());
         out
     }
 
@@ -95,13 +90,7 @@ impl Request {
         if bytes.len() != Self::SIZE {
             return None;
         }
-        Some(Request {
-            kind: u32_at(bytes, 0)?,
-            command: u32_at(bytes, 4)?,
-            value: u64_at(bytes, 8)?,
-            time: u64_at(bytes, 16)?,
-            next: u64_at(bytes, 24)?,
-        })
+        Some(Request { kind: u32_at(bytes, 0)?, command: u32_at(bytes, 4)?, value: u64_at(bytes, 8)?, time: u64_at(bytes, 16)? })
     }
 }
 

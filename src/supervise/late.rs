@@ -113,7 +113,7 @@ impl Live {
         let plan = encoded(&draft)?;
         let mut fds = vec![plan.as_fd()];
         fds.extend(passed.fds.iter().map(AsFd::as_fd));
-        let request = Request { kind: Request::EXECUTE, ..Request::default() };
+        let request = Request { kind: Request::EXECUTE, command: 0, value: 0, time: 0 };
         sys::socket::send(self.reply.as_fd(), &request.encode(), &fds).map_err(|_| self.lost(None))?;
         (self.draft, self.streams, self.pooled) = (draft, passed.streams, true);
         if flags & wire::NOTIFY_START == 0 {

@@ -139,7 +139,7 @@ impl Live {
             && !self.pooled
             && self.ended.is_none()
         {
-            init.ahead.prepare(group);
+            init.ahead.prepare(group, || init.next_group());
         }
     }
 

@@ -302,8 +302,7 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
         Origin::Ahead => Request::OWN_NETWORK,
         _ => Request::OTHER_NETWORK,
     };
-    let next = if matches!(what, For::LaterCommand) { 0 } else { init.ahead.promise(&group, || init.next_group()) };
-    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group, next)?;
+    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
     let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
     Ok(Asked { reply, draft, claim, ids, group, init, expected })
 }

@@ -13,7 +13,7 @@ pub(crate) fn send_group(reply: &OwnedFd, handles: &[OwnedFd]) -> Result<()> {
         return Ok(());
     }
     let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
-    let request = Request { kind: Request::GROUP, ..Request::default() };
+    let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
     match sys::socket::send(reply.as_fd(), &request.encode(), &fds) {
         // It has failed; why is on the way.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
@@ -24,7 +24,7 @@ pub(crate) fn send_group(reply: &OwnedFd, handles: &[OwnedFd]) -> Result<()> {
 /// Sends a request about the (only) command of a sandbox.
 pub(crate) fn tell(reply: &OwnedFd, kind: u32, value: u64, time: Duration) -> Result<()> {
     let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let request = Request { kind, value, time, ..Request::default() };
+    let request = Request { kind, command: 0, value, time };
     match sys::socket::send(reply.as_fd(), &request.encode(), &[]) {
         Ok(()) => Ok(()),
         // It has ended by itself; its report is on the way.

@@ -246,7 +246,7 @@ impl Session {
 
     /// Sends PID 1 something about all commands.
     pub(crate) fn tell(&self, kind: u32, value: u64, time: u64) -> Result<()> {
-        self.send(&Request { kind, value, time, ..Request::default() }, &[])
+        self.send(&Request { kind, command: 0, value, time }, &[])
     }
 
     fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
@@ -266,7 +266,7 @@ impl Session {
         let plan = encoded(plan)?;
         let mut all = vec![theirs.as_fd(), plan.as_fd()];
         all.extend_from_slice(fds);
-        self.send(&Request { kind, command, ..Request::default() }, &all)?;
+        self.send(&Request { kind, command, value: 0, time: 0 }, &all)?;
         Ok(ours)
     }
 
