@@ -28,5 +28,5 @@ fi
 cargo test --locked "$@"
 if [ $# -eq 0 ]; then
     # What there is only with optional features.
-    cargo test --locked --all-features --test tokio --test tracing
+    cargo test --locked --features tokio,tracing --test tokio --test tracing
 fi
