@@ -1,7 +1,7 @@
 //! What a sandbox costs, beside a bare spawn and beside its peers, in one run.
 //!
 //! `cargo bench --bench compare -- [OPTION=NUMBER]... [PART]...`: parts are `fresh`, `stream`, `ready`,
-//! `idle`, `host`, `throughput`, `live`, `left` and `phases`, all by default. Options:
+//! `cases`, `idle`, `host`, `throughput`, `live`, `left` and `phases`, all by default. Options:
 //! `rounds` and `chunk` (rounds of all launchers, and runs of one in a row), `gib`
 //! (resident memory of the large host), `seconds` (of each throughput pass), `live`
 //! (sandboxes at once), `left` (runs after which things are counted).
@@ -14,6 +14,7 @@
 //! Tables go to standard output and to `target/compare.md`, a chart to
 //! `target/compare.svg`.
 
+mod cases;
 mod figures;
 mod launchers;
 mod parts;
@@ -37,7 +38,7 @@ pub(crate) struct Options {
     parts: Vec<String>,
 }
 
-const PARTS: [&str; 9] = ["fresh", "stream", "ready", "idle", "host", "throughput", "live", "left", "phases"];
+const PARTS: [&str; 10] = ["fresh", "stream", "ready", "cases", "idle", "host", "throughput", "live", "left", "phases"];
 
 impl Options {
     fn parse() -> Result<Options, String> {
@@ -118,6 +119,7 @@ fn main() -> ExitCode {
         }
     };
     part("ready", &mut || parts::ready(&options, &place, &mut lines));
+    part("cases", &mut || cases::cases(&mut lines));
     part("idle", &mut || parts::idle(&options, &place, &mut lines));
     part("host", &mut || parts::large_host(&options, &place, &mut lines));
     part("throughput", &mut || parts::throughput(&options, &place, &mut lines));
