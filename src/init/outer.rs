@@ -41,7 +41,7 @@ impl Job {
 pub struct Spare {
     /// 0 for none.
     pid: i32,
-    /// Our end of its channel.
+    /// Our end of its channel; -1 for one that has been given up.
     channel: i32,
     /// That of the one before, which waits to be closed at a better time.
     spent: i32,
@@ -105,7 +105,9 @@ impl Spare {
         was
     }
 
+    /// Nobody is given it any more, although it takes a while to die.
     pub fn kill(&mut self) {
+        close(core::mem::replace(&mut self.channel, -1));
         if self.is_some() {
             let _ = kill(self.pid, SIGKILL);
         }

@@ -431,7 +431,7 @@ impl Server {
             limit => asked.saturating_add(limit).saturating_add(GRACE),
         };
         let kind = word_at(received.fds[1], AHEAD);
-        if self.ahead.is_some() {
+        if self.ahead.is_some() || self.spare.is_some() {
             // One that has died meanwhile is nobody to wait for.
             self.reap();
         }
