@@ -223,7 +223,7 @@ fn a_first_process_made_ahead_may_be_killed() {
         sandbox.run("true").expect("it runs");
         let init = inits(std::process::id()).pop().expect("an init").pid;
         for _ in 0..50 {
-            for next in children(init).into_iter().filter(|p| p.name == "cofferdam-next") {
+            for next in children(init).into_iter().filter(|p| ["cofferdam-next", "cofferdam-outer"].contains(&&*p.name)) {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(next.pid as i32), nix::sys::signal::Signal::SIGKILL);
             }
             assert!(sandbox.run("true").expect("it runs").success());
