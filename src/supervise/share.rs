@@ -105,8 +105,18 @@ impl Share {
         }
     }
 
-    pub(super) fn lost(&self) -> Error {
-        self.session.over()
+    /// Where init says what has become of the sandbox; `None` if the host has ended it. It
+    /// says it once, to all commands: that's for looking at, not for taking.
+    pub(super) fn epitaph(&self) -> Option<Arc<OwnedFd>> {
+        (!self.session.ended.load(Ordering::Relaxed)).then(|| self.session.reply.clone())
+    }
+
+    /// With the wait status of its PID 1, where that's known.
+    pub(super) fn lost(&self, status: Option<u32>) -> Error {
+        match status {
+            Some(_) if !self.session.ended.load(Ordering::Relaxed) => lost(status),
+            _ => self.session.over(),
+        }
     }
 }
 
