@@ -48,7 +48,7 @@ pub use cpu::Speculation;
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, ImageConfig, ImageFormat, ImageOptions, Platform, Progress};
 pub use instance::{Entry, EntryKind, Instance};
-pub use interaction::{Conversation, Interaction, Message, Party, PipeEnd, Verdict, Wait, WaitReason};
+pub use interaction::{Conversation, Interaction, Message, Party, PartyHome, PipeEnd, Talk, TalkKiller, Verdict, Wait, WaitReason};
 pub use launch::quiesce;
 pub use layer::{Change, ChangeKind};
 pub use limits::Resource;

@@ -249,6 +249,76 @@ fn an_error_kills_the_others() {
     eventually(LONG, "nobody is left", || marked(&marker).is_empty());
 }
 
+fn another_thread_can_kill_it() {
+    let marker = marker();
+    let mut talk = Interaction::new();
+    let judge = talk.judge(&sandbox(), "cat");
+    let player = talk.player(&sandbox(), shell(&format!("echo one; sleep {marker}; :")));
+    talk.connect(judge, player).transcript(1000);
+    let talk = talk.start().expect("it starts");
+    let killer = talk.killer();
+    let thread = std::thread::spawn(move || {
+        eventually(LONG, "it sleeps", || marked(&format!("sleep\0{marker}")).len() == 1);
+        killer.kill().expect("told");
+        (killer, marker)
+    });
+    let outcome = talk.wait().expect("a verdict");
+    assert_eq!(outcome.verdict, Verdict::Killed);
+    assert_eq!(outcome.transcript[0].bytes, b"one\n");
+    assert!([judge, player].iter().all(|party| outcome.output(*party).status == Exit::Killed));
+    let (killer, marker) = thread.join().expect("a thread");
+    assert_eq!(marked(&marker), []);
+    killer.kill().expect("harmless afterwards");
+}
+
+fn a_kill_that_comes_too_late_changes_nothing() {
+    for (code, verdict) in [(0, Verdict::Accepted), (1, Verdict::Rejected(1))] {
+        let mut talk = Interaction::new();
+        let judge = talk.judge(&sandbox(), shell(&format!("read x; exit {code}")));
+        let player = talk.player(&sandbox(), shell("echo x"));
+        talk.connect(judge, player);
+        let talk = talk.start().expect("it starts");
+        let killer = talk.killer();
+        let outcome = talk.wait().expect("a verdict");
+        killer.kill().expect("harmless");
+        assert_eq!(outcome.verdict, verdict);
+    }
+}
+
+fn dropping_it_kills_all() {
+    let marker = marker();
+    let mut talk = Interaction::new();
+    for _ in 0..3 {
+        talk.player(&sandbox(), ["sleep", &marker]);
+    }
+    let talk = talk.start().expect("they start");
+    assert_eq!(marked(&format!("sleep\0{marker}")).len(), 3);
+    drop(talk);
+    assert_eq!(marked(&marker), []);
+}
+
+fn live_sandboxes_can_talk() {
+    let (one, other) = (sandbox().start().expect("it starts"), sandbox().start().expect("it starts"));
+    one.write("/tmp/secret", "9\n").expect("written");
+    for (answer, verdict) in [("9", Verdict::Accepted), ("8", Verdict::Rejected(1))] {
+        let mut talk = Interaction::new();
+        let judge = talk.judge(&one, shell("read x; test $x = $(cat /tmp/secret)"));
+        let player = talk.player(&other, shell(&format!("echo {answer}; cat")));
+        talk.connect(judge, player);
+        assert_eq!(talk.run().expect("it runs").verdict, verdict);
+        assert!(other.run("true").expect("it goes on").success());
+    }
+    let mut talk = Interaction::new();
+    let judge = talk.judge(&one, "cat");
+    let player = talk.player(&sandbox(), "cat");
+    talk.connect(judge, player);
+    assert_eq!(talk.run().expect("it runs").verdict, Verdict::Idle, "a standstill is seen there too");
+    let mut talk = Interaction::new();
+    talk.player(&one, "true");
+    talk.player(&one, "true");
+    assert_eq!(talk.run().expect_err("they could hurt each other").kind(), ErrorKind::Invalid);
+}
+
 fn main() {
     support::main(vec![
         test!(verdicts_follow_causes_and_not_the_clock, GUESS),
@@ -263,5 +333,9 @@ fn main() {
         test!(the_rest_of_the_streams_is_as_in_any_run, GUESS),
         test!(what_makes_no_sense_is_refused),
         test!(an_error_kills_the_others, GUESS),
+        test!(another_thread_can_kill_it, GUESS),
+        test!(a_kill_that_comes_too_late_changes_nothing, GUESS),
+        test!(dropping_it_kills_all, GUESS),
+        test!(live_sandboxes_can_talk, GUESS),
     ]);
 }

@@ -91,6 +91,11 @@ impl Instance {
         Ok(Child::new(live, pipes, started))
     }
 
+    /// What it is as long as it isn't reset.
+    pub(crate) fn shared(&self) -> Arc<Session> {
+        self.session.clone()
+    }
+
     /// Asks for a command, and doesn't wait for it.
     pub(crate) fn begin(&self, command: Command) -> Result<(Live, Pipes)> {
         self.session.command(command)
