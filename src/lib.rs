@@ -56,7 +56,7 @@ pub use net::Network;
 pub use outcome::{Exit, Limit, Line, Output, Phases, Source, StreamEnd, Usage, signal_name};
 pub use plan::explain::Explanation;
 pub use policy::{SyscallPolicy, SyscallProfile, Syscalls, SystemCall};
-pub use pool::{Pool, PoolStats};
+pub use pool::{InstancePool, Pool, PoolStats};
 pub use probe::{Layer, LayerState, Report};
 pub use pty::Pty;
 pub use sandbox::Sandbox;

@@ -91,6 +91,16 @@ impl Instance {
         Ok(Child::new(live, pipes, started))
     }
 
+    /// Whether nothing is known of its end.
+    pub(crate) fn stands(&self) -> bool {
+        self.session.stands()
+    }
+
+    /// Has everything killed, and doesn't wait.
+    pub(crate) fn let_go(&self) {
+        self.session.let_go();
+    }
+
     /// What it is as long as it isn't reset.
     pub(crate) fn shared(&self) -> Arc<Session> {
         self.session.clone()

@@ -350,6 +350,16 @@ impl Session {
         Ok((share, handles?))
     }
 
+    /// Whether it has said nothing since its start: it would be its end.
+    pub(crate) fn stands(&self) -> bool {
+        matches!(launch::wait_readable(self.reply.as_fd(), Duration::ZERO), Ok(false))
+    }
+
+    /// Tells init that it's not wanted any more.
+    pub(crate) fn let_go(&self) {
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+    }
+
     /// Kills everything, has it reported, and waits for the end; true if that came.
     pub(crate) fn end(&self) -> bool {
         if !self.is_ours() || self.ended.swap(true, Ordering::Relaxed) {
