@@ -29,6 +29,12 @@ impl Talk {
         self.round.finish()
     }
 
+    /// What an asynchronous one is made of.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn into_round(self) -> Round {
+        self.round
+    }
+
     /// Kills all parties. The verdict will be [`Killed`](super::Verdict::Killed), unless each
     /// has ended by itself before, or the judge with another word than that it accepts.
     pub fn kill(&self) -> Result<()> {
