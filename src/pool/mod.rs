@@ -120,13 +120,22 @@ impl Pool {
 /// What the asynchronous one is made of.
 #[cfg(feature = "tokio")]
 impl Pool {
-    /// Begins a command in one of the sandboxes that are ready, or gives it back with the
-    /// recipe of a fresh one.
-    pub(crate) fn begin(&self, command: Command) -> std::result::Result<Result<(Live, Pipes)>, (Command, Sandbox)> {
-        let begun = match self.take(&command) {
-            Some(live) => Ok(supervise::begin_in(live, self.stock.recipe(), command)),
-            None => Err((command, self.stock.recipe().clone())),
-        };
+    pub(crate) fn recipe(&self) -> &Sandbox {
+        self.stock.recipe()
+    }
+
+    /// One that suits the command, if it's ready; [`begin_in`](Self::begin_in) comes next.
+    pub(crate) fn take_ready(&self, command: &Command) -> Option<Live> {
+        let live = self.take(command);
+        if live.is_none() {
+            self.stock.refill();
+        }
+        live
+    }
+
+    /// Doesn't wait for the command's exec.
+    pub(crate) fn begin_in(&self, live: Live, command: Command) -> Result<(Live, Pipes)> {
+        let begun = supervise::begin_in(live, self.stock.recipe(), command);
         self.stock.refill();
         begun
     }

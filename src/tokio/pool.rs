@@ -57,12 +57,12 @@ impl Pool {
     }
 
     async fn begin(&self, command: Command) -> Result<(Run, Pipes)> {
-        match self.inner.begin(command) {
-            Ok(begun) => {
-                let (live, pipes) = begun?;
+        match self.inner.take_ready(&command) {
+            Some(live) => {
+                let (live, pipes) = self.inner.begin_in(live, command)?;
                 Ok((Run::new(live)?, pipes))
             }
-            Err((command, recipe)) => begin(&recipe, command).await,
+            None => begin(self.inner.recipe(), command).await,
         }
     }
 
