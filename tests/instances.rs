@@ -140,6 +140,19 @@ fn dropping_a_child_ends_that_command_alone() {
     drop(second);
 }
 
+fn a_dropped_child_is_dead_on_return() {
+    let instance = start();
+    let begun = Instant::now();
+    for _ in 0..10 {
+        let name = marker();
+        let child = ready(&instance, shell(&format!("sleep {name} & echo ready; exec sleep {name}")));
+        drop(child);
+        assert_eq!(marked(&name), []);
+    }
+    // Each waits for two seconds if it isn't told.
+    assert!(begun.elapsed() < support::patience(Duration::from_secs(15)), "{:?}", begun.elapsed());
+}
+
 fn signals_and_kill_reach_all_commands() {
     let instance = start();
     let script = "trap 'echo got; exit 7' USR1; echo ready; while :; do sleep 0.01; done";
@@ -388,6 +401,7 @@ fn main() {
         test!(a_table_that_is_full_says_so),
         test!(dropping_it_ends_everything),
         test!(dropping_a_child_ends_that_command_alone),
+        test!(a_dropped_child_is_dead_on_return),
         test!(signals_and_kill_reach_all_commands),
         test!(a_paused_instance_stands_still),
         test!(usage_is_each_commands_own),

@@ -237,7 +237,8 @@ impl Live {
             other => other.map_err(|e| Error::io("hear from", "the sandbox", e))?,
         };
         let Some(report) = Report::decode(&bytes[..length]) else {
-            if let (Place::Shared(share), None) = (&self.place, &self.epitaph) {
+            // Nobody has told its end, so PID 1 is dead.
+            if let (Place::Shared(share), None, Some(_), None) = (&self.place, &self.epitaph, self.started, self.ended) {
                 self.epitaph = share.epitaph();
                 if self.epitaph.is_some() {
                     return self.message();
