@@ -4,11 +4,10 @@
 //! cargo run --release --example judge [DIRECTORY]
 //! ```
 //!
-//! Every file of the directory (by default `examples/judge`) is compiled once, with the
-//! host's own compilers; each test runs in a fresh copy of the sandbox that this leaves,
-//! and the verdicts are printed as a table. The submissions are hostile: endless loops,
-//! memory hogs, a fork bomb, one that looks for what is none of its business, one that
-//! leaves answers for the next test.
+//! Every source of the directory (by default `examples/judge`) is compiled once, with the
+//! host's own compilers; each test runs in a fresh copy of the sandbox that this leaves, and
+//! the verdicts are printed as a table. The submissions are hostile: endless loops, memory
+//! hogs, a fork bomb, one that snoops, one that leaves answers for the next test.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +20,8 @@ use problem::{LANGUAGES, Language, TESTS, limits, verdict};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = std::env::args_os().nth(1).map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/judge"), PathBuf::from);
-    let mut submissions: Vec<PathBuf> = std::fs::read_dir(&directory)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+    let entries = std::fs::read_dir(&directory).map_err(|error| format!("cannot read {}: {error}", directory.display()))?;
+    let mut submissions: Vec<PathBuf> = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
     submissions.sort();
     println!("{:<16} {:<24} {:>9} {:>11}", "submission", "verdict", "CPU time", "memory");
     for submission in submissions {

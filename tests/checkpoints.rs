@@ -92,6 +92,108 @@ fn a_case_finds_nothing_of_the_one_before() {
     }
 }
 
+/// Everything that a program can ask for, and nothing that differs between any two sandboxes,
+/// such as numbers of inodes, devices and mounts, or that the whole machine has in common.
+const ASK: &str = r#"
+    find /tmp /var/tmp -mindepth 1 -printf '%p %y %m %U %G %s %T@ %A@ %C@ %l\n' | sort
+    find / -xdev \( -path /usr -o -path /proc \) -prune -o -printf '%p %y %m %U %G %s\n' 2>/dev/null | sort
+    for place in /tmp /tmp/d /dev/shm /scratch /var/tmp; do df --output=used,iused $place | tail -1; done
+    id; umask; hostname; cat /proc/sys/kernel/domainname; ulimit -aS; ulimit -aH; cat /proc/self/oom_score_adj; nice; env | sort; ls /proc
+    cat /proc/sysvipc/*; ipcs -l; ls -A /dev/mqueue; cat /proc/sys/fs/mqueue/* /proc/sys/kernel/sem /proc/sys/kernel/shm* /proc/sys/kernel/msg*
+    grep -v OFDLCK /proc/locks; cat /proc/net/unix /proc/net/tcp /proc/net/udp | sed 's/^[0-9a-f]*: //'; wc -l </proc/net/netlink; cat /proc/net/dev
+    cat /proc/net/snmp; grep -o 'inuse [0-9]*' /proc/net/sockstat; cat /proc/sys/net/ipv4/ip_local_port_range; cat /proc/net/route /proc/net/arp
+    ls /dev/pts; cut -d' ' -f4- /proc/self/mountinfo | sed 's/[ug]id=[0-9]*//g' | sort; cat /proc/1/cgroup; cat /proc/sys/user/*
+    cat /proc/1/timerslack_ns /proc/self/coredump_filter /proc/self/personality 2>/dev/null; echo $$
+"#;
+
+/// What a hostile case does so that the next one behaves otherwise, beside what
+/// `leftovers.c` leaves.
+const SPOIL: &str = r#"
+import ctypes, fcntl, os, resource, signal, socket, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+def tries(what):
+    try: what()
+    except OSError: pass
+def write(path, text):
+    with open(path, 'w') as file: file.write(text)
+for name in ['hostname', 'domainname', 'msgmax', 'shmall', 'sem', 'shm_rmid_forced', 'ns_last_pid']:
+    tries(lambda: write('/proc/sys/kernel/' + name, '7'))
+for name in os.listdir('/proc/sys/fs/mqueue'): tries(lambda: write('/proc/sys/fs/mqueue/' + name, '7'))
+tries(lambda: write('/proc/sys/net/ipv4/ip_local_port_range', '2000 3000'))
+tries(lambda: socket.sethostname('spoilt'))
+for name in ['one', 'two']:
+    tries(lambda: write('/etc/' + name, name))
+# Of what all copies have below them: times, locks, watches, leases, attributes.
+file = open('/tmp/base', 'r+')
+file.read(); tries(lambda: fcntl.flock(file, fcntl.LOCK_EX)); tries(lambda: fcntl.lockf(file, fcntl.LOCK_EX))
+reader = open('/tmp/lower')
+reader.read()
+tries(lambda: fcntl.fcntl(reader, fcntl.F_SETLEASE, fcntl.F_RDLCK))
+os.listdir('/tmp/d'); os.readlink('/tmp/link'); tries(lambda: os.utime('/tmp/d/inner', (1, 1)))
+tries(lambda: os.setxattr('/tmp/d', b'user.left', b'x'))
+watch = libc.inotify_init1(0); libc.inotify_add_watch(watch, b'/tmp', 0xfff); libc.inotify_add_watch(watch, b'/tmp/lower', 0xfff)
+os.rename('/tmp/d/inner', '/tmp/inner'); os.rmdir('/tmp/d'); os.unlink('/tmp/link'); os.mkfifo('/tmp/fifo')
+# Of its own limits and counters, and of its network's.
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); os.umask(0o777); os.nice(5)
+tries(lambda: resource.prlimit(1, resource.RLIMIT_NPROC, (1, 1)))
+tries(lambda: write('/proc/self/oom_score_adj', '900')); libc.personality(0x0040000)
+server = socket.create_server(('127.0.0.1', 7000)); client = socket.create_connection(('127.0.0.1', 7000)); client.sendall(b'x' * 1000)
+for i in range(50):
+    segment = libc.shmget(100 + i, 4096, 0o1666)
+    if i % 2: libc.shmctl(segment, 0, 0)
+signal.setitimer(signal.ITIMER_REAL, 1000)
+for i in range(30): subprocess.run(['true'])
+master, slave = os.openpty() if os.path.exists('/dev/ptmx') else (0, 0)
+if os.fork() == 0: os.setsid(); os.execvp('sleep', ['sleep', '1000'])
+print('done')
+"#;
+
+/// The next case can't tell what the one before was, from what it left, shifted or wore out.
+fn a_case_sees_what_it_would_have_seen_as_the_first() {
+    let program = support::compile_c("leftovers", include_str!("programs/leftovers.c"), &["-static"]);
+    let recipe = sandbox().syscalls(Syscalls::Unfiltered).tmpfs("/scratch", MIB);
+    let mut instance = recipe.start().expect("it starts");
+    instance.copy_in(&program, "/var/tmp/leftovers").expect("it's copied");
+    prints(
+        &instance,
+        "mkdir /tmp/d; echo 1 >/tmp/d/inner; echo base >/tmp/base; echo lower >/tmp/lower; ln -s base /tmp/link; chmod -R 777 /tmp",
+    );
+    let prepared = checkpoint(&mut instance);
+    let spoil = || Command::new("python3").args(["-c", SPOIL]);
+    let compare = |how: &str, first: &str, second: &str| {
+        let other = first.lines().zip(second.lines()).find(|(first, second)| first != second);
+        assert_eq!(other, None, "{how}");
+        assert_eq!(first.lines().count(), second.lines().count(), "{how}");
+    };
+    // As each would be if nothing had ever been there.
+    let fresh = run(&prepared.sandbox(), ASK);
+    let fork = |prepared: &Checkpoint| prepared.fork(1).expect("a fork").remove(0);
+    let live = prints(&fork(&prepared), ASK);
+    for _ in 0..2 {
+        let (out, left) =
+            (prepared.sandbox().run(spoil()).expect("it runs"), prepared.sandbox().run("/var/tmp/leftovers").expect("it runs"));
+        assert_eq!(
+            (out.text().as_ref(), left.text().as_ref()),
+            ("done\n", "done\n"),
+            "{out} {left} {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        compare("after a run", &fresh, &run(&prepared.sandbox(), ASK));
+        compare("in a fork after a run", &live, &prints(&fork(&prepared), ASK));
+        // In an instance with somebody who stays, while the other case is there.
+        let stays = ready(&instance, "/var/tmp/leftovers >/dev/null");
+        assert_eq!(instance.run(spoil()).expect("it runs").text(), "done\n");
+        compare("beside it", &fresh, &run(&prepared.sandbox(), ASK));
+        // Where PID 1 has the one id that there is, perhaps no other command can be started.
+        let seen = instance.run(shell(ASK)).map(|out| out.text().into_owned()).unwrap_or_default();
+        assert_ne!(seen, live, "it's seen where it is");
+        instance.reset().expect("it's as it was");
+        drop(stays);
+        compare("after a reset", &live, &prints(&instance, ASK));
+        instance.reset().expect("it's as it was");
+    }
+}
+
 fn forks_do_not_see_each_other() {
     let mut instance = start();
     prints(&instance, "echo base > /tmp/file");
@@ -508,6 +610,7 @@ fn main() {
     support::main_with_shared_ids(vec![
         test!(a_hundred_cases_run_against_one_checkpoint, Need::Tool("g++"), Need::Checkpoint),
         test!(a_case_finds_nothing_of_the_one_before, Need::Program("leftovers"), Need::Checkpoint),
+        test!(a_case_sees_what_it_would_have_seen_as_the_first, Need::Program("leftovers"), Need::Tool("python3"), Need::Checkpoint),
         test!(forks_do_not_see_each_other, Need::Checkpoint),
         test!(as_root_forks_have_ids_that_are_nobody_elses, root, Need::Checkpoint),
         test!(shared_ids_are_taken_as_long_as_anybody_has_them, root, Need::SharedIds),

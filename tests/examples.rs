@@ -252,7 +252,10 @@ fn the_judge_is_right() {
 fn a_plugin_that_hangs_is_started_again() {
     let output = Command::new(example("plugin")).stdin(Stdio::null()).output().expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(text, "7: 49\n12: 144\nhang: no answer in time, killed by the caller\n9: 81\n", "{output:?}");
+    assert_eq!(
+        text, "7: 49\n12: 144\nhang: no answer, killed by the caller\nbabble: no answer, killed by the caller\n9: 81\n",
+        "{output:?}"
+    );
     assert!(output.status.success());
 }
 

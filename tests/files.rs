@@ -131,10 +131,13 @@ fn trees_go_in_and_come_out_as_they_are() {
 
 fn what_leads_out_of_a_tree_or_is_no_file_is_not_copied() {
     let instance = start();
-    for (i, make) in ["ln -s /etc/passwd x", "ln -s ../../etc x", "mkfifo x", "ln -s .. x"].iter().enumerate() {
+    for (i, make) in ["ln -s /etc/passwd x", "ln -s ../../etc x", "mkfifo x", "ln -s .. x", "mkdir -p d/e; mkfifo d/e/x"].iter().enumerate()
+    {
         sh(&instance, &format!("mkdir /tmp/{i}; cd /tmp/{i}; {make}"));
         let error = instance.copy_out(format!("/tmp/{i}"), fresh_dir("out-").join("x")).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::NotAFile, "{error}");
+        let place = if make.contains("d/e") { format!("/tmp/{i}/d/e/x") } else { format!("/tmp/{i}/x") };
+        assert!(error.to_string().contains(&place), "{error}");
     }
     let from = fresh_dir("fifo-");
     nix::unistd::mkfifo(&from.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");

@@ -2,13 +2,15 @@
 
 mod support;
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam::{Child, Command, ErrorKind, Exit, Instance, Limit, MIB, Sandbox, Stdio, Syscalls};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use support::processes::{eventually, marked, marker};
+use nix::sys::signal::{Signal, kill};
+use support::processes::{eventually, find, marked, marker};
 use support::{Need, host, shell};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -136,6 +138,19 @@ fn dropping_a_child_ends_that_command_alone() {
     eventually(LONG, "the first one's end", || marked(&one).is_empty());
     assert_eq!(marked(&other).len(), 1);
     drop(second);
+}
+
+fn a_dropped_child_is_dead_on_return() {
+    let instance = start();
+    let begun = Instant::now();
+    for _ in 0..10 {
+        let name = marker();
+        let child = ready(&instance, shell(&format!("sleep {name} & echo ready; exec sleep {name}")));
+        drop(child);
+        assert_eq!(marked(&name), []);
+    }
+    // Each waits for two seconds if it isn't told.
+    assert!(begun.elapsed() < support::patience(Duration::from_secs(15)), "{:?}", begun.elapsed());
 }
 
 fn signals_and_kill_reach_all_commands() {
@@ -320,6 +335,62 @@ fn nothing_is_left_of_its_groups() {
     });
 }
 
+/// PID 1 of the sandbox that a command runs in.
+fn pid1(child: &Child) -> nix::unistd::Pid {
+    let command = find(child.id().expect("alive")).expect("alive");
+    nix::unistd::Pid::from_raw(command.parent as i32)
+}
+
+/// PID 1 keeps the wall limits; if it can't, because somebody has stopped it, init does.
+fn the_wall_limit_of_a_command_holds_without_pid_1() {
+    let short = Duration::from_millis(700);
+    let spin = || shell("while :; do :; done").wall_time(short);
+    let instance = Sandbox::new().start().expect("it starts");
+    let mut beside = instance.spawn(["sleep", "1000"]).expect("it starts");
+    let (mut late, over) = (instance.spawn(spin()).expect("it starts"), instance.spawn(spin()).expect("it starts"));
+    kill(pid1(&beside), Signal::SIGSTOP).expect("stopped");
+    let wall = Exit::Limit(Limit::WallTime);
+    eventually(support::patience(LONG), "init ends it although nobody waits", || beside.id().is_none() && over.id().is_none());
+    let out = over.wait_with_output().expect("a verdict");
+    assert_eq!((out.status, out.raw), (wall, Exit::Signal(libc::SIGKILL)));
+    assert!(out.usage.wall >= short, "{:?}", out.usage);
+    let error = beside.wait().expect_err("it had no limit");
+    assert!(error.kind() == ErrorKind::Lost && error.to_string().contains("did not see to a wall limit"), "{error}");
+    assert_eq!(late.wait().expect("a verdict"), wall, "each that was late, whoever asks first");
+    assert_eq!(instance.run("true").expect_err("it's gone").kind(), ErrorKind::Lost);
+}
+
+/// What is asked of a first process that has just died is asked in vain, and not for long.
+fn a_killed_pid_1_is_told_at_once() {
+    for stopped in [false, true] {
+        let instance = Sandbox::new().start().expect("it starts");
+        let mut child = instance.spawn(["sleep", "1000"]).expect("it starts");
+        let pid1 = pid1(&child);
+        let begun = Instant::now();
+        let (told, errors) = thread::scope(|scope| {
+            if stopped {
+                kill(pid1, Signal::SIGSTOP).expect("stopped");
+            } else {
+                kill(pid1, Signal::SIGKILL).expect("killed");
+            }
+            let asks = [scope.spawn(|| instance.run("true").map(drop)), scope.spawn(|| instance.write("/tmp/file", ""))];
+            if stopped {
+                let asked = || fs::read_dir("/proc/self/task").expect("tasks").count() >= 3;
+                eventually(LONG, "both have asked, or are about to", asked);
+                thread::sleep(Duration::from_millis(50));
+                kill(pid1, Signal::SIGKILL).expect("killed");
+            }
+            let told = child.wait().map(drop);
+            (told, asks.map(|asked| asked.join().expect("a thread")))
+        });
+        for result in errors.into_iter().chain([told, instance.run("true").map(drop), instance.read("/tmp/file", 1).map(drop)]) {
+            let error = result.expect_err("it's dead");
+            assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
+        }
+        assert!(begun.elapsed() < support::patience(LONG), "{:?}", begun.elapsed());
+    }
+}
+
 fn main() {
     support::main(vec![
         test!(commands_follow_each_other_in_the_same_files),
@@ -330,6 +401,7 @@ fn main() {
         test!(a_table_that_is_full_says_so),
         test!(dropping_it_ends_everything),
         test!(dropping_a_child_ends_that_command_alone),
+        test!(a_dropped_child_is_dead_on_return),
         test!(signals_and_kill_reach_all_commands),
         test!(a_paused_instance_stands_still),
         test!(usage_is_each_commands_own),
@@ -342,5 +414,7 @@ fn main() {
         test!(forbidden_calls_end_that_command_alone, Need::Tool("unshare")),
         test!(later_commands_stand_behind_the_same_fences),
         test!(nothing_is_left_of_its_groups),
+        test!(the_wall_limit_of_a_command_holds_without_pid_1),
+        test!(a_killed_pid_1_is_told_at_once),
     ]);
 }

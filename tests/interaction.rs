@@ -23,7 +23,7 @@ fn sandbox() -> Sandbox {
 /// A judge and a player, not yet running.
 fn pair(judge: [&str; 2], player: &str, recipe: &Sandbox) -> (Interaction, Party, Party) {
     let mut talk = Interaction::new();
-    let judge = talk.judge(&sandbox(), ["/guess", judge[0], judge[1]]);
+    let judge = talk.judge(sandbox(), ["/guess", judge[0], judge[1]]);
     let player = talk.player(recipe, ["/guess", "player", player]);
     talk.connect(judge, player);
     (talk, judge, player)
@@ -110,8 +110,8 @@ fn a_standstill_says_who_waits_for_whom() {
 
 fn two_that_only_write_wait_for_room() {
     let mut talk = Interaction::new();
-    let one = talk.player(&sandbox(), shell("exec cat /dev/zero"));
-    let other = talk.player(&sandbox(), shell("exec cat /dev/zero"));
+    let one = talk.player(sandbox(), shell("exec cat /dev/zero"));
+    let other = talk.player(sandbox(), shell("exec cat /dev/zero"));
     talk.connect(one, other);
     let talk = talk.run().expect("it runs");
     assert_eq!(talk.verdict, Verdict::Idle);
@@ -121,16 +121,16 @@ fn two_that_only_write_wait_for_room() {
 
 fn a_party_that_waits_for_the_clock_is_not_at_a_standstill() {
     let mut talk = Interaction::new();
-    let judge = talk.judge(&sandbox(), shell("read x; test $x = late"));
-    let player = talk.player(&sandbox(), shell("sleep 1; echo late"));
+    let judge = talk.judge(sandbox(), shell("read x; test $x = late"));
+    let player = talk.player(sandbox(), shell("sleep 1; echo late"));
     talk.connect(judge, player);
     assert_eq!(talk.run().expect("it runs").verdict, Verdict::Accepted);
 }
 
 fn idle_time_ends_those_who_wait_for_the_clock() {
     let mut talk = Interaction::new();
-    let judge = talk.judge(&sandbox(), shell("read x"));
-    let player = talk.player(&sandbox(), shell("exec sleep 1000"));
+    let judge = talk.judge(sandbox(), shell("read x"));
+    let player = talk.player(sandbox(), shell("exec sleep 1000"));
     talk.connect(judge, player).idle_time(Duration::from_millis(200));
     let talk = talk.run().expect("it runs");
     assert_eq!(talk.verdict, Verdict::Idle);
@@ -157,8 +157,8 @@ fn a_manager_has_two_players() {
     let manager = "echo 3 >&3; echo 4 >&5; read a <&4; read b <&6; test $a = 9 -a $b = 16";
     for (second, wanted) in [("read n; echo $((n * n))", None), ("kill -SEGV $$", Some(Exit::Signal(11)))] {
         let mut talk = Interaction::new();
-        let judge = talk.judge(&sandbox(), shell(manager));
-        let players = ["read n; echo $((n * n))", second].map(|script| talk.player(&sandbox(), shell(script)));
+        let judge = talk.judge(sandbox(), shell(manager));
+        let players = ["read n; echo $((n * n))", second].map(|script| talk.player(sandbox(), shell(script)));
         for (first, player) in [(3, players[0]), (5, players[1])] {
             talk.pipe((judge, first), (player, 0)).pipe((player, 1), (judge, first + 1));
         }
@@ -184,8 +184,8 @@ fn a_transcript_has_a_bound() {
 
 fn the_rest_of_the_streams_is_as_in_any_run() {
     let mut talk = Interaction::new();
-    let judge = talk.judge(&sandbox(), shell("echo looking >&2; read x"));
-    let player = talk.player(&sandbox(), shell("seq 100000 >&2; echo x"));
+    let judge = talk.judge(sandbox(), shell("echo looking >&2; read x"));
+    let player = talk.player(sandbox(), shell("seq 100000 >&2; echo x"));
     talk.connect(judge, player);
     let talk = talk.run().expect("it runs");
     assert_eq!(talk.output(judge).stderr, b"looking\n");
@@ -194,7 +194,7 @@ fn the_rest_of_the_streams_is_as_in_any_run() {
 }
 
 fn what_makes_no_sense_is_refused() {
-    let player = |talk: &mut Interaction| talk.player(&Sandbox::new(), "true");
+    let player = |talk: &mut Interaction| talk.player(Sandbox::new(), "true");
     let alone = {
         let mut talk = Interaction::new();
         player(&mut talk);
@@ -215,8 +215,8 @@ fn what_makes_no_sense_is_refused() {
     };
     let judges = {
         let mut talk = Interaction::new();
-        talk.judge(&Sandbox::new(), "true");
-        talk.judge(&Sandbox::new(), "true");
+        talk.judge(Sandbox::new(), "true");
+        talk.judge(Sandbox::new(), "true");
         talk
     };
     let codes = {
@@ -229,7 +229,7 @@ fn what_makes_no_sense_is_refused() {
     let idle = {
         let mut talk = Interaction::new();
         player(&mut talk);
-        talk.player(&Sandbox::new().idle_time(LONG), "true");
+        talk.player(Sandbox::new().idle_time(LONG), "true");
         talk
     };
     for talk in [alone, itself, twice, judges, codes, idle] {
@@ -240,13 +240,83 @@ fn what_makes_no_sense_is_refused() {
 fn an_error_kills_the_others() {
     let marker = marker();
     let mut talk = Interaction::new();
-    let judge = talk.judge(&sandbox(), ["sleep", &marker]);
-    let player = talk.player(&sandbox(), "/no/such/program");
+    let judge = talk.judge(sandbox(), ["sleep", &marker]);
+    let player = talk.player(sandbox(), "/no/such/program");
     talk.connect(judge, player);
     let error = talk.run().expect_err("it can't start");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().starts_with("player 1: "), "{error}");
     eventually(LONG, "nobody is left", || marked(&marker).is_empty());
+}
+
+fn another_thread_can_kill_it() {
+    let marker = marker();
+    let mut talk = Interaction::new();
+    let judge = talk.judge(sandbox(), "cat");
+    let player = talk.player(sandbox(), shell(&format!("echo one; sleep {marker}; :")));
+    talk.connect(judge, player).transcript(1000);
+    let talk = talk.start().expect("it starts");
+    let killer = talk.killer();
+    let thread = std::thread::spawn(move || {
+        eventually(LONG, "it sleeps", || marked(&format!("sleep\0{marker}")).len() == 1);
+        killer.kill().expect("told");
+        (killer, marker)
+    });
+    let outcome = talk.wait().expect("a verdict");
+    assert_eq!(outcome.verdict, Verdict::Killed);
+    assert_eq!(outcome.transcript[0].bytes, b"one\n");
+    assert!([judge, player].iter().all(|party| outcome.output(*party).status == Exit::Killed));
+    let (killer, marker) = thread.join().expect("a thread");
+    assert_eq!(marked(&marker), []);
+    killer.kill().expect("harmless afterwards");
+}
+
+fn a_kill_that_comes_too_late_changes_nothing() {
+    for (code, verdict) in [(0, Verdict::Accepted), (1, Verdict::Rejected(1))] {
+        let mut talk = Interaction::new();
+        let judge = talk.judge(sandbox(), shell(&format!("read x; exit {code}")));
+        let player = talk.player(sandbox(), shell("echo x"));
+        talk.connect(judge, player);
+        let talk = talk.start().expect("it starts");
+        let killer = talk.killer();
+        let outcome = talk.wait().expect("a verdict");
+        killer.kill().expect("harmless");
+        assert_eq!(outcome.verdict, verdict);
+    }
+}
+
+fn dropping_it_kills_all() {
+    let marker = marker();
+    let mut talk = Interaction::new();
+    for _ in 0..3 {
+        talk.player(sandbox(), ["sleep", &marker]);
+    }
+    let talk = talk.start().expect("they start");
+    assert_eq!(marked(&format!("sleep\0{marker}")).len(), 3);
+    drop(talk);
+    assert_eq!(marked(&marker), []);
+}
+
+fn live_sandboxes_can_talk() {
+    let (one, other) = (sandbox().start().expect("it starts"), sandbox().start().expect("it starts"));
+    one.write("/tmp/secret", "9\n").expect("written");
+    for (answer, verdict) in [("9", Verdict::Accepted), ("8", Verdict::Rejected(1))] {
+        let mut talk = Interaction::new();
+        let judge = talk.judge(&one, shell("read x; test $x = $(cat /tmp/secret)"));
+        let player = talk.player(&other, shell(&format!("echo {answer}; cat")));
+        talk.connect(judge, player);
+        assert_eq!(talk.run().expect("it runs").verdict, verdict);
+        assert!(other.run("true").expect("it goes on").success());
+    }
+    let mut talk = Interaction::new();
+    let judge = talk.judge(&one, "cat");
+    let player = talk.player(sandbox(), "cat");
+    talk.connect(judge, player);
+    assert_eq!(talk.run().expect("it runs").verdict, Verdict::Idle, "a standstill is seen there too");
+    let mut talk = Interaction::new();
+    talk.player(&one, "true");
+    talk.player(&one, "true");
+    assert_eq!(talk.run().expect_err("they could hurt each other").kind(), ErrorKind::Invalid);
 }
 
 fn main() {
@@ -263,5 +333,9 @@ fn main() {
         test!(the_rest_of_the_streams_is_as_in_any_run, GUESS),
         test!(what_makes_no_sense_is_refused),
         test!(an_error_kills_the_others, GUESS),
+        test!(another_thread_can_kill_it, GUESS),
+        test!(a_kill_that_comes_too_late_changes_nothing, GUESS),
+        test!(dropping_it_kills_all, GUESS),
+        test!(live_sandboxes_can_talk, GUESS),
     ]);
 }

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
-use cofferdam::{Command, ErrorKind, Exit, Limit, MIB, Pool, Sandbox, Stdio, Syscalls};
+use cofferdam::{Command, ErrorKind, Exit, InstancePool, Limit, MIB, Pool, Sandbox, Stdio, Syscalls};
 use support::host;
 use support::processes::{children, inits, sandboxes};
 
@@ -160,6 +160,63 @@ fn wrong_pools_are_errors() {
     assert_eq!(Pool::new(recipe(), 5000).expect_err("too many").kind(), ErrorKind::Invalid);
     let error = Pool::new(recipe().bind("/no/such/place", "/x"), 1).expect_err("no such bind");
     assert_eq!(error.kind(), ErrorKind::Mount, "{error}");
+    assert_eq!(InstancePool::new(recipe(), 0).expect_err("none").kind(), ErrorKind::Invalid);
+    let error = InstancePool::new(recipe().bind("/no/such/place", "/x"), 1).expect_err("no such bind");
+    assert_eq!(error.kind(), ErrorKind::Mount, "{error}");
+}
+
+fn full_of_instances(sandbox: Sandbox, size: usize) -> InstancePool {
+    let pool = InstancePool::new(sandbox, size).expect("a pool");
+    assert!(pool.wait_full(LONG).expect("started"), "{:?}", pool.stats());
+    pool
+}
+
+fn instances_are_copies_of_a_checkpoint_each_used_once() {
+    let instance = recipe().start().expect("it starts");
+    instance.write("/tmp/state", "made\n").expect("written");
+    let pool = full_of_instances(instance.into_checkpoint().expect("a checkpoint").sandbox(), 3);
+    let mut kept = Vec::new();
+    for i in 0..9 {
+        let copy = pool.take().expect("an instance");
+        assert_eq!(
+            copy.run(sh("cat /tmp/state; ls /dev/shm; echo x >>/tmp/state; touch /dev/shm/left")).expect("it runs").text(),
+            "made\n"
+        );
+        if i < 3 {
+            kept.push(copy);
+        }
+    }
+    let stats = pool.stats();
+    assert_eq!(stats.hits + stats.misses, 9);
+    assert!(stats.hits >= 3, "{stats:?}");
+    drop(pool);
+    for copy in kept {
+        assert_eq!(copy.read("/tmp/state", 100).expect("it goes on"), b"made\nx\n");
+    }
+}
+
+fn no_instance_waits_after_the_end() {
+    // Of no other test's sandboxes.
+    host::alone("no_instance_waits_after_the_end", || {
+        let pool = full_of_instances(recipe(), 5);
+        let init = inits(std::process::id()).pop().expect("an init").pid;
+        let pids = || sandboxes(children(init)).iter().map(|p| p.pid).collect::<BTreeSet<u32>>();
+        let firsts = pids();
+        assert!(firsts.len() >= 5, "{firsts:?}");
+        for pid in &firsts {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid as i32), nix::sys::signal::Signal::SIGKILL).expect("killed");
+        }
+        support::processes::eventually(LONG, "they are gone", || pids().is_disjoint(&firsts));
+        let taken = pool.take().expect("a fresh one");
+        assert!(taken.run("true").expect("it runs").success());
+        assert_eq!((pool.stats().hits, pool.stats().misses), (0, 1), "the dead aren't handed out");
+        assert!(pool.wait_full(LONG).expect("started again"));
+        drop(pool);
+        assert!(taken.run("true").expect("what was taken goes on").success());
+        drop(taken);
+        assert!(cofferdam::quiesce(LONG).expect("init answers"));
+        assert_eq!(pids(), BTreeSet::new());
+    });
 }
 
 fn main() {
@@ -174,5 +231,7 @@ fn main() {
         test!(nothing_waits_after_the_end),
         test!(the_dead_are_not_handed_out),
         test!(wrong_pools_are_errors),
+        test!(instances_are_copies_of_a_checkpoint_each_used_once),
+        test!(no_instance_waits_after_the_end),
     ]);
 }

@@ -13,7 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cofferdam::tokio as tasks;
-use cofferdam::{Checkpoint, Command, ErrorKind, Exit, Limit, MIB, Output, Result, Sandbox, Stdio, Volume};
+use cofferdam::{
+    Checkpoint, Command, CommitOptions, Conversation, ErrorKind, Exit, Image, Interaction, Limit, MIB, Output, PoolStats, Result, Sandbox,
+    Stdio, Verdict, Volume,
+};
 use support::processes::{eventually, inits, marked, marker};
 use support::{Need, Test, host, shell};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +44,13 @@ trait Host {
     fn run_lines(&self, sandbox: &Sandbox, command: Command) -> (Vec<String>, Result<Output>);
     fn spawn(&self, sandbox: &Sandbox, command: Command) -> Result<Box<dyn Running + '_>>;
     fn start(&self, sandbox: &Sandbox) -> Result<Box<dyn Live + '_>>;
+    fn talk(&self, talk: Interaction) -> Result<Conversation>;
+    /// Has it killed by another thread when `ready` says so.
+    fn talk_until(&self, talk: Interaction, ready: Box<dyn Fn() + Send>) -> Result<Conversation>;
+    /// One command after the other, in a pool of two; and how that served.
+    fn run_pooled(&self, sandbox: &Sandbox, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats);
+    /// From a pool that's full and has ended since.
+    fn take_pooled(&self, sandbox: &Sandbox) -> Result<Box<dyn Live + '_>>;
 }
 
 /// Its command that runs.
@@ -69,6 +79,9 @@ trait Live {
     fn read(&self, path: &str) -> String;
     fn reset(&mut self);
     fn checkpoint(&mut self) -> Result<Checkpoint>;
+    fn commit(&self) -> Result<Image>;
+    fn tar_in(&self, tar: &[u8], directory: &str) -> Result<()>;
+    fn tar_out(&self, path: &str) -> Result<Vec<u8>>;
     /// Sends a line to a server inside; its answer.
     fn ask(&self, port: u16, line: &str) -> String;
 }
@@ -89,6 +102,32 @@ impl Host for Threads {
     }
     fn start(&self, sandbox: &Sandbox) -> Result<Box<dyn Live + '_>> {
         Ok(Box::new(sandbox.start()?))
+    }
+    fn talk(&self, talk: Interaction) -> Result<Conversation> {
+        talk.run()
+    }
+    fn talk_until(&self, talk: Interaction, ready: Box<dyn Fn() + Send>) -> Result<Conversation> {
+        let talk = talk.start()?;
+        let killer = talk.killer();
+        thread::spawn(move || {
+            ready();
+            killer.kill()
+        });
+        talk.wait()
+    }
+    fn run_pooled(&self, sandbox: &Sandbox, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats) {
+        let pool = cofferdam::Pool::new(sandbox.clone(), 2).expect("a pool");
+        assert!(pool.wait_full(support::patience(LONG)).expect("prepared"));
+        let outputs = commands.into_iter().map(|command| pool.run(command)).collect();
+        assert!(pool.spawn("true").expect("it starts").wait().expect("its end").success());
+        (outputs, pool.stats())
+    }
+    fn take_pooled(&self, sandbox: &Sandbox) -> Result<Box<dyn Live + '_>> {
+        let pool = cofferdam::InstancePool::new(sandbox.clone(), 2)?;
+        assert!(pool.wait_full(support::patience(LONG))?);
+        let taken = pool.take()?;
+        assert_eq!((pool.stats().hits, pool.stats().misses), (1, 0));
+        Ok(Box::new(taken))
     }
 }
 
@@ -157,6 +196,17 @@ impl Live for cofferdam::Instance {
     fn checkpoint(&mut self) -> Result<Checkpoint> {
         self.checkpoint()
     }
+    fn commit(&self) -> Result<Image> {
+        self.commit(&CommitOptions::new())
+    }
+    fn tar_in(&self, tar: &[u8], directory: &str) -> Result<()> {
+        self.tar_in(tar, directory)
+    }
+    fn tar_out(&self, path: &str) -> Result<Vec<u8>> {
+        let mut tar = Vec::new();
+        self.tar_out(path, &mut tar)?;
+        Ok(tar)
+    }
     fn ask(&self, port: u16, line: &str) -> String {
         let mut stream = self.connect(([127, 0, 0, 1], port).into(), support::patience(LONG)).expect("connected");
         stream.write_all(line.as_bytes()).expect("written");
@@ -183,6 +233,42 @@ impl Host for Tasks {
     }
     fn start(&self, sandbox: &Sandbox) -> Result<Box<dyn Live + '_>> {
         Ok(Box::new(In(&self.0, self.0.block_on(tasks::Instance::start(sandbox))?)))
+    }
+    fn talk(&self, talk: Interaction) -> Result<Conversation> {
+        self.0.block_on(async { tasks::Talk::start(talk).await?.wait().await })
+    }
+    fn talk_until(&self, talk: Interaction, ready: Box<dyn Fn() + Send>) -> Result<Conversation> {
+        self.0.block_on(async {
+            let talk = tasks::Talk::start(talk).await?;
+            let killer = talk.killer();
+            tokio::task::spawn_blocking(move || {
+                ready();
+                killer.kill()
+            });
+            talk.wait().await
+        })
+    }
+    fn run_pooled(&self, sandbox: &Sandbox, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats) {
+        self.0.block_on(async {
+            let pool = tasks::Pool::new(sandbox.clone(), 2).await.expect("a pool");
+            assert!(pool.wait_full(support::patience(LONG)).await.expect("prepared"));
+            let mut outputs = Vec::new();
+            for command in commands {
+                outputs.push(pool.run(command).await);
+            }
+            assert!(pool.spawn("true").await.expect("it starts").wait().await.expect("its end").success());
+            (outputs, pool.stats())
+        })
+    }
+    fn take_pooled(&self, sandbox: &Sandbox) -> Result<Box<dyn Live + '_>> {
+        let taken = self.0.block_on(async {
+            let pool = tasks::InstancePool::new(sandbox.clone(), 2).await?;
+            assert!(pool.wait_full(support::patience(LONG)).await?);
+            let taken = pool.take().await?;
+            assert_eq!((pool.stats().hits, pool.stats().misses), (1, 0));
+            Ok::<_, cofferdam::Error>(taken)
+        });
+        Ok(Box::new(In(&self.0, taken?)))
     }
 }
 
@@ -251,6 +337,17 @@ impl Live for In<'_, tasks::Instance> {
     }
     fn checkpoint(&mut self) -> Result<Checkpoint> {
         self.0.block_on(self.1.checkpoint())
+    }
+    fn commit(&self) -> Result<Image> {
+        self.0.block_on(self.1.commit(&CommitOptions::new()))
+    }
+    fn tar_in(&self, tar: &[u8], directory: &str) -> Result<()> {
+        self.0.block_on(self.1.tar_in(tar, directory))
+    }
+    fn tar_out(&self, path: &str) -> Result<Vec<u8>> {
+        let mut tar = Vec::new();
+        self.0.block_on(self.1.tar_out(path, &mut tar))?;
+        Ok(tar)
     }
     fn ask(&self, port: u16, line: &str) -> String {
         self.0.block_on(async {
@@ -439,6 +536,77 @@ fn connections_reach_servers(host: &dyn Host) {
     assert_eq!(server.wait().expect("its end"), Exit::Code(0));
 }
 
+fn programs_talk(host: &dyn Host) {
+    let verdict = |judge: &str, player: &str| {
+        let mut talk = Interaction::new();
+        let judge = talk.judge(sandbox(), shell(judge));
+        let player = talk.player(sandbox(), shell(player));
+        talk.connect(judge, player);
+        host.talk(talk).expect("it runs").verdict
+    };
+    assert_eq!(verdict("echo 20; read n; test $n = 400", "read n; echo $((n * n))"), Verdict::Accepted);
+    assert_eq!(verdict("echo 20; read n; test $n = 400", "read n; echo 1"), Verdict::Rejected(1));
+    assert!(matches!(verdict("read n", "kill -SEGV $$"), Verdict::Failed(_, Exit::Signal(11))));
+    assert_eq!(verdict("read n", "read n"), Verdict::Idle);
+    // Much more than pipes hold.
+    assert_eq!(verdict("test $(wc -c) = 3000000", "yes | head -c 3000000"), Verdict::Accepted);
+    let mut talk = Interaction::new();
+    talk.player(sandbox(), "true");
+    talk.player(sandbox(), "no-such-program");
+    assert_eq!(host.talk(talk).expect_err("it can't start").kind(), ErrorKind::NotFound);
+}
+
+fn a_talk_can_be_killed(host: &dyn Host) {
+    let name = marker();
+    let mut talk = Interaction::new();
+    let judge = talk.judge(sandbox(), "cat");
+    let player = talk.player(sandbox(), ["sleep", &name]);
+    talk.connect(judge, player);
+    let runs = {
+        let name = name.clone();
+        move || eventually(LONG, "it runs", || !marked(&name).is_empty())
+    };
+    assert_eq!(host.talk_until(talk, Box::new(runs)).expect("a verdict").verdict, Verdict::Killed);
+    assert_eq!(marked(&name), []);
+}
+
+fn pools_serve(host: &dyn Host) {
+    let commands = ["exit 3", "touch /tmp/left; ls /tmp", "ls /tmp", "kill -ABRT $$"].map(shell);
+    let long = shell("sleep 1000").wall_time(Duration::from_millis(50));
+    let (outputs, stats) = host.run_pooled(&sandbox(), commands.into_iter().chain([long, Command::new("no-such-program")]).collect());
+    let ends: Vec<_> = outputs.iter().map(|out| out.as_ref().map(|out| out.status).map_err(|error| error.kind())).collect();
+    let code = |code| Ok(Exit::Code(code));
+    let wanted = [code(3), code(0), code(0), Ok(Exit::Signal(6)), Ok(Exit::Limit(Limit::WallTime)), Err(ErrorKind::NotFound)];
+    assert_eq!(ends, wanted);
+    assert_eq!(outputs[2].as_ref().expect("it ran").text(), "", "another's files");
+    assert!(stats.hits >= 2 && stats.misses >= 1 && stats.hits + stats.misses == 7, "{stats:?}");
+    let live = host.take_pooled(&sandbox()).expect("one that's ready");
+    assert!(live.run(shell("touch /tmp/file; test -e /tmp/file")).expect("it runs").success());
+}
+
+fn trees_travel(host: &dyn Host) {
+    let (from, to) = (host.start(&sandbox()).expect("it starts"), host.start(&sandbox()).expect("it starts"));
+    // More than a pipe holds, and less than one file's whole.
+    assert!(from.run(shell("mkdir -p /tmp/d/e; yes | head -c 3000000 >/tmp/d/e/f; echo small >/tmp/d/g")).expect("it runs").success());
+    let tar = from.tar_out("/tmp/d").expect("packed");
+    to.tar_in(&tar, "/tmp/copy").expect("unpacked");
+    assert_eq!(to.read("/tmp/copy/g"), "small\n");
+    assert_eq!(to.run(shell("wc -c </tmp/copy/e/f")).expect("it runs").text().trim(), "3000000");
+    // What follows the archive's end is nobody's.
+    to.tar_in(&[&tar[..], &[1; 1 << 20]].concat(), "/tmp/again").expect("unpacked");
+    assert_eq!(to.read("/tmp/again/g"), "small\n");
+    let torn = to.tar_in(&tar[..1_000_000], "/tmp/torn").expect_err("it's torn");
+    let garbage = to.tar_in(&[7; 1 << 20], "/tmp/garbage").expect_err("it's none");
+    let missing = from.tar_out("/tmp/missing").expect_err("there's none");
+    assert_eq!(
+        (torn.kind(), garbage.kind(), missing.kind()),
+        (ErrorKind::Image, ErrorKind::Image, ErrorKind::NotFound),
+        "{torn}, {garbage}"
+    );
+    let nothing = from.commit().expect_err("its root isn't an image's");
+    assert_eq!(nothing.kind(), ErrorKind::Invalid, "{nothing}");
+}
+
 /// The same for both kinds of host.
 macro_rules! both {
     ($($body:ident $(, $need:expr)*;)*) => {
@@ -542,9 +710,13 @@ fn no_drop_waits() {
             let child = tasks::spawn(&holds, shell("exec sleep 1000")).await.expect("it starts");
             let instance = tasks::Instance::start(&sandbox()).await.expect("it starts");
             let own = instance.spawn(shell("exec sleep 1000")).await.expect("it starts");
+            let pool = tasks::Pool::new(sandbox(), 1).await.expect("a pool");
+            let mut talk = Interaction::new();
+            (0..2).for_each(|_| drop(talk.player(sandbox(), shell("exec sleep 1000"))));
+            let talk = tasks::Talk::start(talk).await.expect("it starts");
             signal(nix::sys::signal::SIGSTOP);
             let begun = Instant::now();
-            drop((child, own));
+            drop((child, own, talk, pool));
             drop(instance);
             let took = begun.elapsed();
             // Others take their turns, and what isn't known to be dead keeps its lock.
@@ -669,6 +841,10 @@ fn main() {
         dropping_a_child_kills_it;
         commands_share_an_instance;
         checkpoints_are_kept, Need::Checkpoint;
+        programs_talk;
+        a_talk_can_be_killed;
+        pools_serve;
+        trees_travel;
         connections_reach_servers, Need::Tool("python3");
     };
     tests.extend([

@@ -17,6 +17,8 @@ pub struct Command {
     pub flags: u64,
     /// Where everything about it is said.
     pub reply: i32,
+    /// The host has nothing to say any more.
+    pub let_go: bool,
     /// As long as it's on its way to exec: the pipe that tells how far it got, and its
     /// pidfd.
     pub starting: i32,
@@ -54,6 +56,7 @@ pub const FREE: Command = Command {
     name: 0,
     flags: 0,
     reply: -1,
+    let_go: false,
     starting: -1,
     pidfd: -1,
     progress: Progress::NONE,

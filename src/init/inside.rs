@@ -231,7 +231,7 @@ impl Inside {
         poll.add(self.oom.event, Poll::OOM);
         for (i, command) in self.commands.iter().enumerate().filter(|(_, c)| c.pid != 0) {
             poll.add(command.starting, Poll::STARTING + i);
-            if command.reply != self.reply {
+            if command.reply != self.reply && !command.let_go {
                 // What the host says before exec is for the command's own process.
                 let events = if command.starting >= 0 { POLLRDHUP } else { POLLIN | POLLRDHUP };
                 poll.add_for(command.reply, Poll::COMMAND + i, events);
@@ -440,22 +440,24 @@ impl Inside {
             return;
         }
         if self.commands[i].starting >= 0 {
-            // Only its end is told here: the host let go.
-            close(core::mem::replace(&mut self.commands[i].reply, -1));
-            return self.end(i, Report::KILLED);
+            // Only its end is told here.
+            return self.let_go(i);
         }
         match receive_request(self.commands[i].reply, false) {
             Ok(Some((request, received))) => {
                 received.close();
                 self.signal(i, &request);
             }
-            // The host let go.
-            Ok(None) => {
-                close(core::mem::replace(&mut self.commands[i].reply, -1));
-                self.end(i, Report::KILLED);
-            }
+            Ok(None) => self.let_go(i),
             Err(_) => {}
         }
+    }
+
+    /// The host wants nothing more of a command than to hear of its end, for which it may be
+    /// waiting.
+    fn let_go(&mut self, i: usize) {
+        self.commands[i].let_go = true;
+        self.end(i, Report::KILLED);
     }
 
     fn request(&mut self) {

@@ -133,6 +133,11 @@ const TAG_HOST: u64 = u64::MAX - 2;
 const EPOLLIN: u32 = 1;
 const EPOLLRDHUP: u32 = 0x2000;
 
+/// Of an entry's socket.
+fn tag(index: usize, generation: u32) -> u64 {
+    u64::from(generation) << 32 | index as u64
+}
+
 /// The sandbox's own entry; set in the outer child, and PID 1 has it from there.
 static mut ENTRY: *mut Entry = core::ptr::null_mut();
 
@@ -420,7 +425,7 @@ impl Server {
         let reply = received.fds[0];
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        self.watch(reply, EPOLLRDHUP, u64::from(generation) << 32 | index as u64)?;
+        self.watch(reply, EPOLLRDHUP, tag(index, generation))?;
         let (group, hierarchies) = (request.value, request.time as u32);
         // PID 1 knows when the limit's time began; not before now, in any case.
         let (asked, limit) = (clock(1), word_at(received.fds[1], WALL_LIMIT));
@@ -500,12 +505,15 @@ impl Server {
         if self.entry(index).outer == 0 || self.entry(index).generation != generation {
             return;
         }
-        let reply = self.entry(index).reply;
+        let Entry { reply, gone, .. } = *self.entry(index);
+        if gone && !decline(reply) {
+            return;
+        }
         self.unwatch(reply);
         self.entry(index).dying = true;
         self.networks.sandbox_ended();
         self.wants_spare = true;
-        if self.entry(index).gone {
+        if gone {
             self.clear(index);
         } else {
             self.kill_sandbox(index);
@@ -570,6 +578,18 @@ impl Server {
         self.entry(index).gone = true;
         if self.entry(index).dying {
             self.clear(index);
+        } else {
+            // The host of a live one may ask for more before it learns of this.
+            self.listen(index);
+        }
+    }
+
+    /// Has what its host says noticed from now on, and not only its end.
+    fn listen(&mut self, index: usize) {
+        let Entry { reply, generation, limit, .. } = *self.entry(index);
+        // The others' hosts have nothing to ask for.
+        if limit == u64::MAX {
+            let _ = self.epoll_ctl(3, reply, EPOLLIN | EPOLLRDHUP, tag(index, generation));
         }
     }
 

@@ -362,6 +362,17 @@ pub fn receive_request(socket: i32, wait: bool) -> Result<Option<(Request, Recei
     }
 }
 
+/// Closes the descriptors of all requests that have come, which nobody else will answer:
+/// whoever waits at their other ends learns that way. True at the end of the socket.
+pub fn decline(socket: i32) -> bool {
+    loop {
+        match receive_request(socket, false) {
+            Ok(Some((_, received))) => received.close(),
+            end => return matches!(end, Ok(None)),
+        }
+    }
+}
+
 /// What poll(2) tells of one descriptor, within so many nanoseconds.
 pub fn poll_one(fd: i32, events: u64, nanos: u64) -> Result<u64> {
     let mut polled = u64::from(fd as u32) | events << 32;

@@ -1,7 +1,7 @@
 //! Trees in and out of a live sandbox as tar streams.
 
 use std::collections::HashSet;
-use std::ffi::{CStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -74,7 +74,7 @@ impl Instance {
         let mut packing = Packing { walk: Walk::new(self, path), out: Writer::new(out), ids: self.session.id_ranges() };
         match packing.walk.start(source)? {
             Found::Directory(source, _) => {
-                let top = packing.walk.enter(source)?;
+                let top = packing.walk.enter(source, path.to_path_buf())?;
                 let mut levels = vec![(top, Vec::new())];
                 while let Some((level, prefix)) = levels.last_mut() {
                     let Some(name) = level.names.pop() else {
@@ -83,13 +83,14 @@ impl Instance {
                     };
                     let path = [&prefix[..], name.to_bytes()].concat();
                     let depth = levels.len() - 1;
-                    match packing.walk.find(&levels[depth].0.directory, &name, depth)? {
+                    match packing.walk.find(&levels[depth].0, &name, depth)? {
                         Some(Found::Directory(source, stat)) => {
                             let path = [&path[..], b"/"].concat();
                             packing.header(Entry { kind: Kind::Directory, ..packing.entry(path.clone(), &stat) })?;
-                            levels.push((packing.walk.enter(source)?, path));
+                            let place = levels[depth].0.at(&name);
+                            levels.push((packing.walk.enter(source, place)?, path));
                         }
-                        Some(Found::File(source, stat)) => packing.file(&name, path, source, &stat)?,
+                        Some(Found::File(source, stat)) => packing.file(path, source, &stat)?,
                         Some(Found::Link(link, stat)) => {
                             let link = link.into_os_string().into_vec();
                             packing.header(Entry { kind: Kind::Symlink, link, ..packing.entry(path, &stat) })?;
@@ -100,7 +101,7 @@ impl Instance {
             }
             Found::File(source, stat) => {
                 let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
-                packing.file(c"", name, source, &stat)?;
+                packing.file(name, source, &stat)?;
             }
             Found::Link(..) => return Err(special(path)),
         }
@@ -223,12 +224,12 @@ impl<W: Write> Packing<'_, W> {
         self.out.entry(&entry).map_err(cannot_write)
     }
 
-    fn file(&mut self, name: &CStr, path: Vec<u8>, mut source: File, stat: &FileStat) -> Result<()> {
+    fn file(&mut self, path: Vec<u8>, mut source: File, stat: &FileStat) -> Result<()> {
         let size = stat.st_size as u64;
         self.walk.take(size)?;
         let entry = Entry { size, ..self.entry(path, stat) };
         self.out.entry(&entry).map_err(cannot_write)?;
-        let (mut left, mut buffer) = (size, vec![0; 64 << 10]);
+        let (mut left, mut buffer) = (size, vec![0; size.min(64 << 10) as usize]);
         while left > 0 {
             let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             match source.read(&mut buffer[..most]) {
@@ -238,7 +239,7 @@ impl<W: Write> Packing<'_, W> {
                     left -= count as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("copy", &shown(name.to_bytes()), error)),
+                Err(error) => return Err(Error::io("copy", &shown(&entry.path), error)),
             }
         }
         Ok(())

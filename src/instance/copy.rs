@@ -16,7 +16,7 @@ use nix::unistd::symlinkat;
 use super::Instance;
 use super::files::EntryKind;
 use super::inside::inside;
-use super::walk::{DEPTH, Found, Level, Walk, special, too_deep};
+use super::walk::{DEPTH, Found, Level, Walk, failed, special, too_deep};
 use crate::error::{Error, Result};
 use crate::plan::wire::{AT_FDCWD, op, slot};
 use crate::plan::{Arg, Draft, Mark};
@@ -57,11 +57,11 @@ impl Instance {
         match walk.start(source)? {
             Found::Directory(source, stat) => {
                 fs::DirBuilder::new().mode(0o700).create(host).map_err(made)?;
-                copy_tree(&mut walk, source, File::open(host).map_err(made)?.into(), stat.st_mode)
+                copy_tree(&mut walk, path, source, File::open(host).map_err(made)?.into(), stat.st_mode)
             }
             Found::File(source, stat) => {
                 let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(host).map_err(made)?;
-                copy_file(&mut walk, c"", source, target, stat.st_mode)
+                copy_file(&mut walk, path, source, target, stat.st_mode)
             }
             Found::Link(..) => Err(special(path)),
         }
@@ -69,39 +69,40 @@ impl Instance {
 }
 
 /// Copies a directory to one that's empty.
-fn copy_tree(walk: &mut Walk<'_>, source: OwnedFd, target: OwnedFd, mode: u32) -> Result<()> {
-    let mut levels: Vec<(Level, OwnedFd, u32)> = vec![(walk.enter(source)?, target, mode)];
+fn copy_tree(walk: &mut Walk<'_>, path: &Path, source: OwnedFd, target: OwnedFd, mode: u32) -> Result<()> {
+    let mut levels: Vec<(Level, OwnedFd, u32)> = vec![(walk.enter(source, path.to_path_buf())?, target, mode)];
     while let Some((level, target, mode)) = levels.last_mut() {
         let Some(name) = level.names.pop() else {
             // Last, because it may forget to let us in.
-            fchmod(&*target, Mode::from_bits_truncate(*mode & 0o777)).map_err(|e| walk.failed(c"", e))?;
+            fchmod(&*target, Mode::from_bits_truncate(*mode & 0o777)).map_err(|e| failed(&level.path, e))?;
             levels.pop();
             continue;
         };
         let depth = levels.len() - 1;
         let (level, target, _) = &levels[depth];
-        match walk.find(&level.directory, &name, depth)? {
+        let failed = |e| failed(&level.at(&name), e);
+        match walk.find(level, &name, depth)? {
             Some(Found::Directory(source, stat)) => {
-                let target = make_directory(target, &name).map_err(|e| walk.failed(&name, e))?;
-                levels.push((walk.enter(source)?, target, stat.st_mode));
+                let (target, path) = (make_directory(target, &name).map_err(failed)?, level.at(&name));
+                levels.push((walk.enter(source, path)?, target, stat.st_mode));
             }
             Some(Found::File(source, stat)) => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let target = openat(target, name.as_c_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| walk.failed(&name, e))?;
-                copy_file(walk, &name, source, target.into(), stat.st_mode)?;
+                let target = openat(target, name.as_c_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
+                copy_file(walk, &level.at(&name), source, target.into(), stat.st_mode)?;
             }
-            Some(Found::Link(link, _)) => symlinkat(&link, target, name.as_c_str()).map_err(|e| walk.failed(&name, e))?,
+            Some(Found::Link(link, _)) => symlinkat(&link, target, name.as_c_str()).map_err(failed)?,
             None => {}
         }
     }
     Ok(())
 }
 
-fn copy_file(walk: &mut Walk<'_>, name: &CStr, source: File, mut target: File, mode: u32) -> Result<()> {
+fn copy_file(walk: &mut Walk<'_>, path: &Path, source: File, mut target: File, mode: u32) -> Result<()> {
     let copied = io::copy(&mut source.take(walk.room().saturating_add(1)), &mut target);
-    walk.take(copied.map_err(|e| walk.failed(name, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))?)?;
+    walk.take(copied.map_err(|e| Error::io("copy", &path.display().to_string(), e))?)?;
     let mode = Mode::from_bits_truncate(mode & 0o777);
-    fchmod(&target, mode).and_then(|()| target.flush().map_err(|_| Errno::EIO)).map_err(|e| walk.failed(name, e))
+    fchmod(&target, mode).and_then(|()| target.flush().map_err(|_| Errno::EIO)).map_err(|e| failed(path, e))
 }
 
 fn make_directory(parent: &OwnedFd, name: &CStr) -> nix::Result<OwnedFd> {

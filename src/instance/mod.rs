@@ -91,6 +91,21 @@ impl Instance {
         Ok(Child::new(live, pipes, started))
     }
 
+    /// Whether nothing is known of its end.
+    pub(crate) fn stands(&self) -> bool {
+        self.session.stands()
+    }
+
+    /// Has everything killed, and doesn't wait.
+    pub(crate) fn let_go(&self) {
+        self.session.let_go();
+    }
+
+    /// What it is as long as it isn't reset.
+    pub(crate) fn shared(&self) -> Arc<Session> {
+        self.session.clone()
+    }
+
     /// Asks for a command, and doesn't wait for it.
     pub(crate) fn begin(&self, command: Command) -> Result<(Live, Pipes)> {
         self.session.command(command)
@@ -135,10 +150,18 @@ impl Instance {
     }
 
     /// Makes it as it was at the latest [`checkpoint`](Self::checkpoint) or, if there's
-    /// none, when it was started, at the cost of a fresh sandbox: kills everything, and
-    /// drops all that was written since, also from outside, with shared memory, queues and
-    /// whatever else a sandbox has. Limits stay as they were [updated](Self::update); a
-    /// pause ends.
+    /// none, when it was started, at the cost of a fresh sandbox, which it is: kills everything,
+    /// and drops all that was written since, also from outside, with `/dev/shm`, shared memory,
+    /// queues, sockets, counters, process ids and whatever else its namespaces had. A pause
+    /// ends, and [`usage`](Self::usage) counts from zero.
+    ///
+    /// What stays is the recipe, with limits as they were [updated](Self::update), and what isn't the
+    /// sandbox's own: files in [writable binds](Sandbox::bind_rw) and
+    /// [volumes](Sandbox::volume) and, with [`Network::Host`](crate::Network::Host), what the
+    /// host's network knows of its connections. [`Child`]ren say that they have been killed.
+    ///
+    /// # Errors
+    /// If it can't be started again it has ended, as every further call says.
     pub fn reset(&mut self) -> Result<()> {
         let recipe = self.session.sandbox();
         self.session.end();

@@ -32,7 +32,9 @@ pub(super) struct Walk<'a> {
 
 /// A directory on the way, and what is still to be looked at in it.
 pub(super) struct Level {
-    pub(super) directory: OwnedFd,
+    directory: OwnedFd,
+    /// For errors.
+    pub(super) path: PathBuf,
     pub(super) names: Vec<CString>,
 }
 
@@ -42,6 +44,13 @@ pub(super) enum Found {
     File(File, FileStat),
     /// A symbolic link that stays in the tree.
     Link(PathBuf, FileStat),
+}
+
+impl Level {
+    /// Where a name stands.
+    pub(super) fn at(&self, name: &CStr) -> PathBuf {
+        self.path.join(OsStr::from_bytes(name.to_bytes()))
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -63,12 +72,12 @@ impl<'a> Walk<'a> {
 
     /// Enters a directory: the names in it, as many as may still be taken, the last one
     /// first.
-    pub(super) fn enter(&mut self, directory: OwnedFd) -> Result<Level> {
+    pub(super) fn enter(&mut self, directory: OwnedFd, path: PathBuf) -> Result<Level> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut reader = Dir::openat(&directory, c".", flags, Mode::empty()).map_err(|e| self.failed(c"", e))?;
+        let mut reader = Dir::openat(&directory, c".", flags, Mode::empty()).map_err(|e| failed(&path, e))?;
         let mut names = Vec::new();
         for entry in reader.iter() {
-            let entry = entry.map_err(|e| self.failed(c"", e))?;
+            let entry = entry.map_err(|e| failed(&path, e))?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
                 continue;
@@ -79,12 +88,12 @@ impl<'a> Walk<'a> {
             names.push(name.to_owned());
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(Level { directory, names })
+        Ok(Level { directory, path, names })
     }
 
     /// What stands under a name in a directory that is `depth` below the root; nothing if
     /// it's gone.
-    pub(super) fn find(&self, directory: &OwnedFd, name: &CStr, depth: usize) -> Result<Option<Found>> {
+    pub(super) fn find(&self, level: &Level, name: &CStr, depth: usize) -> Result<Option<Found>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let resolve = ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
@@ -92,41 +101,23 @@ impl<'a> Walk<'a> {
             | ResolveFlag::RESOLVE_NO_XDEV;
         let how = OpenHow::new().flags(flags).resolve(resolve);
         // EAGAIN: something was renamed meanwhile, and the kernel can't tell (openat2(2)).
-        let mut attempts = (0..100).map(|_| openat2(directory, name, how));
+        let mut attempts = (0..100).map(|_| openat2(&level.directory, name, how));
         let opened = attempts.find(|opened| !matches!(opened, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN));
         let opened = match opened {
             Ok(opened) => opened,
             // Removed meanwhile.
             Err(Errno::ENOENT) => return Ok(None),
-            Err(Errno::ELOOP) => return self.link(directory, name, depth),
+            Err(Errno::ELOOP) => return link(level, name, depth),
             // A socket can't be opened, a device not on these mounts.
-            Err(Errno::ENXIO | Errno::ENODEV) => return Err(special(&self.path(name))),
-            Err(errno) => return Err(self.failed(name, errno)),
+            Err(Errno::ENXIO | Errno::ENODEV) => return Err(special(&level.at(name))),
+            Err(errno) => return Err(failed(&level.at(name), errno)),
         };
-        let stat = fstat(&opened).map_err(|e| self.failed(name, e))?;
+        let stat = fstat(&opened).map_err(|e| failed(&level.at(name), e))?;
         match EntryKind::of(stat.st_mode) {
-            EntryKind::Directory if depth + 1 == DEPTH => Err(too_deep(self.root)),
+            EntryKind::Directory if depth + 1 == DEPTH => Err(too_deep(&level.at(name))),
             EntryKind::Directory => Ok(Some(Found::Directory(opened, stat))),
             EntryKind::File => Ok(Some(Found::File(opened.into(), stat))),
-            _ => Err(special(&self.path(name))),
-        }
-    }
-
-    fn link(&self, directory: &OwnedFd, name: &CStr, depth: usize) -> Result<Option<Found>> {
-        let target = match readlinkat(directory, name) {
-            Ok(target) => PathBuf::from(target),
-            // Another thing, or nothing, has taken its place.
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(None),
-            Err(errno) => return Err(self.failed(name, errno)),
-        };
-        if !stays(&target, depth) {
-            let text = format!("cannot copy {}: it's a link to {}, out of the tree", self.path(name).display(), target.display());
-            return Err(Error::new(ErrorKind::NotAFile, text));
-        }
-        match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(Found::Link(target, stat))),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(self.failed(name, errno)),
+            _ => Err(special(&level.at(name))),
         }
     }
 
@@ -140,15 +131,28 @@ impl<'a> Walk<'a> {
         self.bytes = self.bytes.checked_sub(bytes).ok_or_else(|| too_large(self.root, self.bytes))?;
         Ok(())
     }
+}
 
-    fn path(&self, name: &CStr) -> PathBuf {
-        self.root.join(OsStr::from_bytes(name.to_bytes()))
+fn link(level: &Level, name: &CStr, depth: usize) -> Result<Option<Found>> {
+    let target = match readlinkat(&level.directory, name) {
+        Ok(target) => PathBuf::from(target),
+        // Another thing, or nothing, has taken its place.
+        Err(Errno::EINVAL | Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(failed(&level.at(name), errno)),
+    };
+    if !stays(&target, depth) {
+        let text = format!("cannot copy {}: it's a link to {}, out of the tree", level.at(name).display(), target.display());
+        return Err(Error::new(ErrorKind::NotAFile, text));
     }
+    match fstatat(&level.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(Found::Link(target, stat))),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(failed(&level.at(name), errno)),
+    }
+}
 
-    pub(super) fn failed(&self, name: &CStr, errno: Errno) -> Error {
-        let path = if name.is_empty() { self.root.to_path_buf() } else { self.path(name) };
-        Error::io("copy", &path.display().to_string(), errno.into())
-    }
+pub(super) fn failed(path: &Path, errno: Errno) -> Error {
+    Error::io("copy", &path.display().to_string(), errno.into())
 }
 
 pub(super) fn special(path: &Path) -> Error {

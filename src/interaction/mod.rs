@@ -11,7 +11,11 @@
 
 mod conversation;
 mod edge;
-mod round;
+mod home;
+pub(crate) mod round;
+mod start;
+mod talk;
+mod transcript;
 mod verdict;
 mod watch;
 
@@ -19,10 +23,12 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::command::Command;
-use crate::error::{Error, Result};
-use crate::sandbox::Sandbox;
+use crate::error::Result;
 
 pub use conversation::{Conversation, Message, PipeEnd, Wait, WaitReason};
+use home::Home;
+pub use home::PartyHome;
+pub use talk::{Talk, TalkKiller};
 use verdict::Codes;
 pub use verdict::Verdict;
 
@@ -31,6 +37,11 @@ type End = (usize, u32);
 
 /// Two programs or more that talk through pipes, each in a sandbox of its own: a judge
 /// (interactor, manager) with one player (solution) or several, or players alone.
+///
+/// A party's sandbox is made for it from a recipe, or is a live one
+/// ([`Instance`](crate::Instance)), such as the one that its program has been compiled in. No two of
+/// them share a live one, and other commands of that count as the party's: as long as one
+/// of them runs it doesn't sleep.
 ///
 /// # Pipes
 /// Each pipe goes through the host, which reads and writes it in one poll loop in the
@@ -61,6 +72,7 @@ type End = (usize, u32);
 /// | --- | --- |
 /// | the judge ended without being told, with a code that rejects | [`Rejected`](Verdict::Rejected), whatever the players did |
 /// | the same, with a signal, a limit or a code that means nothing | [`JudgeFailed`](Verdict::JudgeFailed): never the players' fault |
+/// | the caller [killed](Talk::kill) it, and not all had ended by themselves | [`Killed`](Verdict::Killed), also if a player had failed |
 /// | a player failed without being told | [`Failed`](Verdict::Failed), the first of them; also if the judge then rejects, crashes or accepts |
 /// | everybody who was left waited for somebody | [`Idle`](Verdict::Idle) |
 /// | a player went on after the judge's end, neither ended nor looked for more input, and was killed | `Failed`, with [`Exit::Killed`](crate::Exit::Killed) |
@@ -94,7 +106,7 @@ type End = (usize, u32);
 /// ```
 #[derive(Debug)]
 pub struct Interaction {
-    parties: Vec<(Party, Sandbox, Command)>,
+    parties: Vec<(Party, Home, Command)>,
     pipes: Vec<(End, End)>,
     codes: Codes,
     grace: Duration,
@@ -152,21 +164,21 @@ impl Interaction {
     }
 
     /// Adds the one whose exit code decides. At most one.
-    pub fn judge(&mut self, sandbox: &Sandbox, command: impl Into<Command>) -> Party {
+    pub fn judge(&mut self, home: impl Into<PartyHome>, command: impl Into<Command>) -> Party {
         let first = self.parties.iter().all(|(party, ..)| !party.is_judge());
         self.check_that(first, "an interaction has one judge at most; the others are players");
-        self.add(0, sandbox, command.into())
+        self.add(0, home.into(), command.into())
     }
 
     /// Adds somebody who is to end with exit code 0.
-    pub fn player(&mut self, sandbox: &Sandbox, command: impl Into<Command>) -> Party {
+    pub fn player(&mut self, home: impl Into<PartyHome>, command: impl Into<Command>) -> Party {
         let player = 1 + self.parties.iter().filter(|(party, ..)| !party.is_judge()).count();
-        self.add(player, sandbox, command.into())
+        self.add(player, home.into(), command.into())
     }
 
-    fn add(&mut self, player: usize, sandbox: &Sandbox, command: Command) -> Party {
+    fn add(&mut self, player: usize, home: PartyHome, command: Command) -> Party {
         let party = Party { index: self.parties.len(), player };
-        self.parties.push((party, sandbox.clone(), command));
+        self.parties.push((party, home.0, command));
         party
     }
 
@@ -238,14 +250,26 @@ impl Interaction {
     /// Runs them all, at once, and waits until each has ended. An `Err` means that one
     /// could not be started, or that a sandbox broke; then the others have been killed.
     pub fn run(self) -> Result<Conversation> {
-        if let Some(problem) = &self.problem {
-            return Err(Error::invalid(problem.clone()));
-        }
-        let count = self.parties.len();
-        if !(2..=MOST).contains(&count) {
-            return Err(Error::invalid(format!("{count} parties: an interaction has 2 to {MOST}")));
-        }
-        round::run(self)
+        self.start()?.wait()
+    }
+
+    /// Starts them all, at once, without waiting for their ends: what [`run`](Self::run)
+    /// does first. For those who may have to [end](Talk::killer) it before it ends by itself.
+    ///
+    /// ```
+    /// # use cofferdam::{Interaction, Sandbox, Verdict};
+    /// # let mut talk = Interaction::new();
+    /// # let judge = talk.judge(&Sandbox::new(), "cat");
+    /// # let player = talk.player(&Sandbox::new(), ["sleep", "1000"]);
+    /// # talk.connect(judge, player);
+    /// let talk = talk.start()?;
+    /// let killer = talk.killer();
+    /// std::thread::spawn(move || killer.kill());
+    /// assert_eq!(talk.wait()?.verdict, Verdict::Killed);
+    /// # Ok::<(), cofferdam::Error>(())
+    /// ```
+    pub fn start(self) -> Result<Talk> {
+        Ok(Talk { round: start::start(self)? })
     }
 }
 

@@ -6,17 +6,16 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, poll};
 
 use super::edge::Edge;
-use super::verdict::{Seen, verdict};
+use super::talk::TalkKiller;
+use super::transcript::Transcript;
+use super::verdict::{Cut, Seen, verdict};
 use super::watch::{self, Look};
-use super::{Conversation, End, Interaction, Message, Party, PipeEnd, Verdict, Wait, WaitReason};
-use crate::command::{Command, FdKind, Stream};
+use super::{Conversation, Interaction, Party, PipeEnd, Verdict, Wait, WaitReason};
 use crate::error::{Error, Result};
 use crate::launch::timeout_until;
 use crate::outcome::Exit;
 use crate::plan::message::Request;
-use crate::plan::wire::NOTIFY_START;
-use crate::sandbox::Sandbox;
-use crate::supervise::{self, Live, happened, refuse_piped};
+use crate::supervise::{Live, happened};
 
 /// How long an end of file is held back at most.
 const HOLD: Duration = Duration::from_secs(1);
@@ -27,66 +26,12 @@ const EARLY_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(500);
 /// For how long nobody may have run before it's a standstill.
 const STILL: Duration = Duration::from_millis(20);
-/// What a message of the transcript counts beside its bytes.
-const MESSAGE: usize = 64;
-
-pub(super) fn run(mut spec: Interaction) -> Result<Conversation> {
-    let began = Instant::now();
-    let mut parties = std::mem::take(&mut spec.parties);
-    let woken: Vec<bool> = parties.iter().enumerate().map(|(i, (_, _, command))| hears_others(command, i, &spec)).collect();
-    let edges = connect(&spec.pipes, &mut parties)?;
-    // All are set up at once.
-    let mut asked = Vec::new();
-    for (party, sandbox, command) in parties {
-        let recipe = command.limits.over(&sandbox).unwrap_or(sandbox);
-        if recipe.idle_time.is_some() {
-            // Whoever waits for another that's busy isn't idle.
-            return Err(Error::invalid(format!("{party} can't have an idle time of its own; the interaction has one for all")));
-        }
-        refuse_piped(&command)?;
-        let (live, _) = supervise::start(&recipe, command, NOTIFY_START).map_err(|e| e.within(&party.to_string()))?;
-        asked.push((party, recipe.output, live));
-    }
-    let mut seats = Vec::new();
-    for ((party, most, mut live), woken) in asked.into_iter().zip(woken) {
-        let process = live.started().map_err(|e| e.within(&party.to_string()))?.pidfd;
-        seats.push(Seat { party, live, process, most, woken, told: false, seen: false });
-    }
-    let transcript = Transcript { began, room: spec.transcript, truncated: false, messages: Vec::new() };
-    let mut round = Round { spec, seats, edges, transcript, pause: FIRST_LOOK, still: None, deadline: None, over: false, waits: None };
-    round.go()?;
-    round.finish()
-}
-
-/// Makes the pipes, and gives the commands their ends.
-fn connect(pipes: &[(End, End)], parties: &mut [(Party, Sandbox, Command)]) -> Result<Vec<Edge>> {
-    let mut edges = Vec::new();
-    for (from, to) in pipes {
-        let (edge, writer, reader) = Edge::new(*from, *to).map_err(|e| Error::io("make", "a pipe", e))?;
-        for ((party, number), fd) in [(*from, writer), (*to, reader)] {
-            let command = &mut parties[party].2;
-            match number {
-                0 => command.stdin = fd.into(),
-                1 => command.stdout = fd.into(),
-                2 => command.stderr = fd.into(),
-                _ => command.fds.push((number, fd, FdKind::Plain)),
-            }
-        }
-        edges.push(edge);
-    }
-    Ok(edges)
-}
-
-/// Whether a party has a descriptor through which somebody else could wake it.
-fn hears_others(command: &Command, party: usize, spec: &Interaction) -> bool {
-    let replaced = spec.pipes.iter().any(|(from, to)| *from == (party, 0) || *to == (party, 0));
-    !command.fds.is_empty() || !replaced && matches!(command.stdin.0, Stream::Fd(_) | Stream::Inherit)
-}
 
 /// A party in its sandbox.
-struct Seat {
+#[derive(Debug)]
+pub(super) struct Seat {
     party: Party,
-    live: Live,
+    pub(super) live: Live,
     process: OwnedFd,
     /// The most that it may write into a pipe.
     most: Option<u64>,
@@ -98,6 +43,10 @@ struct Seat {
 }
 
 impl Seat {
+    pub(super) fn new(party: Party, live: Live, process: OwnedFd, most: Option<u64>, woken: bool) -> Seat {
+        Seat { party, live, process, most, woken, told: false, seen: false }
+    }
+
     fn ended(&self) -> bool {
         self.live.ended_at().is_some()
     }
@@ -118,7 +67,8 @@ impl Seat {
     }
 }
 
-struct Round {
+#[derive(Debug)]
+pub(crate) struct Round {
     spec: Interaction,
     seats: Vec<Seat>,
     edges: Vec<Edge>,
@@ -131,28 +81,90 @@ struct Round {
     deadline: Option<Instant>,
     /// They have been: whatever comes of that nobody is told any more.
     over: bool,
+    /// By whom, unless it came to its end.
+    cut: Option<Cut>,
     /// Who waited for whom when nobody went on.
-    waits: Option<Vec<Wait>>,
+    waits: Vec<Wait>,
+    killer: TalkKiller,
+    /// Scratch space.
+    buffer: Vec<u8>,
 }
 
 impl Round {
-    fn go(&mut self) -> Result<()> {
-        let mut buffer = Vec::new();
-        while !self.seats.iter().all(Seat::ended) {
-            let next = Instant::now() + self.pause;
-            let quiet = self.turn(self.deadline.map_or(next, |deadline| deadline.min(next)), &mut buffer)?;
-            self.ends()?;
-            self.pass_ends()?;
-            if !quiet {
-                self.stir();
-            } else if !self.over {
-                self.pause = (2 * self.pause).min(LAST_LOOK);
-                self.look()?;
-            }
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                self.deadline = None;
-                self.kill()?;
-            }
+    pub(super) fn new(mut spec: Interaction, seats: Vec<Seat>, edges: Vec<Edge>, began: Instant) -> Round {
+        let transcript = Transcript::new(began, std::mem::take(&mut spec.transcript));
+        let killer = TalkKiller::of(&seats);
+        let (still, deadline, over, cut, waits) = (None, None, false, None, Vec::new());
+        Round { spec, seats, edges, transcript, pause: FIRST_LOOK, still, deadline, over, cut, waits, killer, buffer: Vec::new() }
+    }
+
+    pub(super) fn killer(&self) -> &TalkKiller {
+        &self.killer
+    }
+
+    pub(super) fn go(&mut self) -> Result<()> {
+        while !self.has_ended() {
+            let ready: Vec<bool> = {
+                let mut polled = self.interest();
+                match poll(&mut polled, timeout_until(self.next_turn())) {
+                    Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                    Err(errno) => return Err(Error::io("wait for", "the parties", errno.into())),
+                }
+                polled.iter().map(happened).collect()
+            };
+            self.turn(&ready)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.seats.iter().all(Seat::ended)
+    }
+
+    /// When something may be to be done though nothing happens.
+    pub(crate) fn next_turn(&self) -> Instant {
+        let next = Instant::now() + self.pause;
+        self.deadline.map_or(next, |deadline| deadline.min(next))
+    }
+
+    /// What poll is to be asked about; [`turn`](Self::turn) takes the answers in this order.
+    pub(crate) fn interest(&self) -> Vec<PollFd<'_>> {
+        let mut polled = Vec::new();
+        for seat in self.seats.iter().filter(|seat| !seat.ended()) {
+            polled.extend(seat.live.interest());
+        }
+        let interest = self.edges[..self.open_edges()].iter().filter_map(Edge::interest);
+        polled.extend(interest.map(|(fd, events)| PollFd::new(fd, events)));
+        polled
+    }
+
+    /// Those who are being killed aren't given room for more.
+    fn open_edges(&self) -> usize {
+        if self.over { 0 } else { self.edges.len() }
+    }
+
+    /// Does what is to be done now.
+    pub(crate) fn turn(&mut self, ready: &[bool]) -> Result<()> {
+        let quiet = !ready.contains(&true);
+        if !quiet {
+            self.take(ready)?;
+        }
+        // Before an end that has come of it is taken for anything else.
+        if self.killer.has_killed() && !self.over {
+            self.cut = Some(Cut::Caller);
+            self.kill()?;
+        }
+        self.ends()?;
+        self.pass_ends()?;
+        if !quiet {
+            self.stir();
+        } else if !self.over {
+            self.pause = (2 * self.pause).min(LAST_LOOK);
+            self.look()?;
+        }
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.deadline = None;
+            self.kill()?;
         }
         Ok(())
     }
@@ -162,39 +174,21 @@ impl Round {
         self.seats.iter().try_for_each(Seat::kill)
     }
 
-    /// One turn of the poll loop; true if nothing has happened until `until`.
-    fn turn(&mut self, until: Instant, buffer: &mut Vec<u8>) -> Result<bool> {
-        let (mut polled, mut counts) = (Vec::new(), Vec::new());
-        for seat in self.seats.iter().filter(|seat| !seat.ended()) {
-            let interest = seat.live.interest();
-            counts.push(interest.len());
-            polled.extend(interest);
-        }
-        // Those who are being killed aren't given room for more.
-        let edges = if self.over { 0 } else { self.edges.len() };
-        let interest = self.edges[..edges].iter().filter_map(Edge::interest);
-        polled.extend(interest.map(|(fd, events)| PollFd::new(fd, events)));
-        match poll(&mut polled, timeout_until(until)) {
-            Ok(0) => return Ok(true),
-            Ok(_) => {}
-            Err(nix::errno::Errno::EINTR) => return Ok(false),
-            Err(errno) => return Err(Error::io("wait for", "the parties", errno.into())),
-        }
-        let ready: Vec<bool> = polled.iter().map(happened).collect();
-        let mut ready = &ready[..];
-        for (seat, count) in self.seats.iter_mut().filter(|seat| !seat.ended()).zip(counts) {
-            let (own, rest) = ready.split_at(count);
-            seat.live.advance(own, buffer)?;
+    /// Takes in what has happened.
+    fn take(&mut self, mut ready: &[bool]) -> Result<()> {
+        for seat in self.seats.iter_mut().filter(|seat| !seat.ended()) {
+            let (own, rest) = ready.split_at(seat.live.interest().len());
+            seat.live.advance(own, &mut self.buffer)?;
             ready = rest;
         }
         let mut ready = ready.iter();
-        for i in 0..edges {
+        for i in 0..self.open_edges() {
             // As it was asked: nothing but its own turn changes an edge.
             if self.edges[i].interest().is_some() && ready.next() == Some(&true) {
                 self.advance(i)?;
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     fn advance(&mut self, i: usize) -> Result<()> {
@@ -274,7 +268,7 @@ impl Round {
         let for_good = looks.iter().all(|look| look.for_good) && live.iter().all(|seat| !seat.woken);
         let limit = if for_good { Some(STILL) } else { self.spec.idle_time };
         if limit.is_some_and(|limit| since.elapsed() >= limit) {
-            self.waits = Some(self.who_waits(&looks));
+            (self.cut, self.waits) = (Some(Cut::Standstill), self.who_waits(&looks));
             return self.kill();
         }
         // A standstill that's near is looked for more often.
@@ -302,7 +296,8 @@ impl Round {
         waits
     }
 
-    fn finish(mut self) -> Result<Conversation> {
+    /// After the end of all.
+    pub(crate) fn finish(mut self) -> Result<Conversation> {
         for i in 0..self.edges.len() {
             let (edge, transcript) = (&mut self.edges[i], &mut self.transcript);
             let (from, to) = (self.seats[edge.from.0].party, self.seats[edge.to.0].party);
@@ -315,9 +310,9 @@ impl Round {
             seat.live.wait(None)?;
             seen.extend(seat.end()?);
         }
-        let verdict = verdict(&seen, &self.spec.codes, self.waits.is_some());
+        let verdict = verdict(&seen, &self.spec.codes, self.cut);
         seen.sort_by_key(|end| end.at);
-        let waits = self.waits.take().filter(|_| verdict == Verdict::Idle).unwrap_or_default();
+        let waits = if verdict == Verdict::Idle { std::mem::take(&mut self.waits) } else { Vec::new() };
         let name = |i: usize| self.seats[i].party;
         let pipes = self.edges.iter().map(|edge| PipeEnd { from: name(edge.from.0), to: name(edge.to.0), bytes: edge.bytes }).collect();
         Ok(Conversation {
@@ -325,39 +320,18 @@ impl Round {
             ends: seen.iter().map(|end| end.party).collect(),
             waits,
             pipes,
-            transcript: self.transcript.messages,
             transcript_truncated: self.transcript.truncated,
-            outputs: self.seats.into_iter().map(|seat| seat.live.finish()).collect::<Result<_>>()?,
+            transcript: std::mem::take(&mut self.transcript.messages),
+            outputs: std::mem::take(&mut self.seats).into_iter().map(|seat| seat.live.finish()).collect::<Result<_>>()?,
         })
     }
 }
 
-/// What was said, up to a bound.
-struct Transcript {
-    began: Instant,
-    room: usize,
-    truncated: bool,
-    messages: Vec<Message>,
-}
-
-impl Transcript {
-    fn add(&mut self, pipe: usize, from: Party, to: Party, bytes: &[u8]) {
-        if bytes.is_empty() || self.truncated {
-            return;
-        }
-        let goes_on = self.messages.last().is_some_and(|last| last.pipe == pipe);
-        let fits = self.room.saturating_sub(if goes_on { 0 } else { MESSAGE }).min(bytes.len());
-        self.truncated = fits < bytes.len();
-        if fits == 0 {
-            return;
-        }
-        if !goes_on {
-            self.room -= MESSAGE;
-            self.messages.push(Message { from, to, at: self.began.elapsed(), bytes: Vec::new(), pipe });
-        }
-        self.room -= fits;
-        if let Some(message) = self.messages.last_mut() {
-            message.bytes.extend_from_slice(&bytes[..fits]);
+impl Drop for Round {
+    /// All are let go of before the first is waited for.
+    fn drop(&mut self) {
+        for seat in &self.seats {
+            seat.live.abandon();
         }
     }
 }

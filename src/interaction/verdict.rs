@@ -18,6 +18,8 @@ pub enum Verdict {
     Failed(Party, Exit),
     /// The judge is broken: no player is to blame.
     JudgeFailed(Exit),
+    /// The caller [killed](super::Talk::kill) it.
+    Killed,
     /// Everybody waited for somebody: see
     /// [`Conversation::waits`](super::Conversation::waits).
     Idle,
@@ -37,6 +39,7 @@ impl fmt::Display for Verdict {
             Verdict::Rejected(code) => write!(f, "rejected by the judge with exit code {code}"),
             Verdict::Failed(party, exit) => write!(f, "{party} failed: {exit}"),
             Verdict::JudgeFailed(exit) => write!(f, "the judge failed: {exit}"),
+            Verdict::Killed => f.write_str("killed by the caller"),
             Verdict::Idle => f.write_str("everybody waited for somebody"),
         }
     }
@@ -47,6 +50,13 @@ impl fmt::Display for Verdict {
 pub(super) struct Codes {
     pub(super) accept: Vec<i32>,
     pub(super) reject: Vec<i32>,
+}
+
+/// Why the parties were killed before it came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    Caller,
+    Standstill,
 }
 
 /// How one party ended.
@@ -73,7 +83,7 @@ impl Seen {
     }
 }
 
-pub(super) fn verdict(seen: &[Seen], codes: &Codes, idle: bool) -> Verdict {
+pub(super) fn verdict(seen: &[Seen], codes: &Codes, cut: Option<Cut>) -> Verdict {
     let judge = seen.iter().find(|one| one.party.is_judge());
     let players = || seen.iter().filter(|one| !one.party.is_judge());
     let rule = judge.filter(|judge| judge.judged_alone()).map(|judge| match judge.exit {
@@ -84,10 +94,14 @@ pub(super) fn verdict(seen: &[Seen], codes: &Codes, idle: bool) -> Verdict {
     if let Some(no) = rule.filter(|rule| !rule.accepted()) {
         return no;
     }
+    // Who is left might still have changed everything else.
+    if cut == Some(Cut::Caller) && seen.iter().any(|one| one.exit == Exit::Killed) {
+        return Verdict::Killed;
+    }
     if let Some(first) = players().filter(|one| one.failed_alone()).min_by_key(|one| one.at) {
         return Verdict::Failed(first.party, first.exit);
     }
-    if idle {
+    if cut == Some(Cut::Standstill) {
         return Verdict::Idle;
     }
     // Whoever hangs after the verdict, without having looked for an end of file.
@@ -115,7 +129,7 @@ mod tests {
     }
 
     fn of(seen: &[Seen]) -> Verdict {
-        verdict(seen, &Codes { accept: vec![0], reject: vec![1, 2] }, false)
+        verdict(seen, &Codes { accept: vec![0], reject: vec![1, 2] }, None)
     }
 
     #[test]
@@ -167,8 +181,25 @@ mod tests {
     fn a_standstill_is_nobodys_fault_but_a_failure_before_it_is() {
         let codes = Codes { accept: vec![0], reject: vec![1] };
         let killed = |party| seen(party, Exit::Killed, 9, false);
-        assert_eq!(verdict(&[killed(JUDGE), killed(ONE)], &codes, true), Verdict::Idle);
+        assert_eq!(verdict(&[killed(JUDGE), killed(ONE)], &codes, Some(Cut::Standstill)), Verdict::Idle);
         let crash = seen(TWO, Exit::Signal(11), 1, false);
-        assert_eq!(verdict(&[killed(JUDGE), killed(ONE), crash], &codes, true), Verdict::Failed(TWO, Exit::Signal(11)));
+        assert_eq!(verdict(&[killed(JUDGE), killed(ONE), crash], &codes, Some(Cut::Standstill)), Verdict::Failed(TWO, Exit::Signal(11)));
+    }
+
+    #[test]
+    fn the_callers_kill_hides_everything_but_the_judges_no() {
+        let codes = Codes { accept: vec![0], reject: vec![1] };
+        let (good, bad, abort, killed) = (Exit::Code(0), Exit::Code(1), Exit::Signal(6), Exit::Killed);
+        let of = |judge, player| {
+            let seen = [seen(JUDGE, judge, 1, false), seen(ONE, player, 2, false)];
+            verdict(&seen, &codes, Some(Cut::Caller))
+        };
+        assert_eq!(of(killed, killed), Verdict::Killed);
+        assert_eq!(of(killed, abort), Verdict::Killed, "the judge might have rejected it");
+        assert_eq!(of(good, killed), Verdict::Killed, "it might have failed");
+        assert_eq!(of(bad, killed), Verdict::Rejected(1));
+        assert_eq!(of(abort, killed), Verdict::JudgeFailed(abort));
+        assert_eq!(of(good, good), Verdict::Accepted, "it came too late");
+        assert_eq!(of(good, abort), Verdict::Failed(ONE, abort), "it came too late");
     }
 }

@@ -12,6 +12,14 @@ pub(crate) fn lost(status: Option<u32>) -> Error {
     Error::new(ErrorKind::Lost, format!("the sandbox is lost: {how}"))
 }
 
+/// What becomes of those who ran beside a command at whose wall limit PID 1 did nothing.
+pub(super) fn overslept() -> Error {
+    Error::new(
+        ErrorKind::Lost,
+        "the sandbox is lost: its first process did not see to a wall limit, so all of it was ended (has it been stopped from outside?)",
+    )
+}
+
 pub(super) fn out_of_memory() -> Error {
     Error::new(
         ErrorKind::Exhausted,

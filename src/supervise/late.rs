@@ -39,6 +39,12 @@ pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<
     live.finish()
 }
 
+/// Doesn't wait for its exec.
+#[cfg(feature = "tokio")]
+pub(crate) fn begin_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<(Live, Pipes)> {
+    execute(live, sandbox, command, wire::NOTIFY_START)
+}
+
 pub(crate) fn spawn_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Child> {
     let (mut live, pipes) = execute(live, sandbox, command, wire::NOTIFY_START)?;
     let started = live.started()?;

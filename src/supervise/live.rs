@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::applied;
-use super::broken::{lost, out_of_memory};
+use super::broken::{lost, out_of_memory, overslept};
 use super::capture::Capture;
 use super::place::Place;
 use super::proof::{self, Expected};
@@ -78,6 +78,9 @@ pub(crate) struct Live {
     /// It was prepared, and somebody else prepares the next one.
     pub(super) pooled: bool,
     gone: bool,
+    /// After the end of `reply`, in a sandbox that others share: where init tells what has
+    /// become of that.
+    epitaph: Option<Arc<OwnedFd>>,
     /// How long `drop` waits for the end of what it killed.
     patience: Duration,
     /// The process that started it. A forked child has a copy of this value, whose
@@ -120,6 +123,7 @@ impl Live {
             output_exceeded: false,
             pooled: false,
             gone: false,
+            epitaph: None,
             patience: DROP_LIMIT,
             owner: std::process::id(),
         }
@@ -224,11 +228,22 @@ impl Live {
     /// The next message; failures become errors. `None` if there's none now.
     fn message(&mut self) -> Result<Option<(Report, Vec<OwnedFd>)>> {
         let mut bytes = [0; Report::SIZE];
-        let (length, fds) = match sys::socket::receive(self.reply.as_fd(), &mut bytes, false) {
+        let received = match &self.epitaph {
+            None => sys::socket::receive(self.reply.as_fd(), &mut bytes, false),
+            Some(socket) => sys::socket::peek(socket.as_fd(), &mut bytes).map(|length| (length, Vec::new())),
+        };
+        let (length, fds) = match received {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             other => other.map_err(|e| Error::io("hear from", "the sandbox", e))?,
         };
         let Some(report) = Report::decode(&bytes[..length]) else {
+            // Nobody has told its end, so PID 1 is dead.
+            if let (Place::Shared(share), None, Some(_), None) = (&self.place, &self.epitaph, self.started, self.ended) {
+                self.epitaph = share.epitaph();
+                if self.epitaph.is_some() {
+                    return self.message();
+                }
+            }
             self.gone = true;
             return Err(self.lost(None));
         };
@@ -248,9 +263,10 @@ impl Live {
                     _ if self.ended.is_some() => {}
                     // PID 1 has been stopped from outside, or was stuck. What it would have
                     // told about the run's use of things nobody knows.
-                    Some(Report { began, missing, .. }) if report.cause & Report::WALL != 0 => {
+                    Some(Report { began, missing, .. }) if self.is_overdue(began, &report) => {
                         self.conclude(Report { began, missing, ..report.with_unknown_use() });
                     }
+                    _ if report.cause & Report::WALL != 0 => return Err(overslept()),
                     _ => return Err(self.lost(Some(report.status))),
                 }
                 Ok(Some((report, fds)))
@@ -265,6 +281,17 @@ impl Live {
             }
             _ => Ok(Some((report, fds))),
         }
+    }
+
+    /// Whether init ended it because it was to have been ended before.
+    fn is_overdue(&self, began: u64, gone: &Report) -> bool {
+        let limit = self.sandbox.wall_time.map_or(u64::MAX, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
+        gone.cause & Report::WALL != 0 && began.saturating_add(limit) <= gone.ended
+    }
+
+    /// Where its next message comes.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.epitaph.as_ref().unwrap_or(&self.reply).as_fd()
     }
 
     /// All are dead, so the counters are final; init removes the group when we let go.
@@ -282,7 +309,7 @@ impl Live {
     pub(super) fn lost(&self, status: Option<u32>) -> Error {
         match &self.place {
             Place::Own { .. } => lost(status),
-            Place::Shared(share) => share.lost(),
+            Place::Shared(share) => share.lost(status),
         }
     }
 
@@ -333,7 +360,7 @@ impl Live {
         if self.ended.is_none() {
             // init's end is the sandbox's, and is seen here even if a forked child of
             // ours holds a copy of the other end of the socket.
-            polled.push(PollFd::new(self.reply.as_fd(), PollFlags::POLLIN));
+            polled.push(PollFd::new(self.socket(), PollFlags::POLLIN));
             polled.push(PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN));
         }
         let ended = self.ended.is_some();
@@ -481,7 +508,7 @@ impl Drop for Live {
         let deadline = Instant::now() + self.patience;
         while !self.takes_leave() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if !launch::wait_readable(self.reply.as_fd(), left).unwrap_or(false) {
+            if !launch::wait_readable(self.socket(), left).unwrap_or(false) {
                 break;
             }
         }

@@ -48,6 +48,8 @@ use check::applied;
 pub(crate) use check::check;
 pub(crate) use descriptors::Pipes;
 pub(crate) use descriptors::{Passed, pass};
+#[cfg(feature = "tokio")]
+pub(crate) use late::begin_in;
 pub(crate) use late::{fits_prepared, prepare, run_in, spawn_in};
 pub(crate) use live::{Live, SETUP_LIMIT, Started, happened};
 use place::Place;

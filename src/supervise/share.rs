@@ -105,8 +105,18 @@ impl Share {
         }
     }
 
-    pub(super) fn lost(&self) -> Error {
-        self.session.over()
+    /// Where init says what has become of the sandbox; `None` if the host has ended it. It
+    /// says it once, to all commands: that's for looking at, not for taking.
+    pub(super) fn epitaph(&self) -> Option<Arc<OwnedFd>> {
+        (!self.session.ended.load(Ordering::Relaxed)).then(|| self.session.reply.clone())
+    }
+
+    /// With the wait status of its PID 1, where that's known.
+    pub(super) fn lost(&self, status: Option<u32>) -> Error {
+        match status {
+            Some(_) if !self.session.ended.load(Ordering::Relaxed) => lost(status),
+            _ => self.session.over(),
+        }
     }
 }
 
@@ -338,6 +348,16 @@ impl Session {
         self.running.fetch_add(1, Ordering::Relaxed);
         let share = Share { session: self.clone(), running: true, group: own, before };
         Ok((share, handles?))
+    }
+
+    /// Whether it has said nothing since its start: it would be its end.
+    pub(crate) fn stands(&self) -> bool {
+        matches!(launch::wait_readable(self.reply.as_fd(), Duration::ZERO), Ok(false))
+    }
+
+    /// Tells init that it's not wanted any more.
+    pub(crate) fn let_go(&self) {
+        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
     /// Kills everything, has it reported, and waits for the end; true if that came.

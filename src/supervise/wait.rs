@@ -1,6 +1,5 @@
 //! Waiting for a command in a thread: `poll`, and what [`Live`] does then.
 
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -25,7 +24,7 @@ impl Live {
 
     /// Waits for the next message of the set-up.
     pub(super) fn await_setup(&self) -> Result<()> {
-        match wait_readable(self.reply.as_fd(), SETUP_LIMIT) {
+        match wait_readable(self.socket(), SETUP_LIMIT) {
             Ok(true) => Ok(()),
             Ok(false) => Err(overdue()),
             Err(error) => Err(Error::io("wait for", "the sandbox", error)),

@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
 
 use crate::plan::wire::MAX_FDS;
 
@@ -62,6 +62,12 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], wait: bool) -> i
     }
     let fds: io::Result<Vec<OwnedFd>> = fds.into_iter().map(super::not_standard).collect();
     Ok((length, fds?))
+}
+
+/// Looks at the next message and leaves it there, as if it had no descriptors.
+/// `WouldBlock` if there's none.
+pub(crate) fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<usize> {
+    Ok(recv(socket.as_raw_fd(), bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?)
 }
 
 /// The descriptors that came with a message, each once.

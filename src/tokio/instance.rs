@@ -6,9 +6,11 @@ use ::tokio::runtime::Handle;
 
 use super::run::Run;
 use super::{Child, blocking, have_init};
+use crate::changes::CommitOptions;
 use crate::checkpoint::Checkpoint;
 use crate::command::Command;
 use crate::error::Result;
+use crate::image::Image;
 use crate::layer::Change;
 use crate::outcome::{Line, Output, Usage};
 use crate::sandbox::Sandbox;
@@ -44,8 +46,11 @@ impl Instance {
     pub async fn start(sandbox: &Sandbox) -> Result<Instance> {
         have_init().await?;
         let recipe = sandbox.clone();
-        let inner = Arc::new(blocking(move || recipe.start()).await?);
-        Ok(Instance { inner, runtime: Handle::current() })
+        Ok(Instance::of(blocking(move || recipe.start()).await?))
+    }
+
+    pub(super) fn of(instance: crate::Instance) -> Instance {
+        Instance { inner: Arc::new(instance), runtime: Handle::current() }
     }
 
     /// Runs a command and waits for its end: [`Instance::run`](crate::Instance::run). If the
@@ -143,6 +148,13 @@ impl Instance {
     pub async fn changes(&self) -> Result<Vec<Change>> {
         let inner = self.inner.clone();
         blocking(move || inner.changes()).await
+    }
+
+    /// Makes an image of it: [`Instance::commit`](crate::Instance::commit). What has begun is
+    /// done, even if the future is dropped.
+    pub async fn commit(&self, options: &CommitOptions) -> Result<Image> {
+        let (inner, options) = (self.inner.clone(), options.clone());
+        blocking(move || inner.commit(&options)).await
     }
 }
 

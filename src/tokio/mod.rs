@@ -4,7 +4,9 @@
 //! else is as in the synchronous API, and so are recipes, commands, outcomes and errors.
 //!
 //! * [`run`], [`run_lines`] and [`spawn`] stand for the methods of [`Sandbox`] with these
-//!   names, [`Instance::start`] for [`Sandbox::start`].
+//!   names, [`Instance::start`] for [`Sandbox::start`], [`Talk::start`] for
+//!   [`Interaction::start`](crate::Interaction::start), and [`Pool`] and [`InstancePool`] for
+//!   those of the same names.
 //! * **Dropping** a future or a [`Child`] kills its command, with all that it has started, and
 //!   dropping an [`Instance`] everything in it. No drop waits: locks of volumes and ids are
 //!   kept by a task of the runtime until every process is dead. When the runtime itself is
@@ -16,7 +18,8 @@
 //! * Nothing here blocks a runtime's thread for longer than some hundred microseconds: that
 //!   much the preparation of a sandbox takes in the host. What may take longer (starting
 //!   init before the first sandbox, locks of volumes, files) is done by the runtime's blocking
-//!   threads.
+//!   threads. Images, and [`Output::commit`], are work on files and nothing else: for them
+//!   there's `tokio::task::spawn_blocking`.
 //! * The runtime must have its I/O and time drivers enabled, as with `#[tokio::main]`; outside of
 //!   one these functions panic, as tokio's own do. Tokio's traits `AsyncRead` and
 //!   `AsyncWrite` are the only thing of another crate in this API.
@@ -50,22 +53,27 @@
 //! # }
 //! ```
 
+mod archive;
 mod child;
 mod connect;
 mod files;
 mod instance;
+mod pool;
 mod run;
 mod streams;
+mod talk;
 mod watch;
 
 use std::panic::resume_unwind;
 
 use ::tokio::sync::Mutex;
-use ::tokio::task::spawn_blocking;
+use ::tokio::task::{JoinError, spawn_blocking};
 
 pub use child::Child;
 pub use instance::Instance;
+pub use pool::{InstancePool, Pool};
 pub use streams::{PipeReader, PipeWriter, Pty};
+pub use talk::Talk;
 
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
@@ -134,7 +142,11 @@ async fn have_init() -> Result<()> {
 /// Does something in a thread where it may wait. When the future is dropped it's done all
 /// the same, and what came of it is dropped there.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match spawn_blocking(work).await {
+    joined(spawn_blocking(work).await)
+}
+
+fn joined<T>(ended: std::result::Result<Result<T>, JoinError>) -> Result<T> {
+    match ended {
         Ok(result) => result,
         Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
         Err(_) => Err(Error::new(ErrorKind::Lost, "the runtime is being shut down")),

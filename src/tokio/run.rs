@@ -1,7 +1,5 @@
 //! Waiting for a command in a task: what `supervise/wait.rs` is for threads.
 
-use std::os::fd::AsFd;
-
 use ::tokio::runtime::Handle;
 use ::tokio::task::yield_now;
 use ::tokio::time::timeout;
@@ -92,8 +90,8 @@ impl Inner {
 
     /// Waits for a message or the end of them.
     async fn message(&mut self) -> Result<()> {
-        let reply = &self.live.reply;
-        self.watch.ready(|| vec![PollFd::new(reply.as_fd(), PollFlags::POLLIN)]).await.map(drop)
+        let live = &self.live;
+        self.watch.ready(|| vec![PollFd::new(live.socket(), PollFlags::POLLIN)]).await.map(drop)
     }
 
     async fn wait(&mut self, mut news: impl FnMut(&mut Live, bool)) -> Result<()> {
