@@ -249,11 +249,13 @@ impl Group {
         if self.ready.is_some() {
             return Ok(());
         }
-        let lasting = |fd| crate::sys::not_standard(fd).map_err(|e| Error::io("copy", "a descriptor", e));
         for (hierarchy, uses) in self.chosen.clone() {
-            let directory = lasting(self.make_in(hierarchy)?)?;
-            let inner = if self.needs_inner(hierarchy, uses) { Some(lasting(self.make_inner(hierarchy, &directory)?)?) } else { None };
-            self.members.push(Member { hierarchy, directory, uses, inner });
+            let last = self.members.len();
+            // Known from here on, whatever fails.
+            self.members.push(Member { hierarchy, directory: self.make_in(hierarchy)?, uses, inner: None });
+            if self.needs_inner(hierarchy, uses) {
+                self.members[last].inner = Some(self.make_inner(hierarchy, &self.members[last].directory)?);
+            }
         }
         self.members.iter().try_for_each(|member| self.set(member))?;
         self.ready = Some(self.open_handles()?);
@@ -487,7 +489,13 @@ pub(crate) fn same_pages(wrote: &str, read: &str) -> bool {
 /// A group below another: one that exists is never taken over.
 fn make_directory(parent: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
     mkdirat(parent, name, Mode::from_bits_truncate(0o755))?;
-    openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+    let opened = openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let lasting = opened.and_then(|fd| crate::sys::not_standard(fd).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))));
+    if lasting.is_err() {
+        // Without a descriptor nobody would know of it.
+        let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
+    }
+    lasting
 }
 
 pub(crate) fn open(directory: &OwnedFd, file: &str, flags: OFlag) -> io::Result<OwnedFd> {
