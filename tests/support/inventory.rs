@@ -109,7 +109,8 @@ pub fn nothing_more_than(before: &BTreeMap<String, usize>) {
         if more.is_empty() {
             return;
         }
-        assert!(Instant::now() < deadline, "{more:?} instead of {before:?}; groups: {:?}", groups());
+        let of_inits = || inits(std::process::id()).iter().map(|init| descriptors(init.pid)).collect::<Vec<_>>();
+        assert!(Instant::now() < deadline, "{more:?} instead of {before:?}; groups {:?}; descriptors of init {:?}", groups(), of_inits());
         thread::sleep(Duration::from_millis(50));
     }
 }
