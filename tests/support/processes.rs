@@ -46,10 +46,10 @@ pub fn descendants(ancestor: u32) -> Vec<Process> {
     all.into_iter().filter(|p| p.pid != ancestor && known.contains(&p.pid)).collect()
 }
 
-/// Of an init, without the process that makes network namespaces ahead, and the first
+/// Of an init, without the process that makes network namespaces ahead, and the outer and first
 /// process of a sandbox to come.
 pub fn sandboxes(processes: Vec<Process>) -> Vec<Process> {
-    processes.into_iter().filter(|p| !["cofferdam-net", "cofferdam-next"].contains(&&*p.name)).collect()
+    processes.into_iter().filter(|p| !["cofferdam-net", "cofferdam-next", "cofferdam-outer"].contains(&&*p.name)).collect()
 }
 
 /// Processes with this text in their command line.
