@@ -44,6 +44,8 @@ pub enum Need {
     Unified,
     /// Time that passes as on a real processor: promises of precision are measured.
     Clock,
+    /// A clock that's nobody else's: that of the virtual machine.
+    OwnClock,
     /// This version of Landlock, or a later one.
     Landlock(u32),
     /// The ABIs of x86_64.
@@ -78,6 +80,9 @@ impl Need {
                 (!controllers.contains("memory")).then(|| "needs cgroup v2 with its controllers".into())
             }
             Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
+            Need::OwnClock => {
+                std::env::var_os(EMULATED).is_none().then(|| "sets the clock, in the virtual machine of tests/vm only".into())
+            }
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
             Need::Checkpoint => Need::Overlay.missing(root),
             Need::Descriptors(least) => {
