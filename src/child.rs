@@ -111,7 +111,7 @@ impl Child {
     /// has ended. Use it to look: signals are safer through
     /// [`signal`](Self::signal), for which no other process can take the number.
     pub fn id(&self) -> Option<u32> {
-        crate::sys::pidfd::number(self.pidfd.as_fd())
+        crate::sys::pidfd::number(self.pidfd.as_fd()).ok().flatten()
     }
 }
 

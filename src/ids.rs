@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, is_exhaustion};
 use crate::plan::namespaces::RANGE;
 
 const DIRECTORY: &str = "/run/cofferdam";
@@ -104,6 +104,9 @@ impl Ranges {
     pub(crate) fn open() -> Result<Ranges> {
         let failed = |error: io::Error| {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            if is_exhaustion(errno) {
+                return Error::io("open", "/run/cofferdam/ids", error);
+            }
             let hint = "root needs it to give each sandbox ids of its own; make /run writable";
             Error::failed(ErrorKind::Setup, "open", "/run/cofferdam/ids", errno, Some(hint))
         };
@@ -153,7 +156,12 @@ impl Ranges {
                 Err(errno) => return Err(Error::io("lock", "/run/cofferdam/ids", errno.into())),
             }
         }
-        Err(Error::new(ErrorKind::Exhausted, format!("cannot find free ids: all {count} ranges from {base} on belong to live sandboxes")))
+        Err(Error::new(
+            ErrorKind::Exhausted,
+            format!(
+                "cannot find free ids: all {count} ranges from {base} on belong to live sandboxes (choose other ids with `Sandbox::id_base`)"
+            ),
+        ))
     }
 
     /// Releases what nobody claims any more, and whose late sandboxes have ended.

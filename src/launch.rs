@@ -25,7 +25,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::cgroup::{Ahead, Group, Places};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, is_exhaustion};
 use crate::ids::Ranges;
 use crate::plan::failure;
 use crate::plan::message::{Report, Request};
@@ -213,6 +213,7 @@ pub(crate) fn timeout_until(deadline: Instant) -> PollTimeout {
 
 impl Init {
     fn start() -> Result<Init> {
+        spare_descriptors()?;
         let facts = Facts::gather();
         if !facts.privileged && !facts.nested && facts.uid == 0 {
             return Err(Error::unsupported(
@@ -222,6 +223,8 @@ impl Init {
         }
         let ranges = if facts.privileged { Some(Arc::new(Ranges::open()?)) } else { None };
         let places = Arc::new(Places::find(facts.privileged));
+        // And so it was meanwhile.
+        spare_descriptors()?;
         let mut why = String::from("/etc/subuid or /etc/subgid gives this user no ids (add a line with usermod --add-subuids)");
         let mut last = None;
         for (start, ids) in starts(&facts) {
@@ -297,6 +300,15 @@ impl Init {
     pub(crate) fn next_group(&self) -> u64 {
         self.groups.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// What can't be opened for want of a descriptor would pass for what isn't there, a
+/// control group or a range of ids, as long as this init lives. So there must be more than
+/// looking takes at once.
+fn spare_descriptors() -> Result<()> {
+    const PAIRS: usize = 6;
+    let pairs: io::Result<Vec<_>> = (0..PAIRS).map(|_| sys::socket::pair()).collect();
+    pairs.map(drop).map_err(|e| Error::io("start", "init", e))
 }
 
 /// Starts init one way and greets it.
@@ -406,11 +418,11 @@ fn fill_and_seal(fd: OwnedFd, contents: &[u8]) -> io::Result<OwnedFd> {
 /// Executes init with `control` as its standard input.
 fn execute(control: OwnedFd) -> Result<Child> {
     let mut tried = Vec::new();
-    match executable_memfd() {
-        Ok(fd) => match spawn(&fd, control.try_clone().map_err(|e| Error::io("copy", "a descriptor", e))?) {
-            Ok(child) => return Ok(child),
-            Err(error) => tried.push(format!("from a memfd: {error}")),
-        },
+    let from_memory = executable_memfd().and_then(|fd| spawn(&fd, control.try_clone()?));
+    match from_memory {
+        Ok(child) => return Ok(child),
+        // Elsewhere there'd be no more of it.
+        Err(error) if error.raw_os_error().is_some_and(is_exhaustion) => return Err(Error::io("execute", "init", error)),
         Err(error) => tried.push(format!("from a memfd: {error}")),
     }
     // vm.memfd_noexec=2 refuses executable memfds: an unnamed file will do.

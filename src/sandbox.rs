@@ -615,7 +615,8 @@ impl Sandbox {
     }
 
     /// Makes a step of the plan fail, by its number in [`explain`](Self::explain); one that
-    /// there isn't is an error of the run. Like [`without_step`](Self::without_step).
+    /// there isn't is an error of the run. In a live sandbox, or one of a pool, numbers go
+    /// on through the plan of each command. Like [`without_step`](Self::without_step).
     #[doc(hidden)]
     pub fn with_failing_step(mut self, number: usize) -> Sandbox {
         self.changes.push(Change::Fail(number));
@@ -628,6 +629,11 @@ impl Sandbox {
     pub fn with_bits_cleared(mut self, purpose: &str, argument: usize, bits: u64) -> Sandbox {
         self.changes.push(Change::Clear(purpose.into(), argument, bits));
         self
+    }
+
+    /// The same recipe with these changes to plans instead of its own.
+    pub(crate) fn with_changes(&self, changes: Vec<Change>) -> Sandbox {
+        Sandbox { changes, ..self.clone() }
     }
 
     pub(crate) fn validate(&self) -> Result<()> {

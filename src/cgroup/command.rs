@@ -55,7 +55,6 @@ impl Group {
         let name = format!("cmd-{number}");
         let directory =
             make_directory(&member.directory, &name).map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
-        let directory = crate::sys::not_standard(directory).map_err(|e| Error::io("copy", "a descriptor", e))?;
         let v2 = self.places.hierarchies[member.hierarchy].v2;
         let uses = if v2 { member.uses } else { controller::ACCOUNT };
         Ok(Some(CommandGroup { name, directory, v2, uses }))

@@ -37,7 +37,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, errno_text, exhaustion_hint, is_exhaustion};
 use crate::probe::Layer;
 pub(crate) use ahead::Ahead;
 pub(crate) use command::{CommandGroup, Handles};
@@ -249,11 +249,13 @@ impl Group {
         if self.ready.is_some() {
             return Ok(());
         }
-        let lasting = |fd| crate::sys::not_standard(fd).map_err(|e| Error::io("copy", "a descriptor", e));
         for (hierarchy, uses) in self.chosen.clone() {
-            let directory = lasting(self.make_in(hierarchy)?)?;
-            let inner = if self.needs_inner(hierarchy, uses) { Some(lasting(self.make_inner(hierarchy, &directory)?)?) } else { None };
-            self.members.push(Member { hierarchy, directory, uses, inner });
+            let last = self.members.len();
+            // Known from here on, whatever fails.
+            self.members.push(Member { hierarchy, directory: self.make_in(hierarchy)?, uses, inner: None });
+            if self.needs_inner(hierarchy, uses) {
+                self.members[last].inner = Some(self.make_inner(hierarchy, &self.members[last].directory)?);
+            }
         }
         self.members.iter().try_for_each(|member| self.set(member))?;
         self.ready = Some(self.open_handles()?);
@@ -273,8 +275,10 @@ impl Group {
             } else {
                 ErrorKind::Setup
             };
-            let hint =
-                (errno == Errno::ENOSPC || errno == Errno::EAGAIN).then_some("the limit on groups is reached (cgroup.max.descendants)");
+            let hint = match errno {
+                Errno::ENOSPC | Errno::EAGAIN => Some("the limit on groups is reached (cgroup.max.descendants)"),
+                _ => exhaustion_hint(errno as i32),
+            };
             Error::failed(kind, "make the control group", &hierarchy.describe(), errno as i32, hint)
         })
     }
@@ -292,7 +296,8 @@ impl Group {
     fn make_inner(&self, hierarchy: usize, directory: &OwnedFd) -> Result<OwnedFd> {
         make_directory(directory, INNER).map_err(|errno| {
             let what = self.places.hierarchies[hierarchy].describe();
-            Error::failed(ErrorKind::Exhausted, "make a control group below", &what, errno as i32, Some("cgroup.max.depth may be reached"))
+            let hint = exhaustion_hint(errno as i32).filter(|_| errno != Errno::EAGAIN).or(Some("cgroup.max.depth may be reached"));
+            Error::failed(ErrorKind::Exhausted, "make a control group below", &what, errno as i32, hint)
         })
     }
 
@@ -302,9 +307,14 @@ impl Group {
             v1::inherit_cpuset(&hierarchy.home, &member.directory).map_err(|e| Error::io("set", "the CPUs of a control group", e))?;
         }
         for setting in self.settings(member) {
-            setting.apply(&member.directory).map_err(|why| {
-                let layer = setting.layer;
-                Error::new(ErrorKind::Unsupported, format!("cannot set the {layer}: {}: {why} (in {})", setting.file, hierarchy.describe()))
+            setting.apply(&member.directory).map_err(|error| {
+                let (layer, place) = (setting.layer, hierarchy.describe());
+                // It's no want of the layer.
+                if error.raw_os_error().is_some_and(is_exhaustion) {
+                    return Error::io("set", &format!("the {layer} of {place}"), error);
+                }
+                let why = errno_text(&error);
+                Error::new(ErrorKind::Unsupported, format!("cannot set the {layer}: {}: {why} (in {place})", setting.file))
                     .about(Some(layer))
             })?;
         }
@@ -449,19 +459,19 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    fn apply(&self, directory: &OwnedFd) -> std::result::Result<(), String> {
+    fn apply(&self, directory: &OwnedFd) -> io::Result<()> {
         let mut file = match open(directory, self.file, OFlag::O_RDWR) {
             Err(error) if self.optional && error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => File::from(other.map_err(|e| e.to_string())?),
+            other => File::from(other?),
         };
-        file.write_all(self.value.as_bytes()).map_err(|e| e.to_string())?;
+        file.write_all(self.value.as_bytes())?;
         let mut buffer = [0; 4096];
-        let length = file.read_at(&mut buffer, 0).map_err(|e| format!("can't be read back: {e}"))?;
+        let length = file.read_at(&mut buffer, 0).map_err(|e| io::Error::new(e.kind(), format!("can't be read back: {e}")))?;
         let read = String::from_utf8_lossy(&buffer[..length]);
         if (self.holds)(&self.value, read.trim()) {
             Ok(())
         } else {
-            Err(format!("it says {:?} after {:?} was written", read.trim(), self.value))
+            Err(io::Error::other(format!("it says {:?} after {:?} was written", read.trim(), self.value)))
         }
     }
 }
@@ -479,7 +489,13 @@ pub(crate) fn same_pages(wrote: &str, read: &str) -> bool {
 /// A group below another: one that exists is never taken over.
 fn make_directory(parent: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
     mkdirat(parent, name, Mode::from_bits_truncate(0o755))?;
-    openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+    let opened = openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let lasting = opened.and_then(|fd| crate::sys::not_standard(fd).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))));
+    if lasting.is_err() {
+        // Without a descriptor nobody would know of it.
+        let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
+    }
+    lasting
 }
 
 pub(crate) fn open(directory: &OwnedFd, file: &str, flags: OFlag) -> io::Result<OwnedFd> {

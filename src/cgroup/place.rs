@@ -255,13 +255,15 @@ fn hand_down(group: &OwnedFd) {
 }
 
 impl Drop for Places {
-    /// Homes are empty unless a sandbox still lives; then init removes them.
+    /// Nobody has a sandbox of this init's any more. If that has ended in order, homes are
+    /// empty; if it was killed, this is the last one to know of them.
     fn drop(&mut self) {
+        const ATTEMPTS: u32 = 40;
         if !self.is_ours() {
             return;
         }
         for hierarchy in &self.hierarchies {
-            remove_home(&hierarchy.base, self.nonce);
+            remove_dead(&hierarchy.base, &home_name(self.nonce), &hierarchy.home, hierarchy.v2, ATTEMPTS);
         }
     }
 }
@@ -328,7 +330,15 @@ fn sweep(base: &OwnedFd, v2: bool) {
             continue;
         }
         let Ok(home) = opened_and_locked(base, &name) else { continue };
-        for group in subdirectories(&home) {
+        remove_dead(base, &name, &home, v2, 1);
+    }
+}
+
+/// Removes a home that no init sees to any more, with all groups in it. Their processes
+/// may take a moment to be dead: so many attempts, 5 ms apart.
+fn remove_dead(base: &OwnedFd, name: &str, home: &OwnedFd, v2: bool, attempts: u32) {
+    for attempt in 1..=attempts {
+        for group in subdirectories(home) {
             if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
                 end_all(&directory, v2);
                 for command in subdirectories(&directory) {
@@ -337,7 +347,10 @@ fn sweep(base: &OwnedFd, v2: bool) {
             }
             let _ = unlinkat(home.as_fd(), group.as_str(), UnlinkatFlags::RemoveDir);
         }
-        let _ = unlinkat(base, name.as_str(), UnlinkatFlags::RemoveDir);
+        match unlinkat(base, name, UnlinkatFlags::RemoveDir) {
+            Err(Errno::EBUSY | Errno::ENOTEMPTY) if attempt < attempts => std::thread::sleep(Duration::from_millis(5)),
+            _ => return,
+        }
     }
 }
 

@@ -108,6 +108,7 @@ impl Spare {
     /// Nobody is given it any more, although it takes a while to die.
     pub fn kill(&mut self) {
         close(core::mem::replace(&mut self.channel, -1));
+        close(core::mem::replace(&mut self.spent, -1));
         if self.is_some() {
             let _ = kill(self.pid, SIGKILL);
         }

@@ -629,9 +629,9 @@ impl Server {
             return;
         }
         self.wants_spare = false;
+        self.spare.kill();
         if self.ahead.is_some() || self.spare.is_some() {
             self.ahead.kill();
-            self.spare.kill();
             return;
         }
         for i in 0..WAITERS {

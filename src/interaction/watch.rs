@@ -33,7 +33,7 @@ pub(super) struct Look {
 /// /proc to tell.
 pub(super) fn look(main: BorrowedFd<'_>) -> Option<Look> {
     // Who is dead, and perhaps reaped, doesn't sleep: its end is about to be reported.
-    let Some(main) = pidfd::number(main).map(u64::from) else { return proc_is_there() };
+    let Some(main) = pidfd::number(main).ok().flatten().map(u64::from) else { return proc_is_there() };
     let Ok(status) = fs::read_to_string(format!("/proc/{main}/status")) else { return proc_is_there() };
     // Out of sight (in another PID namespace) it's the command's own process with its
     // children.
@@ -118,7 +118,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             // A child of ours and not of a sandbox's: so are those of other tests.
-            let look = look_at(u64::from(pidfd::number(pidfd.as_fd()).expect("it lives")));
+            let look = look_at(u64::from(pidfd::number(pidfd.as_fd()).expect("seen").expect("it lives")));
             if wanted(look) {
                 break;
             }

@@ -19,6 +19,20 @@ pub(crate) enum Change {
 /// ENOSYS everywhere: numbers of system calls are below a thousand.
 const NO_CALL: u32 = 0xfff0;
 
+/// Tells the changes to a plan of so many steps from those to the plan of its commands:
+/// numbers of steps go on in that.
+pub(crate) fn split(changes: &[Change], steps: usize) -> (Vec<Change>, Vec<Change>) {
+    let (later, now): (Vec<&Change>, Vec<&Change>) =
+        changes.iter().partition(|change| matches!(change, Change::Fail(number) if *number >= steps));
+    let shifted = later.into_iter().map(|change| match change {
+        Change::Fail(number) => Change::Fail(number - steps),
+        other => other.clone(),
+    });
+    let for_both = now.iter().filter(|change| !matches!(change, Change::Fail(_))).map(|change| (*change).clone());
+    let for_commands = for_both.chain(shifted).collect();
+    (now.into_iter().cloned().collect(), for_commands)
+}
+
 impl Draft {
     /// Makes the changes; one that concerns no step is an error, so that no test goes on
     /// without meaning anything.

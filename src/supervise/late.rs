@@ -26,8 +26,9 @@ pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
     sandbox.validate()?;
     let began = monotonic();
     let volumes = sandbox.hold_volumes()?;
-    let asked = insist(|| ask(sandbox, For::LaterCommand, 0, &Passed::nothing()))?;
-    let mut live = asked.live(began, Trace::of_nothing(), sandbox.clone(), [None, None], volumes)?;
+    let mut asked = insist(|| ask(sandbox, For::LaterCommand, 0, &Passed::nothing()))?;
+    let recipe = sandbox.with_changes(std::mem::take(&mut asked.later));
+    let mut live = asked.live(began, Trace::of_nothing(), recipe, [None, None], volumes)?;
     live.stands()?;
     Ok(live)
 }

@@ -206,8 +206,9 @@ impl Live {
         let kind = self.kind;
         let seen = self.place.init().has_seen(kind);
         let looked = match sys::pidfd::number(process) {
-            Some(pid) => proof::check(&self.sandbox, &self.expected, pid, !seen),
-            None => Err(proof::out_of_sight()),
+            Ok(Some(pid)) => proof::check(&self.sandbox, &self.expected, pid, !seen),
+            Ok(None) => Err(proof::out_of_sight()),
+            Err(error) => Err(Error::io("read back", "the sandbox", error)),
         };
         match looked {
             Ok(()) => {

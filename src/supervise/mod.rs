@@ -30,6 +30,7 @@ use crate::ids::Claim;
 use crate::launch::{self, Init, sealed};
 use crate::layer::IdRange;
 use crate::outcome::{Line, Output};
+use crate::plan::change::{self, Change};
 use crate::plan::compile::{Grouped, Purpose, Wanted};
 use crate::plan::explain::Explanation;
 use crate::plan::message::Request;
@@ -253,11 +254,13 @@ pub(crate) struct Asked {
     pub(crate) group: Group,
     pub(crate) init: Arc<Init>,
     pub(crate) expected: Expected,
+    /// Changes to the plans of its commands.
+    pub(crate) later: Vec<Change>,
 }
 
 impl Asked {
     fn live(self, began: u64, trace: Trace, sandbox: Sandbox, streams: [Option<Capture>; 2], volumes: Hold) -> Result<Live> {
-        let Asked { reply, draft, claim, ids, group, init, expected } = self;
+        let Asked { reply, draft, claim, ids, group, init, expected, later: _ } = self;
         let place = Place::Own { claim, group: Box::new(group), init };
         let mut live = Live::new(began, trace, sandbox, reply, draft, expected, place, streams);
         (live.ids, live.volumes) = (ids, Some(volumes));
@@ -292,7 +295,11 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
         }
     };
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, purpose)?;
-    draft.change(&sandbox.changes)?;
+    let (changes, later) = match what {
+        For::Command(_) => (sandbox.changes.clone(), Vec::new()),
+        For::LaterCommand | For::Commands(_) => change::split(&sandbox.changes, draft.steps.len()),
+    };
+    draft.change(&changes)?;
     let expected = expected(sandbox, &init, ids, grouped.processes);
     draft.settings.flags |= flags;
     let plan = encoded(&draft)?;
@@ -306,7 +313,7 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
     };
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
     let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
-    Ok(Asked { reply, draft, claim, ids, group, init, expected })
+    Ok(Asked { reply, draft, claim, ids, group, init, expected, later })
 }
 
 /// What must be so before a command is executed.

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, is_exhaustion};
 use crate::image::Root;
 use crate::net::Network;
 use crate::plan::limits::Rlimit;
@@ -72,6 +72,10 @@ fn unread(pid: u32, what: &str, error: &io::Error) -> Error {
 }
 
 fn unreadable(pid: u32, what: &str, error: &io::Error) -> Error {
+    // For now: who prefers to go on without a look where none can be had doesn't mean this.
+    if let Some(errno) = error.raw_os_error().filter(|errno| is_exhaustion(*errno)) {
+        return Error::io("read back", &format!("{what} of process {pid}"), io::Error::from_raw_os_error(errno));
+    }
     let why = crate::error::errno_text(error);
     let hint = "is /proc mounted with hidepid? `prefer(Layer::ReadBack)` goes on without a look";
     Error::new(ErrorKind::Unsupported, format!("cannot read back {what} of process {pid}: {why} ({hint})")).about(Some(Layer::ReadBack))

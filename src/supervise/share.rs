@@ -188,7 +188,7 @@ impl Session {
         Ok(Session {
             trace,
             reply: Arc::new(asked.reply),
-            sandbox: Mutex::new(sandbox.clone()),
+            sandbox: Mutex::new(sandbox.with_changes(asked.later)),
             claim: asked.claim,
             volumes,
             missing: missing | group.missing | asked.draft.missing,

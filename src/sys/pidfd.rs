@@ -29,16 +29,19 @@ pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// The number of a pidfd's process as this process sees it; `None` when it has ended,
-/// or is out of sight (pidfd_open(2), "fdinfo").
-pub(crate) fn number(pidfd: BorrowedFd<'_>) -> Option<u32> {
-    let pid = match asked(pidfd) {
-        Some(pid) => pid,
-        None => {
-            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-            info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?
-        }
+/// or is out of sight (pidfd_open(2), "fdinfo"). An error if that can't be seen now, for
+/// want of a descriptor for example.
+pub(crate) fn number(pidfd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let pid: Option<i64> = match asked(pidfd) {
+        Some(pid) => Some(pid),
+        None => match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())) {
+            Ok(info) => info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()),
+            // No /proc, or not this one's.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        },
     };
-    u32::try_from(pid).ok().filter(|pid| *pid > 0)
+    Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0))
 }
 
 /// The same by PIDFD_GET_INFO (ioctl_pidfd, Linux 6.13), a tenth of the work of the file;

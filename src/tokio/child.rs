@@ -106,6 +106,6 @@ impl Child {
     /// ended. See [`Child::id`](crate::Child::id).
     pub fn id(&self) -> Option<u32> {
         use std::os::fd::AsFd;
-        crate::sys::pidfd::number(self.pidfd.as_fd())
+        crate::sys::pidfd::number(self.pidfd.as_fd()).ok().flatten()
     }
 }

@@ -31,20 +31,26 @@ pub fn say(text: &str) {
     println!("\nhost: {text}");
 }
 
+/// What [`Host::start`] starts.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("a path of our own"));
+    command.args([name, "--exact", "--test-threads=1", "--nocapture"]);
+    // What it leaves when it's killed goes with our own.
+    command.env("TMPDIR", fresh_dir("tmp-"));
+    command
+}
+
 /// A host process. What's left of it is killed in the end.
 pub struct Host {
     child: Child,
     log: PathBuf,
+    limit: Duration,
 }
 
 impl Host {
     /// Starts the test `name` as a host, in a process group of its own.
     pub fn start(name: &str) -> Host {
-        let mut command = Command::new(std::env::current_exe().expect("a path of our own"));
-        command.args([name, "--exact", "--test-threads=1", "--nocapture"]);
-        // What it leaves when it's killed goes with our own.
-        command.env("TMPDIR", fresh_dir("tmp-"));
-        Host::start_command(command)
+        Host::start_command(command(name))
     }
 
     /// Starts any program as a host.
@@ -53,7 +59,12 @@ impl Host {
         let file = File::create(&log).expect("a log");
         let copy = file.try_clone().expect("a copy");
         let child = command.env(ROLE, "1").process_group(0).stdout(file).stderr(copy).spawn().expect("the host starts");
-        Host { child, log }
+        Host { child, log, limit: LIMIT }
+    }
+
+    /// How long it may take to its end; a minute by default.
+    pub fn limit(&mut self, limit: Duration) {
+        self.limit = limit;
     }
 
     pub fn pid(&self) -> u32 {
@@ -90,7 +101,7 @@ impl Host {
     /// Waits for the host's end.
     #[track_caller]
     pub fn end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + self.limit;
         loop {
             if let Some(status) = self.child.try_wait().expect("a status") {
                 return status;

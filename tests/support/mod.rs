@@ -3,9 +3,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod around;
 pub mod host;
 pub mod image;
+pub mod inventory;
 pub mod processes;
+pub mod random;
 pub mod trees;
 
 use std::fs;
@@ -17,6 +20,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::resource::{Resource, getrlimit};
 
 /// An id that belongs to nobody on the machine.
 pub const ORDINARY: u32 = 54_321;
@@ -40,6 +44,8 @@ pub enum Need {
     Unified,
     /// Time that passes as on a real processor: promises of precision are measured.
     Clock,
+    /// A clock that's nobody else's: that of the virtual machine.
+    OwnClock,
     /// This version of Landlock, or a later one.
     Landlock(u32),
     /// The ABIs of x86_64.
@@ -48,6 +54,12 @@ pub enum Need {
     Overlay,
     /// Checkpoints: an ordinary user's need an overlay.
     Checkpoint,
+    /// To be allowed this many descriptors.
+    Descriptors(u64),
+    /// This many mebibytes of memory that nobody uses.
+    Memory(u64),
+    /// As root, a v1 hierarchy of this controller, for a group [`around`] a host.
+    GroupsAround(&'static str),
     /// That root's sandboxes on a checkpoint share their ids; see [`main_with_shared_ids`].
     SharedIds,
 }
@@ -68,8 +80,20 @@ impl Need {
                 (!controllers.contains("memory")).then(|| "needs cgroup v2 with its controllers".into())
             }
             Need::Clock => (emulation() > 1).then(|| format!("this machine is emulated ({EMULATED}), so it measures nothing")),
+            Need::OwnClock => {
+                std::env::var_os(EMULATED).is_none().then(|| "sets the clock, in the virtual machine of tests/vm only".into())
+            }
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
             Need::Checkpoint => Need::Overlay.missing(root),
+            Need::Descriptors(least) => {
+                let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+                (hard < least).then(|| format!("needs {least} descriptors (the hard limit of RLIMIT_NOFILE is {hard})"))
+            }
+            Need::Memory(least) => {
+                let mib = available_memory() >> 20;
+                (mib < least).then(|| format!("needs {least} MiB of memory, and {mib} are available"))
+            }
+            Need::GroupsAround(name) => (root && !around::is_possible(name)).then(|| format!("needs cgroup v1 with the controller {name}")),
             Need::SharedIds => (!shares_ids()).then(|| "tmpfs has idmapped mounts here".into()),
             Need::Landlock(least) => (landlock() < least).then(|| format!("needs version {least} of Landlock")),
             Need::X86 => (!cfg!(target_arch = "x86_64")).then(|| "it's about x86_64".into()),
@@ -202,6 +226,13 @@ pub fn ordinary_command(program: &Path) -> Command {
 /// Set for such a second run.
 pub const AGAIN: &str = "COFFERDAM_TEST_AGAIN";
 const SHARED_IDS: &str = "COFFERDAM_TEST_SHARED_IDS";
+
+/// Memory of the machine that can be had, in bytes.
+pub fn available_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").expect("meminfo");
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("a line");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
 
 /// Whether root's sandboxes on a checkpoint share their ids.
 pub fn shares_ids() -> bool {

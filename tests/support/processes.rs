@@ -46,8 +46,8 @@ pub fn descendants(ancestor: u32) -> Vec<Process> {
     all.into_iter().filter(|p| p.pid != ancestor && known.contains(&p.pid)).collect()
 }
 
-/// Of an init, without the process that makes network namespaces ahead, and the outer child
-/// and the first process of a sandbox to come.
+/// Of an init, without the process that makes network namespaces ahead, and the outer and first
+/// process of a sandbox to come.
 pub fn sandboxes(processes: Vec<Process>) -> Vec<Process> {
     processes.into_iter().filter(|p| !["cofferdam-net", "cofferdam-next", "cofferdam-outer"].contains(&&*p.name)).collect()
 }

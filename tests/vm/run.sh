@@ -16,7 +16,7 @@ cd "$(dirname "$0")/../.."
 
 kernels=${*:-6.1 6.12}
 # Test binaries that run in the machine, in this order.
-tests=${COFFERDAM_VM_TESTS:-isolation limits commands containers}
+tests=${COFFERDAM_VM_TESTS:-isolation limits commands containers clock}
 # Arguments for them, such as a part of a test's name.
 arguments=${COFFERDAM_VM_ARGUMENTS:-}
 # What they use there.
