@@ -284,5 +284,5 @@ fn main() {
         test!(an_image_that_is_there_opens_fast, Need::Tool("busybox")),
         test!(importing_takes_little_memory, root, Need::Tool("zstd")),
     ];
-    support::main(tests)
+    support::main_with_subordinate_ids(tests)
 }

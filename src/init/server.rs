@@ -102,6 +102,8 @@ struct Server {
     /// What it had ready for the sandbox that is being started.
     network: i32,
     ahead: Ahead,
+    /// The process of [`Request::FILES`], or 0.
+    files: i32,
     /// A first process that waited for the sandbox that is being started, and its channel;
     /// and what that one's outer child is to make.
     waiting: (i32, i32),
@@ -265,6 +267,7 @@ impl Server {
             networks: Maker::NONE,
             network: -1,
             ahead: Ahead::new(place),
+            files: 0,
             waiting: (0, -1),
             next: Next { channel: -1, network: -1, place },
             next_look: u64::MAX,
@@ -378,6 +381,7 @@ impl Server {
                 let _ = self.remove_group(request.value, request.time as u32);
             }
             Request::QUIESCE if received.count == 1 => self.quiesce(received.fds[0]),
+            Request::FILES if received.count == 1 => self.serve_files(received.fds[0]),
             _ => received.close(),
         }
     }
@@ -507,6 +511,10 @@ impl Server {
                 self.networks.ended();
                 continue;
             }
+            if dead.pid == self.files {
+                self.files = 0;
+                continue;
+            }
             if self.ahead.ended(dead.pid) {
                 self.answer_waiters();
                 continue;
@@ -626,6 +634,25 @@ impl Server {
         self.answer_waiters();
     }
 
+    fn serve_files(&mut self, socket: i32) {
+        self.end_files();
+        let mut tid = 0;
+        match fork(0, SIGCHLD, &raw mut tid) {
+            Ok(0) => crate::files::serve(socket, self.pid),
+            Ok(pid) => self.files = pid,
+            // The host sees the end of the socket.
+            Err(_) => {}
+        }
+        close(socket);
+    }
+
+    fn end_files(&mut self) {
+        if self.files > 0 {
+            let _ = kill(self.files, SIGKILL);
+            self.files = 0;
+        }
+    }
+
     fn answer(&self, socket: i32) {
         report(socket, &Report { kind: Report::QUIET, ..Report::default() }, &[]);
         close(socket);
@@ -642,6 +669,7 @@ impl Server {
         if self.networks.pid > 0 {
             let _ = kill(self.networks.pid, SIGKILL);
         }
+        self.end_files();
         self.ahead.kill();
         let mut usage = Rusage::default();
         while let Ok(Some(dead)) = reap(false, &mut usage) {
