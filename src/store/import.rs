@@ -1,7 +1,7 @@
 //! From an image's members to layers of the store.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use super::chain::{self, Chain, LayerFacts};
 use super::lease::Lease;
 use super::lock::{Kind, Lock};
 use super::record::{self, Blob, ImageRecord, LayerRecord, encode, unique};
-use super::stream::{self, STOPPED, Shared, Unpacked};
+use super::stream::{self, STOPPED, Shared};
 use super::{Store, make_directory};
 use crate::error::{Error, Result};
 use crate::image::json::{ConfigDocument, refused};
-use crate::image::{Digest, Files, Hasher, ImageConfig, LayerSource, Member, Platform, Progress, Source, User, rootfs, user};
+use crate::image::{Digest, Files, ImageConfig, LayerSource, Platform, Progress, Source, User, user};
 use crate::layer::{self, Applied};
 use crate::subordinate;
 
@@ -147,7 +147,7 @@ impl Staging {
 
 impl Staging {
     /// Where a layer is made, and where it's kept as it came.
-    fn layer(&self, name: &str) -> Result<Place> {
+    pub(super) fn layer(&self, name: &str) -> Result<Place> {
         let (directory, blob) = (self.path.join(name), self.path.join(format!("{name}.blob")));
         make_directory(&directory)?;
         let tree = directory.join(&self.tree);
@@ -158,7 +158,7 @@ impl Staging {
     }
 
     /// Gives the files of a layer to whom they belong, and writes down what's known of it.
-    fn record(&self, directory: &Path, blob: Blob, applied: Applied) -> Result<()> {
+    pub(super) fn record(&self, directory: &Path, blob: Blob, applied: Applied) -> Result<()> {
         self.give(directory, &applied.owners)?;
         let (bytes, inodes) = (applied.bytes, applied.inodes);
         let record = LayerRecord { bytes, inodes, blob, facts: LayerFacts::of(applied) };
@@ -190,17 +190,17 @@ impl Staging {
         }
     }
 
-    fn rename(&self, from: &str, to: &str) -> Result<()> {
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
         place(&self.path.join(from), &self.path.join(to))?;
         place(&self.path.join(format!("{from}.blob")), &self.path.join(format!("{to}.blob")))
     }
 }
 
 /// A layer that is being made.
-struct Place {
-    directory: PathBuf,
-    root: File,
-    copy: File,
+pub(super) struct Place {
+    pub(super) directory: PathBuf,
+    pub(super) root: File,
+    pub(super) copy: File,
 }
 
 impl Drop for Staging {
@@ -236,7 +236,7 @@ impl Import<'_> {
         opened(self.store, &lock, &source.id, Some(&source.document))?.ok_or_else(|| refused("the image vanished from the store"))
     }
 
-    fn name(&self, source: &Source, id: &Digest) -> Result<()> {
+    pub(super) fn name(&self, source: &Source, id: &Digest) -> Result<()> {
         source.name.as_ref().map_or(Ok(()), |name| record::set_name(self.store.path(), name, id))
     }
 
@@ -277,7 +277,7 @@ impl Import<'_> {
         })
     }
 
-    fn options(&self) -> Result<layer::Options> {
+    pub(super) fn options(&self) -> Result<layer::Options> {
         let form = layer::Form::Overlay { user_xattr: self.store.user_xattr() };
         Ok(layer::Options { form, owners: self.store.owners()?, limits: self.limits.clone() })
     }
@@ -290,47 +290,8 @@ impl Import<'_> {
         staging.record(&place.directory, unpacked.blob, unpacked.applied)
     }
 
-    /// Takes in a root file system that is one archive.
-    pub(crate) fn archive(&self, file: File, name: String) -> Result<Arc<Imported>> {
-        let path = self.store.path();
-        let size = file.metadata().map_err(|e| Error::io("look at", "the archive", e))?.len();
-        let file = Arc::new(file);
-        let lock = Lock::take(path, Kind::UseShared)?;
-        let key = hash(Member::new(file.clone(), 0, size))?;
-        let known =
-            || -> Result<Option<Arc<Imported>>> { record::source(path, &key)?.map_or(Ok(None), |id| opened(self.store, &lock, &id, None)) };
-        if let Some(imported) = known()? {
-            record::set_name(path, &name, &imported.id)?;
-            return Ok(imported);
-        }
-        lock.also([&key])?;
-        if let Some(imported) = known()? {
-            record::set_name(path, &name, &imported.id)?;
-            return Ok(imported);
-        }
-        let staging = Staging::new(self.store)?;
-        let shared = Shared::new(self.options()?);
-        let place = staging.layer("archive")?;
-        let tell = teller(self.progress, 0, 1, &key);
-        let member = Member::new(file, 0, size);
-        let unpacked = stream::unpack(member, Hasher::sha256(), place.root.as_fd(), Some(place.copy), &shared, &|read| tell(read, size))?;
-        if unpacked.received != key {
-            return Err(refused("the archive changed while it was read"));
-        }
-        let Unpacked { diff_id, blob, applied, .. } = unpacked;
-        staging.record(&place.directory, blob, applied)?;
-        staging.rename("archive", &diff_id.file_name())?;
-        let source = rootfs::source(&diff_id, name)?;
-        lock.also([&diff_id, &source.id].into_iter().filter(|digest| **digest != key))?;
-        let record = self.finish(&source, &staging)?;
-        record::write(path, &format!("images/{}.json", source.id.file_name()), &encode(&record)?)?;
-        record::set_source(path, &key, &source.id)?;
-        self.name(&source, &source.id)?;
-        opened(self.store, &lock, &source.id, Some(&source.document))?.ok_or_else(|| refused("the image vanished from the store"))
-    }
-
     /// Gives everything its name, from the layers to the chain.
-    fn finish(&self, source: &Source, staging: &Staging) -> Result<ImageRecord> {
+    pub(super) fn finish(&self, source: &Source, staging: &Staging) -> Result<ImageRecord> {
         let path = self.store.path();
         self.store.sync()?;
         for wanted in &source.layers {
@@ -393,16 +354,5 @@ pub(super) fn place(from: &Path, to: &Path) -> Result<()> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => Ok(()),
         Err(error) => Err(Error::io("make", &to.to_string_lossy(), error)),
         Ok(()) => Ok(()),
-    }
-}
-
-/// The digest of a whole file.
-fn hash(mut member: Member) -> Result<Digest> {
-    let (mut hasher, mut buffer) = (Hasher::sha256(), vec![0; 256 << 10]);
-    loop {
-        match member.read(&mut buffer).map_err(|e| Error::io("read", "the archive", e))? {
-            0 => return Ok(hasher.finish()),
-            count => hasher.update(&buffer[..count]),
-        }
     }
 }

@@ -10,7 +10,7 @@
 //!   images/ID.json       which chain it has; ID is the configuration's digest
 //!   configs/ID           the configuration as it came
 //!   refs/NAME.json       which image a name stands for; NAME is the name's digest
-//!   sources/KEY.json     which image a root file system archive became
+//!   sources/KEY.json     which image a root file system archive became, see archive.rs
 //!   blobs/DIGEST         layers as they came, to be saved again
 //!   volumes/NAME/        see volume/named.rs
 //!   leases/PID-TIME      what a live process uses; flocked by it
@@ -31,6 +31,7 @@
 //! What is in use is found by looking (images and leases), not by counting: counts
 //! drift.
 
+mod archive;
 mod chain;
 pub(crate) mod commit;
 mod import;
