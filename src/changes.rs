@@ -5,14 +5,16 @@
 //! the run has ended. Of a run it's only kept where the recipe asks for it; of a live
 //! sandbox always, because it may become a checkpoint.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
 use crate::error::{Error, Result};
 use crate::image::{HostLayout, Image, Root};
-use crate::layer::{self, Change, ChangeKind, IdRange, PackOptions};
+use crate::layer::{self, Change, ChangeKind, IdMap, PackOptions};
 use crate::outcome::Output;
 use crate::sandbox::Sandbox;
 use crate::store::commit;
@@ -23,7 +25,7 @@ pub(crate) struct Upper {
     directory: OwnedFd,
     image: Image,
     /// Ids in the directory, as they were inside.
-    ids: Vec<IdRange>,
+    ids: IdMap,
     /// What isn't the run's: our own files, mounts and volumes.
     ours: Vec<PathBuf>,
     /// Directories and links that we make where they are missing. What is in them is the
@@ -66,7 +68,7 @@ impl CommitOptions {
 }
 
 impl Upper {
-    pub(crate) fn new(directory: OwnedFd, sandbox: &Sandbox, ids: Vec<IdRange>) -> Upper {
+    pub(crate) fn new(directory: OwnedFd, sandbox: &Sandbox, ids: IdMap) -> Upper {
         let relative = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_path_buf();
         let mut ours: Vec<PathBuf> = ["etc/hosts", "etc/hostname", "proc", "dev"].map(PathBuf::from).to_vec();
         ours.extend(sandbox.sorted_mounts().iter().map(|mount| relative(&mount.inside)));
@@ -88,10 +90,15 @@ impl Upper {
     }
 
     /// The layers below, the topmost first, each with what its ids are called inside.
-    fn lower(&self) -> Result<Vec<(OwnedFd, &[IdRange])>> {
-        let open = |path: PathBuf| match File::open(&path) {
-            Ok(file) => Ok((file.into(), &[][..])),
-            Err(error) => Err(Error::io("open", &path.to_string_lossy(), error)),
+    fn lower(&self) -> Result<Vec<(OwnedFd, &IdMap)>> {
+        // Root's are as they are inside: the mounts are idmapped.
+        static AS_INSIDE: IdMap = IdMap { uids: Vec::new(), gids: Vec::new() };
+        let ids = if crate::probe::privileged() { &AS_INSIDE } else { &self.ids };
+        // Not for reading: a layer's root directory may be closed to its owner's user.
+        let how = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let open = |path: PathBuf| match nix::fcntl::open(&path, how, Mode::empty()) {
+            Ok(directory) => Ok((directory, ids)),
+            Err(errno) => Err(Error::io("open", &path.to_string_lossy(), errno.into())),
         };
         match &self.image.root {
             Root::Host(_) => Ok(Vec::new()),
@@ -99,7 +106,7 @@ impl Upper {
             Root::Layers(imported) => imported.directories().map(open).collect(),
             Root::Checkpoint(frozen) => {
                 let directory = frozen.upper.directory.try_clone().map_err(|e| Error::io("copy", "a descriptor", e))?;
-                let mut lower = vec![(directory, &frozen.upper.ids[..])];
+                let mut lower = vec![(directory, &frozen.upper.ids)];
                 lower.extend(frozen.upper.lower()?);
                 Ok(lower)
             }

@@ -27,8 +27,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::cgroup::{Ahead, Group, Places};
 use crate::error::{Error, ErrorKind, Result, is_exhaustion};
 use crate::ids::Ranges;
+use crate::layer::IdMap;
 use crate::plan::failure;
 use crate::plan::message::{Report, Request};
+use crate::plan::namespaces::Ids;
 use crate::plan::start::{Start, start_plan};
 use crate::probe::{Facts, Subordinate, starts};
 use crate::sys;
@@ -50,8 +52,8 @@ pub(crate) struct Init {
     pidfd: OwnedFd,
     pub(crate) facts: Facts,
     pub(crate) start: Start,
-    /// Ids inside an ordinary user's sandboxes, and why there aren't more.
-    pub(crate) subordinate: std::result::Result<u32, String>,
+    /// Ids from 1 on inside an ordinary user's sandboxes, or why there are none.
+    pub(crate) subordinate: std::result::Result<Subordinate, String>,
     pub(crate) ranges: Option<Arc<Ranges>>,
     /// Before the places, which hold their directories.
     pub(crate) ahead: Ahead,
@@ -60,6 +62,8 @@ pub(crate) struct Init {
     seen: Mutex<HashSet<u64>>,
     /// Writable layers can't be mapped to other ids: it was tried.
     unmapped_layers: AtomicBool,
+    /// To the process of [`Request::FILES`], once there is one.
+    files: Mutex<Option<OwnedFd>>,
 }
 
 /// Where a process keeps its init. A forked child of the host finds a foreign pid
@@ -231,7 +235,7 @@ impl Init {
             match attempt(start, ids, ranges.as_deref(), &places) {
                 Ok((control, process, pidfd)) => {
                     let subordinate = match (start, ids) {
-                        (Start::Subordinate, Some(ids)) => Ok(ids.count + 1),
+                        (Start::Subordinate, Some(ids)) => Ok(ids),
                         (Start::Root, _) => Err("root maps ids without them".into()),
                         _ => Err(why),
                     };
@@ -249,6 +253,7 @@ impl Init {
                         groups: AtomicU64::new(1),
                         seen: Mutex::default(),
                         unmapped_layers: AtomicBool::new(false),
+                        files: Mutex::default(),
                     });
                 }
                 Err(error) => {
@@ -262,6 +267,34 @@ impl Init {
 }
 
 impl Init {
+    /// How ids outside are called inside.
+    pub(crate) fn id_map(&self, ids: Ids) -> IdMap {
+        ids.map(&self.facts, self.subordinate.as_ref().ok())
+    }
+
+    /// Asks the process of [`Request::FILES`], which is started if need be, and returns how
+    /// many bytes of `answer` it has filled.
+    pub(crate) fn ask_for_files(&self, question: &[u8], fds: &[BorrowedFd<'_>], answer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let mut files = self.files.lock().unwrap_or_else(|e| e.into_inner());
+        // Once what is left of a talk is an answer that nobody waits for, it has to end.
+        let socket = match files.take() {
+            Some(socket) => socket,
+            None => {
+                let (ours, theirs) = sys::socket::pair()?;
+                let request = Request { kind: Request::FILES, command: 0, value: 0, time: 0 };
+                sys::socket::send(self.control.as_fd(), &request.encode(), &[theirs.as_fd()])?;
+                ours
+            }
+        };
+        sys::socket::send(socket.as_fd(), question, fds)?;
+        let (length, fds) = sys::socket::receive(socket.as_fd(), answer, true)?;
+        if length == 0 {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        *files = Some(socket);
+        Ok((length, fds))
+    }
+
     /// Readable when init has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()

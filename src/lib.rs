@@ -28,6 +28,7 @@ mod pty;
 mod remedy;
 mod sandbox;
 mod store;
+mod subordinate;
 mod supervise;
 mod sys;
 mod tar;

@@ -22,8 +22,8 @@ const IMAGE: &str = "COFFERDAM_TEST_IMAGE";
 fn layout(layers: usize, files: usize) -> Layout {
     let mut all = vec![tar(&busybox())];
     for i in 1..layers {
-        let mut entries = vec![dir(&format!("l{i}/"))];
-        entries.extend((0..files).map(|n| file(&format!("l{i}/{n}"), format!("{i}-{n}").repeat(50))));
+        let mut entries = vec![dir(&format!("l{i}/")).owner(33)];
+        entries.extend((0..files).map(|n| file(&format!("l{i}/{n}"), format!("{i}-{n}").repeat(50)).owner(33)));
         all.push(tar(&entries));
     }
     Layout::of(&all, json!({}))
@@ -236,6 +236,47 @@ fn an_image_that_is_there_opens_fast() {
     assert!(opened < Duration::from_millis(100), "{opened:?}");
 }
 
+/// Bytes that this thread has read, of whatever kind.
+fn bytes_read() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/io").expect("it's there");
+    text.strip_prefix("rchar: ").and_then(|rest| rest.lines().next()).expect("a line").parse().expect("a number")
+}
+
+fn an_archive_that_is_there_is_not_read_again() {
+    let store = Store::open(fresh_dir("store-").join("store")).expect("a store").without_sync();
+    let archive = fresh_dir("archive-").join("root.tar");
+    let size = 16 << 20;
+    let contents = |byte: u8| tar(&[busybox(), vec![file("large", vec![byte; size])]].concat());
+    fs::write(&archive, contents(1)).expect("written");
+    let open = || {
+        let before = bytes_read();
+        let id = Image::options().store(&store).open(&archive).expect("an image").id().expect("an id").to_string();
+        (id, bytes_read() - before)
+    };
+    let (id, _) = open();
+    // As long as a change might not show in the file's times it's read each time.
+    let (again, read) = open();
+    assert!(again == id && read > size as u64, "{read} bytes");
+    let modified = fs::metadata(&archive).expect("it").modified().expect("a time");
+    while modified.elapsed().expect("it's in the past") < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(open().0, id);
+    let begun = Instant::now();
+    let (again, read) = open();
+    println!("an archive of 16 MiB that is there: {:?}, {read} bytes", begun.elapsed());
+    assert!(again == id && read < 1 << 20, "{read} bytes");
+    // Changed in its place, of the same length, and with the old time.
+    fs::write(&archive, contents(2)).expect("written");
+    fs::File::options().write(true).open(&archive).expect("it").set_modified(modified).expect("its time");
+    let (other, read) = open();
+    assert!(other != id && read > size as u64, "{read} bytes");
+    assert_eq!(open().0, other);
+    // What prune removes of it is only read once more.
+    store.prune().expect("pruned");
+    assert_eq!(open().0, other);
+}
+
 /// Two layers at a time, with the largest window that zstd takes without being asked.
 fn importing_takes_little_memory() {
     if inside() {
@@ -282,7 +323,8 @@ fn main() {
         test!(a_store_of_others_is_refused),
         test!(a_damaged_record_does_not_stop_the_rest, Need::Tool("busybox"), Need::Overlay),
         test!(an_image_that_is_there_opens_fast, Need::Tool("busybox")),
+        test!(an_archive_that_is_there_is_not_read_again, Need::Tool("busybox")),
         test!(importing_takes_little_memory, root, Need::Tool("zstd")),
     ];
-    support::main(tests)
+    support::main_with_subordinate_ids(tests)
 }

@@ -712,7 +712,9 @@ fn no_drop_waits() {
             let own = instance.spawn(shell("exec sleep 1000")).await.expect("it starts");
             let pool = tasks::Pool::new(sandbox(), 1).await.expect("a pool");
             let mut talk = Interaction::new();
-            (0..2).for_each(|_| drop(talk.player(sandbox(), shell("exec sleep 1000"))));
+            for _ in 0..2 {
+                talk.player(sandbox(), shell("exec sleep 1000"));
+            }
             let talk = tasks::Talk::start(talk).await.expect("it starts");
             signal(nix::sys::signal::SIGSTOP);
             let begun = Instant::now();

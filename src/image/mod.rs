@@ -108,8 +108,18 @@ impl Image {
     ///
     /// Where there are several images name one: see [`options`](Self::options).
     ///
-    /// An ordinary user's images belong to that user as a whole: owners inside layers
-    /// are left out, and so are device nodes.
+    /// # Owners
+    /// As root, and as an ordinary user with subordinate ids
+    /// ([`Layer::SubordinateIds`](crate::Layer::SubordinateIds)), files belong to whom the
+    /// image says; for that user they are on the host those of these ids, which nobody but a
+    /// [`prune`](crate::Store::prune) in that user's name, or root, may remove. Without
+    /// subordinate ids all of an image belongs to the one id that there is. Ids above 65,535,
+    /// which no sandbox has, are shown as 65,534, nobody's. An ordinary user has no device
+    /// nodes and no file capabilities, which do nothing in any sandbox.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if there are subordinate
+    /// ids, but not as many as the image needs.
     pub fn open(path: impl AsRef<Path>) -> Result<Image> {
         Image::options().open(path)
     }

@@ -17,6 +17,7 @@ const SOURCES: &[&str] = &[
     "src/init/interpret.rs",
     "src/init/inside.rs",
     "src/init/command.rs",
+    "src/init/files.rs",
     "src/init/helper.rs",
     "src/init/tree.rs",
     "src/init/layers.rs",

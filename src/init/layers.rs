@@ -10,11 +10,11 @@ use crate::interpret::copy_all;
 use crate::sys::*;
 
 /// Directories below each other. Each costs two descriptors and some stack.
-const DEEPEST: usize = 260;
-const ENAMETOOLONG: i32 = 36;
+pub const DEEPEST: usize = 260;
+pub const ENAMETOOLONG: i32 = 36;
 const EPERM: i32 = 1;
-const AT_SYMLINK_NOFOLLOW: usize = 0x100;
-const AT_REMOVEDIR: usize = 0x200;
+pub const AT_SYMLINK_NOFOLLOW: usize = 0x100;
+pub const AT_REMOVEDIR: usize = 0x200;
 const DIRECTORY: usize = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
 
 /// Copies `count` layers, called by their numbers in the current directory with the
@@ -160,8 +160,9 @@ fn each(directory: i32, mut action: impl FnMut(*const u8) -> Result<()>) -> Resu
 }
 
 /// What a file is.
-struct About {
-    mode: u32,
+pub struct About {
+    pub mode: u32,
+    pub inode: u64,
     uid: usize,
     gid: usize,
     mtime: [u64; 2],
@@ -171,20 +172,28 @@ struct About {
 impl About {
     const FIFO: u32 = 0o010000;
     const CHARACTERS: u32 = 0o020000;
-    const DIRECTORY: u32 = 0o040000;
+    pub const DIRECTORY: u32 = 0o040000;
     const FILE: u32 = 0o100000;
-    const LINK: u32 = 0o120000;
+    pub const LINK: u32 = 0o120000;
 
-    fn of(directory: i32, name: *const u8) -> Result<About> {
+    pub fn of(directory: i32, name: *const u8) -> Result<About> {
         const STATX_BASIC_STATS: usize = 0x7ff;
         let mut s = [0u32; 64];
         call(nr::STATX, [directory as usize, name as usize, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, s.as_mut_ptr() as usize, 0])?;
-        // struct statx in words: uid 5, gid 6, mode 7 (u16), mtime from 28, device 32 and 33
+        // struct statx in words: uid 5, gid 6, mode 7 (u16), inode from 8, mtime from 28, device 32 and 33
         let seconds = u64::from(s[28]) | u64::from(s[29]) << 32;
-        Ok(About { mode: s[7] & 0xffff, uid: s[5] as usize, gid: s[6] as usize, mtime: [seconds, s[30].into()], device: (s[32], s[33]) })
+        let inode = u64::from(s[8]) | u64::from(s[9]) << 32;
+        Ok(About {
+            mode: s[7] & 0xffff,
+            inode,
+            uid: s[5] as usize,
+            gid: s[6] as usize,
+            mtime: [seconds, s[30].into()],
+            device: (s[32], s[33]),
+        })
     }
 
-    fn kind(&self) -> u32 {
+    pub fn kind(&self) -> u32 {
         self.mode & 0o170000
     }
 

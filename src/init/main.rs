@@ -13,6 +13,7 @@
 //! | `inside.rs` | PID 1 of a sandbox: polls, reaps, keeps time, reports |
 //! | `command.rs` | one command: its way to exec, its clocks, its end |
 //! | `tree.rs` | all processes that a command has started |
+//! | `files.rs` | what is done to files of an ordinary user's subordinate ids |
 //! | `helper.rs` | steps in a process of its own that return descriptors |
 //! | `network.rs` | network namespaces, made ahead |
 //! | `listener.rs` | commands whose filter tells PID 1 of forbidden calls |
@@ -33,6 +34,7 @@ mod ahead;
 #[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
 mod arch;
 mod command;
+mod files;
 mod helper;
 mod inside;
 mod interpret;

@@ -104,6 +104,8 @@ struct Server {
     spare: Spare,
     /// A sandbox has ended, so that there's time to make another.
     wants_spare: bool,
+    /// The process of [`Request::FILES`], or 0.
+    files: i32,
     /// The first [`Entry::look`] of all.
     next_look: u64,
 }
@@ -278,6 +280,7 @@ impl Server {
             ahead: Ahead::new(place),
             spare: Spare::NONE,
             wants_spare: false,
+            files: 0,
             next_look: u64::MAX,
         };
         server.watch(CONTROL, EPOLLIN | EPOLLRDHUP, TAG_CONTROL).ok()?;
@@ -398,6 +401,7 @@ impl Server {
                 let _ = self.remove_group(request.value, request.time as u32);
             }
             Request::QUIESCE if received.count == 1 => self.quiesce(received.fds[0]),
+            Request::FILES if received.count == 1 => self.serve_files(received.fds[0]),
             _ => received.close(),
         }
     }
@@ -538,6 +542,10 @@ impl Server {
                 self.networks.ended();
                 continue;
             }
+            if dead.pid == self.files {
+                self.files = 0;
+                continue;
+            }
             if self.spare.ended(dead.pid) || self.ahead.ended(dead.pid) {
                 self.answer_waiters();
                 continue;
@@ -671,6 +679,25 @@ impl Server {
         self.answer_waiters();
     }
 
+    fn serve_files(&mut self, socket: i32) {
+        self.end_files();
+        let mut tid = 0;
+        match fork(0, SIGCHLD, &raw mut tid) {
+            Ok(0) => crate::files::serve(socket, self.pid),
+            Ok(pid) => self.files = pid,
+            // The host sees the end of the socket.
+            Err(_) => {}
+        }
+        close(socket);
+    }
+
+    fn end_files(&mut self) {
+        if self.files > 0 {
+            let _ = kill(self.files, SIGKILL);
+            self.files = 0;
+        }
+    }
+
     fn answer(&self, socket: i32) {
         report(socket, &Report { kind: Report::QUIET, ..Report::default() }, &[]);
         close(socket);
@@ -688,6 +715,7 @@ impl Server {
             let _ = kill(self.networks.pid, SIGKILL);
         }
         self.spare.kill();
+        self.end_files();
         self.ahead.kill();
         let mut usage = Rusage::default();
         while let Ok(Some(dead)) = reap(false, &mut usage) {

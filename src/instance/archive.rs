@@ -16,7 +16,7 @@ use super::copy::Batch;
 use super::inside::inside;
 use super::walk::{DEPTH, Found, Walk, special};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer::{self, IdRange};
+use crate::layer::{self, IdMap};
 use crate::tar::{Entry, Kind, Reader, Segment, Time, Writer, shown};
 
 /// Bytes of files that wait to go in together.
@@ -71,7 +71,7 @@ impl Instance {
     pub fn tar_out(&self, path: impl AsRef<Path>, out: impl Write) -> Result<()> {
         let path = inside(path.as_ref())?;
         let source = self.open(path, 0)?;
-        let mut packing = Packing { walk: Walk::new(self, path), out: Writer::new(out), ids: self.session.id_ranges() };
+        let mut packing = Packing { walk: Walk::new(self, path), out: Writer::new(out), ids: self.session.id_map() };
         match packing.walk.start(source)? {
             Found::Directory(source, _) => {
                 let top = packing.walk.enter(source, path.to_path_buf())?;
@@ -205,16 +205,17 @@ struct Packing<'a, W> {
     walk: Walk<'a>,
     out: Writer<W>,
     /// How ids are called inside.
-    ids: Vec<IdRange>,
+    ids: IdMap,
 }
 
 impl<W: Write> Packing<'_, W> {
     fn entry(&self, path: Vec<u8>, stat: &FileStat) -> Entry {
+        let (uid, gid) = self.ids.owner(stat.st_uid, stat.st_gid);
         Entry {
             path,
             mode: stat.st_mode & 0o777,
-            uid: layer::mapped(&self.ids, stat.st_uid),
-            gid: layer::mapped(&self.ids, stat.st_gid),
+            uid,
+            gid,
             mtime: Time { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
             ..Entry::default()
         }

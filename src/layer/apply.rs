@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, getegid, geteuid, linkat, symlinka
 use super::directory::{CHANGE, is_directory, look, set_mode};
 use super::name::{self, Name, split};
 use super::tree::{Directory, Node, Origin, Tree};
-use super::{Applied, Form, Options, Owner, Owners, Question, Unknown, attributes, path_of, shown};
+use super::{Applied, Form, Options, OwnerTable, Owners, Question, Unknown, attributes, path_of, shown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::xattr;
 use crate::tar::{Entry, Kind, Reader, Time};
@@ -22,7 +22,12 @@ use crate::tar::{Entry, Kind, Reader, Time};
 /// Unpacks the layer `tar` (not compressed) into the directory `root`, and reads the
 /// stream to its end. After an error the directory is in an unknown state.
 pub(crate) fn apply(tar: impl BufRead, root: BorrowedFd<'_>, options: &Options) -> Result<Applied> {
-    into(Tree::new(root, options.form, options.owners, &options.limits)?, tar, options)
+    apply_onto(tar, root, options, OwnerTable::new())
+}
+
+/// The same, for a tree that has layers already: `owners` are theirs.
+pub(crate) fn apply_onto(tar: impl BufRead, root: BorrowedFd<'_>, options: &Options, owners: OwnerTable) -> Result<Applied> {
+    into(Tree::new(root, options.form, options.owners, &options.limits, owners)?, tar, options)
 }
 
 fn into<'a>(tree: Tree<'a>, tar: impl BufRead, options: &'a Options) -> Result<Applied> {
@@ -35,6 +40,7 @@ fn into<'a>(tree: Tree<'a>, tar: impl BufRead, options: &'a Options) -> Result<A
     layer.hide()?;
     layer.finish()?;
     layer.applied.inodes = layer.tree.inodes;
+    layer.applied.owners = layer.tree.owners_later;
     Ok(layer.applied)
 }
 
@@ -95,8 +101,7 @@ impl<R: BufRead> Layer<'_, R> {
                 }
             }
         }
-        self.tree.added(&parent, last)?;
-        self.owner(&path, &entry)
+        self.tree.added(&parent, last)
     }
 
     fn marker(&mut self, marker: Marker) -> Result<()> {
@@ -153,7 +158,7 @@ impl<R: BufRead> Layer<'_, R> {
             self.without_attributes(path, directory.fd.as_fd())?;
         }
         self.attributes(path, directory.fd.as_fd(), entry)?;
-        self.owner(path, entry)
+        self.tree.owner_later(directory.inode, entry.uid, entry.gid)
     }
 
     /// An entry for a directory that's there says all of its attributes, not some more.
@@ -212,6 +217,11 @@ impl<R: BufRead> Layer<'_, R> {
             let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
             fchownat(&at.parent.fd, at.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
                 .map_err(|errno| owner_failed(at.path, entry, errno))?;
+        }
+        if self.tree.wants_owner(entry.uid, entry.gid)
+            && let Some(stat) = look(at.parent.fd.as_fd(), at.name).map_err(|errno| failed(at.path, errno))?
+        {
+            self.tree.owner_later(stat.st_ino, entry.uid, entry.gid)?;
         }
         for (name, value) in &entry.xattrs {
             // The kernel has user.* for files and directories only.
@@ -294,16 +304,6 @@ impl<R: BufRead> Layer<'_, R> {
         Ok(())
     }
 
-    /// Keeps an owner that isn't set, if it isn't root.
-    pub(super) fn owner(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
-        let (uid, gid) = (entry.uid, entry.gid);
-        if self.options.owners == Owners::Single && (uid, gid) != (0, 0) {
-            self.tree.remember(size_of::<Owner>() + path.len())?;
-            self.applied.owners.push(Owner { path: path_of(path), uid, gid });
-        }
-        Ok(())
-    }
-
     pub(super) fn question(&mut self, path: &[u8], kind: Unknown) -> Result<()> {
         self.tree.remember(size_of::<Question>() + path.len())?;
         self.applied.questions.push(Question { path: path_of(path), kind });
@@ -335,7 +335,7 @@ pub(super) fn failed(path: &[u8], errno: Errno) -> Error {
 
 pub(super) fn owner_failed(path: &[u8], entry: &Entry, errno: Errno) -> Error {
     let hint = match errno {
-        Errno::EPERM => Some("only root may; owners can be kept in a table instead"),
+        Errno::EPERM => Some("only root may"),
         Errno::EINVAL => Some("this user namespace has no such id"),
         _ => None,
     };
@@ -396,7 +396,7 @@ mod tests {
             let root = tempfile::tempdir().expect("a directory");
             let fd = File::open(root.path()).expect("a directory");
             let options = Options { form: Form::Flat, owners: Owners::Single, limits: Limits::default() };
-            let mut tree = Tree::new(fd.as_fd(), options.form, options.owners, &options.limits).expect("a tree");
+            let mut tree = Tree::new(fd.as_fd(), options.form, options.owners, &options.limits, OwnerTable::new()).expect("a tree");
             tree.fast = fast;
             into(tree, &archive()[..], &options).expect("a layer");
             let mut list = Vec::new();

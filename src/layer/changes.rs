@@ -7,14 +7,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::stat::FileStat;
 
-use super::directory::{DEEPEST, Level, READ, is_directory, is_whiteout, look, readable};
+use super::directory::{self, DEEPEST, Level, READ, is_directory, is_whiteout, look};
 use super::finish::append;
-use super::{Change, ChangeKind, IdRange, mapped, overlay_attribute, path_of, shown};
+use super::{Change, ChangeKind, IdMap, overlay_attribute, path_of, shown};
 use crate::error::{Error, Result};
-use crate::sys::xattr;
 
 /// A layer to be looked at: its directory, and what ids in it are called inside.
-pub(crate) type Looked<'a> = (BorrowedFd<'a>, &'a [IdRange]);
+pub(crate) type Looked<'a> = (BorrowedFd<'a>, &'a IdMap);
 
 /// What the upper layer changes of the layers `lower`, uppermost first; sorted by path.
 pub(crate) fn changes((upper, ids): Looked<'_>, lower: &[Looked<'_>]) -> Result<Vec<Change>> {
@@ -31,7 +30,7 @@ pub(crate) fn changes((upper, ids): Looked<'_>, lower: &[Looked<'_>]) -> Result<
 
 struct Comparison<'a> {
     lower: &'a [Looked<'a>],
-    ids: &'a [IdRange],
+    ids: &'a IdMap,
     changes: Vec<Change>,
 }
 
@@ -97,7 +96,7 @@ impl Comparison<'_> {
         for &layer in layers {
             let (directory, ids) = self.lower[layer];
             let Some(mut stat) = look(directory, path)? else { continue };
-            (stat.st_uid, stat.st_gid) = (mapped(ids, stat.st_uid), mapped(ids, stat.st_gid));
+            (stat.st_uid, stat.st_gid) = ids.owner(stat.st_uid, stat.st_gid);
             if is_whiteout(&stat) {
                 break;
             }
@@ -141,16 +140,13 @@ impl Comparison<'_> {
 
     /// Whether mode or owner of a directory were changed, not only what is in it.
     fn differs(&self, old: &FileStat, new: &FileStat) -> bool {
-        // With one id for all there's nothing to compare.
-        let owners =
-            nix::unistd::geteuid().is_root() && (old.st_uid, old.st_gid) != (mapped(self.ids, new.st_uid), mapped(self.ids, new.st_gid));
-        old.st_mode != new.st_mode || owners
+        old.st_mode != new.st_mode || (old.st_uid, old.st_gid) != self.ids.owner(new.st_uid, new.st_gid)
     }
 }
 
 /// Whether overlayfs' attribute is set: `opaque` to `y`, `whiteout` to anything.
 fn has(parent: BorrowedFd<'_>, name: &CStr, attribute: &str) -> io::Result<bool> {
-    match readable(parent, name, || xattr::get_at(parent, name, &overlay_attribute(attribute))) {
+    match directory::attribute(parent, name, &overlay_attribute(attribute)) {
         Ok(value) => Ok(attribute != "opaque" || value == b"y"),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(false),
         Err(error) => Err(error),

@@ -7,11 +7,9 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
 
-use super::directory::readable;
+use super::directory::open_file;
 use crate::tar::Segment;
 
 /// Where zeros are looked for, and how many are worth a hole: a smaller file is written
@@ -33,8 +31,7 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn open(parent: BorrowedFd<'_>, name: &CStr, size: u64) -> io::Result<Contents> {
         let whole = if size > 0 { vec![Segment { offset: 0, length: size }] } else { Vec::new() };
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let file = readable(parent, name, || Ok(openat(parent, name, flags, Mode::empty())?))?;
+        let file = open_file(parent, name)?;
         Ok(Contents { file: file.into(), size, buffer: Vec::new(), rest: whole })
     }
 

@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat};
 
+use crate::subordinate::{self, is_denied};
 use crate::sys::directory::{Entries, EntryKind};
+use crate::sys::xattr;
 
 /// What an owner needs of a directory's mode to read and enter it.
 pub(super) const READ: u32 = 0o500;
@@ -33,20 +35,31 @@ pub(super) fn open(parent: BorrowedFd<'_>, name: &CStr, needed: u32) -> io::Resu
             }
             Ok((directory, stat))
         }
-        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-            let closed = open_with(parent, name, OFlag::O_PATH)?;
-            let stat = fstat(&closed)?;
-            if lacks(&stat, needed) {
-                set_mode(closed.as_fd(), (stat.st_mode & 0o7777) | needed)?;
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => match open_closed(parent, name, needed) {
+            Err(error) if is_denied(&error) => {
+                let directory = subordinate::open(parent, name.to_bytes(), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+                let stat = fstat(&directory)?;
+                Ok((directory, stat))
             }
-            Ok((open_with(closed.as_fd(), c".", OFlag::O_RDONLY)?, stat))
-        }
+            other => other,
+        },
         Err(error) => Err(error),
     }
 }
 
+fn open_closed(parent: BorrowedFd<'_>, name: &CStr, needed: u32) -> io::Result<(OwnedFd, FileStat)> {
+    let closed = open_with(parent, name, OFlag::O_PATH)?;
+    let stat = fstat(&closed)?;
+    if lacks(&stat, needed) {
+        set_mode(closed.as_fd(), (stat.st_mode & 0o7777) | needed)?;
+    }
+    Ok((open_with(closed.as_fd(), c".", OFlag::O_RDONLY)?, stat))
+}
+
+/// Whether it's our own directory, and closed to ourselves.
 fn lacks(stat: &FileStat, needed: u32) -> bool {
-    stat.st_mode & needed != needed && !nix::unistd::geteuid().is_root()
+    let user = nix::unistd::geteuid();
+    stat.st_mode & needed != needed && !user.is_root() && stat.st_uid == user.as_raw()
 }
 
 fn open_with(parent: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> io::Result<OwnedFd> {
@@ -72,28 +85,87 @@ pub(super) fn set_mode(file: BorrowedFd<'_>, mode: u32) -> nix::Result<()> {
 }
 
 /// Reads something of a file or directory by `read`, which is tried once more while its
-/// owner, who may not have read it, may.
-pub(super) fn readable<T>(parent: BorrowedFd<'_>, name: &CStr, read: impl Fn() -> io::Result<T>) -> io::Result<T> {
+/// owner, who may not have read it, may; of a file that isn't ours by `foreign`.
+fn readable<T>(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    read: impl Fn() -> io::Result<T>,
+    foreign: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let opened = || -> io::Result<T> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let closed = openat(parent, name, flags, Mode::empty())?;
+        let mode = fstat(&closed)?.st_mode & 0o7777;
+        set_mode(closed.as_fd(), mode | 0o400)?;
+        let result = read();
+        set_mode(closed.as_fd(), mode)?;
+        result
+    };
     match read() {
-        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let closed = openat(parent, name, flags, Mode::empty())?;
-            let mode = fstat(&closed)?.st_mode & 0o7777;
-            set_mode(closed.as_fd(), mode | 0o400)?;
-            let result = read();
-            set_mode(closed.as_fd(), mode)?;
-            result
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => match opened() {
+            Err(error) if is_denied(&error) => foreign(),
+            other => other,
+        },
         result => result,
     }
 }
 
+/// The attribute `attribute` of `name`.
+pub(crate) fn attribute(parent: BorrowedFd<'_>, name: &CStr, attribute: &CStr) -> io::Result<Vec<u8>> {
+    let foreign = || match subordinate::attribute(parent, name.to_bytes(), attribute.to_bytes()) {
+        // A link, a socket or a device, which have none that one has to be asked for.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO | libc::ENODEV)) => Err(Errno::ENODATA.into()),
+        other => other,
+    };
+    readable(parent, name, || xattr::get_at(parent, name, attribute), foreign)
+}
+
+/// The names of all attributes of `name`, each with a NUL.
+pub(super) fn attributes(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<Vec<u8>> {
+    match xattr::list_at(parent, name) {
+        Err(error) if is_denied(&error) => match subordinate::attributes(parent, name.to_bytes()) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO | libc::ENODEV | libc::EOPNOTSUPP)) => {
+                Ok(Vec::new())
+            }
+            other => other,
+        },
+        other => other,
+    }
+}
+
+/// Opens a file for reading, whatever it is, without waiting.
+pub(super) fn open_file(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let own = || Ok(openat(parent, name, flags, Mode::empty())?);
+    readable(parent, name, own, || subordinate::open(parent, name.to_bytes(), flags))
+}
+
+/// Opens what stands under a name as it is; a link isn't followed.
+pub(crate) fn open_as_it_is(parent: BorrowedFd<'_>, name: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    either(openat(parent, name, flags, Mode::empty()), || subordinate::open(parent, name, flags))
+}
+
+/// Where a link leads.
+pub(crate) fn read_link(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<std::ffi::OsString> {
+    either(readlinkat(parent, name), || Ok(readlinkat(&subordinate::open(parent, name, OFlag::O_PATH)?, "")?))
+}
+
 /// What `name` is, without following it; nothing if there's nothing.
-pub(super) fn look(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<Option<FileStat>> {
-    match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+pub(crate) fn look(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<Option<FileStat>> {
+    let foreign = || Ok(fstat(&subordinate::open(parent, name, OFlag::O_PATH)?)?);
+    match either(fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW), foreign) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
+    }
+}
+
+/// What we find ourselves or, in a directory of somebody else's that is closed, by `foreign`.
+fn either<T>(own: nix::Result<T>, foreign: impl FnOnce() -> io::Result<T>) -> nix::Result<T> {
+    match own {
+        Err(Errno::EACCES) => foreign().map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+        other => other,
     }
 }
 

@@ -45,6 +45,7 @@ impl<R: BufRead> Layer<'_, R> {
             let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
             fchown(&file, uid, gid).map_err(|errno| owner_failed(at.path, entry, errno))?;
         }
+        self.tree.owner_later(stat.st_ino, entry.uid, entry.gid)?;
         self.attributes(at.path, file.as_fd(), entry)?;
         if stat.st_mode & 0o7777 != entry.mode {
             fchmod(&file, Mode::from_bits_truncate(entry.mode)).map_err(|errno| failed(at.path, errno))?;
@@ -55,7 +56,7 @@ impl<R: BufRead> Layer<'_, R> {
     /// The mode that a file is made with: its own, as far as nobody gets more by it than in
     /// the end. Bits that change who somebody is come after the owner.
     fn first_mode(&self, entry: &Entry) -> Mode {
-        let owned = self.options.owners == Owners::Single || self.caller == (entry.uid, entry.gid);
+        let owned = self.options.owners != Owners::Real || self.caller == (entry.uid, entry.gid);
         let open = owned && entry.xattrs.is_empty();
         Mode::from_bits_truncate(if open { entry.mode & 0o777 } else { 0o600 })
     }

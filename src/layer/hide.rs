@@ -172,6 +172,7 @@ impl<R: BufRead> Layer<'_, R> {
                 if self.options.owners == Owners::Real {
                     fchown(&directory.fd, Some(Uid::from_raw(0)), Some(Gid::from_raw(0)))?;
                 }
+                self.tree.owners_later.remove(&directory.inode);
                 let node = Node { mode: 0o755, mtime: Time::default(), origin: Origin::Implied, opaque: false };
                 self.tree.nodes.insert(directory.inode, node);
                 Ok(())

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::{self as layer, ChangeKind, Form, IdRange, Limits, Options, Owners, PackOptions, Unknown};
+use super::{self as layer, ChangeKind, Form, IdMap, IdRange, Limits, Options, Owners, PackOptions, Unknown};
 use crate::compress::{Bounds, ahead, reader};
 use crate::{Result, tar};
 
@@ -38,8 +38,8 @@ pub struct Unpacked {
     pub root_entry: bool,
     /// Paths, and what isn't known of them.
     pub questions: Vec<(PathBuf, String)>,
-    /// Users and groups that weren't set.
-    pub owners: Vec<(PathBuf, u32, u32)>,
+    /// Inodes, and their users and groups, that weren't set.
+    pub owners: Vec<(u64, u32, u32)>,
     /// What was left out.
     pub notes: Vec<String>,
 }
@@ -54,7 +54,7 @@ fn unpack_here(tar: impl BufRead, root: BorrowedFd<'_>, how: &Unpack) -> Result<
     let defaults = Limits::default();
     let options = Options {
         form: how.overlay.map_or(Form::Flat, |user_xattr| Form::Overlay { user_xattr }),
-        owners: if how.single { Owners::Single } else { Owners::Real },
+        owners: if how.single { Owners::Later } else { Owners::Real },
         limits: Limits {
             bytes: how.max_bytes.unwrap_or(defaults.bytes),
             inodes: how.max_inodes.unwrap_or(defaults.inodes),
@@ -77,7 +77,7 @@ fn unpack_here(tar: impl BufRead, root: BorrowedFd<'_>, how: &Unpack) -> Result<
         opaque_root: applied.opaque_root,
         root_entry: applied.root_entry,
         questions: questions.collect(),
-        owners: applied.owners.into_iter().map(|owner| (owner.path, owner.uid, owner.gid)).collect(),
+        owners: applied.owners.into_iter().map(|(inode, (uid, gid))| (inode, uid, gid)).collect(),
         notes: applied.notes,
     })
 }
@@ -90,15 +90,16 @@ pub fn pack(
     latest: Option<SystemTime>,
     ids: &[(u32, u32, u32)],
 ) -> Result<(u64, u64)> {
-    let options = PackOptions { ids: ranges(ids), latest, overlay, root_entry: !overlay, exclude: Vec::new() };
+    let options = PackOptions { ids: id_map(ids), latest, overlay, root_entry: !overlay, exclude: Vec::new() };
     let packed = layer::pack(root, out, &options)?;
     Ok((packed.entries, packed.bytes))
 }
 
 /// What an upper layer changes: `A`, `C` or `D` and the path.
 pub fn changes(upper: BorrowedFd<'_>, lower: &[BorrowedFd<'_>], ids: &[(u32, u32, u32)]) -> Result<Vec<(char, PathBuf)>> {
-    let lower: Vec<_> = lower.iter().map(|layer| (*layer, &[][..])).collect();
-    let changes = layer::changes((upper, &ranges(ids)), &lower)?;
+    let as_they_are = IdMap::default();
+    let lower: Vec<_> = lower.iter().map(|layer| (*layer, &as_they_are)).collect();
+    let changes = layer::changes((upper, &id_map(ids)), &lower)?;
     let letter = |kind| match kind {
         ChangeKind::Added => 'A',
         ChangeKind::Modified => 'C',
@@ -107,8 +108,8 @@ pub fn changes(upper: BorrowedFd<'_>, lower: &[BorrowedFd<'_>], ids: &[(u32, u32
     Ok(changes.into_iter().map(|change| (letter(change.kind), change.path)).collect())
 }
 
-fn ranges(ids: &[(u32, u32, u32)]) -> Vec<IdRange> {
-    ids.iter().map(|&(here, there, count)| IdRange { here, there, count }).collect()
+fn id_map(ids: &[(u32, u32, u32)]) -> IdMap {
+    IdMap::same(ids.iter().map(|&(here, there, count)| IdRange { here, there, count }).collect())
 }
 
 /// Removes a tree.

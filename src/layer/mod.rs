@@ -23,7 +23,7 @@ mod apply;
 mod attributes;
 mod changes;
 mod contents;
-mod directory;
+pub(crate) mod directory;
 mod file;
 mod finish;
 mod hide;
@@ -33,12 +33,13 @@ mod pack;
 mod remove;
 mod tree;
 
+use std::collections::HashMap;
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-pub(crate) use apply::apply;
+pub(crate) use apply::{apply, apply_onto};
 pub(crate) use changes::changes;
 pub(crate) use name::clean;
 pub(crate) use pack::pack;
@@ -66,9 +67,15 @@ pub(crate) enum Owners {
     /// Whom the archive says. Needs CAP_CHOWN over those ids: root's, or a user
     /// namespace's with a range.
     Real,
-    /// The caller's, whatever the archive says; [`Applied::owners`] keeps the rest.
+    /// The caller's, whatever the archive says.
     Single,
+    /// The caller's at first; [`Applied::owners`] keeps whose they are to be.
+    Later,
 }
+
+/// Whose what isn't 0:0 is to be, by inode number. Names wouldn't do: they lead through
+/// links, and what they stand for is replaced and removed again.
+pub(crate) type OwnerTable = HashMap<u64, (u32, u32)>;
 
 /// What a layer may cost. An archive that wants more is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,9 +124,8 @@ pub(crate) struct Applied {
     pub(crate) root_entry: bool,
     /// What only the lower layers can answer. Always empty for [`Form::Flat`].
     pub(crate) questions: Vec<Question>,
-    /// With [`Owners::Single`]: who owns what isn't 0:0, in the order of the archive
-    /// (the last one counts).
-    pub(crate) owners: Vec<Owner>,
+    /// With [`Owners::Later`]. It may have inodes that are gone.
+    pub(crate) owners: OwnerTable,
     /// What was left out because this user, or this file system, can't have it:
     /// devices, attributes; each reason once, with the first path.
     pub(crate) notes: Vec<String>,
@@ -150,17 +156,14 @@ pub(crate) enum Unknown {
     },
 }
 
-/// An owner that [`Owners::Single`] didn't set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    /// Relative to the root.
-    pub(crate) path: PathBuf,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+/// How the ids in a directory are called in an archive; as they are if it's empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IdMap {
+    pub(crate) uids: Vec<IdRange>,
+    pub(crate) gids: Vec<IdRange>,
 }
 
-/// How the ids in a directory are called in an archive: `count` ids from `here` on are
-/// `there` and on. Ids in no range become 65534.
+/// `count` ids from `here` on are `there` and on. Ids in no range become 65534.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IdRange {
     pub(crate) here: u32,
@@ -171,8 +174,7 @@ pub(crate) struct IdRange {
 /// How to make an archive of a directory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PackOptions {
-    /// Empty: ids as they are.
-    pub(crate) ids: Vec<IdRange>,
+    pub(crate) ids: IdMap,
     /// No time later than this, and whole seconds: what SOURCE_DATE_EPOCH asks for.
     pub(crate) latest: Option<SystemTime>,
     /// The directory is an overlay's upper layer: its whiteouts and opaque directories
@@ -216,9 +218,22 @@ pub enum ChangeKind {
     Deleted,
 }
 
-/// The id that an archive has for one on disk.
-pub(crate) fn mapped(ids: &[IdRange], id: u32) -> u32 {
-    const NOBODY: u32 = 65534;
+impl IdMap {
+    /// The same for users and groups.
+    pub(crate) fn same(ranges: Vec<IdRange>) -> IdMap {
+        IdMap { uids: ranges.clone(), gids: ranges }
+    }
+
+    /// The user and the group that an archive has for those on disk.
+    pub(crate) fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
+        (mapped(&self.uids, uid), mapped(&self.gids, gid))
+    }
+}
+
+/// Who owns what has no owner here.
+pub(crate) const NOBODY: u32 = 65534;
+
+fn mapped(ids: &[IdRange], id: u32) -> u32 {
     if ids.is_empty() {
         return id;
     }

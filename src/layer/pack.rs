@@ -13,15 +13,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::UNIX_EPOCH;
 
-use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 
 use super::contents::Contents;
-use super::directory::{DEEPEST, Level, READ, is_directory, is_whiteout, kind, look, readable};
+use super::directory::{self, DEEPEST, Level, READ, is_directory, is_whiteout, kind, look, read_link};
 use super::finish::append;
-use super::{PackOptions, Packed, attributes, mapped, overlay_attribute, shown};
+use super::{PackOptions, Packed, attributes, overlay_attribute, shown};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::xattr;
 use crate::tar::{Entry, Kind, Time, Writer};
 
 /// Writes the directory `root` to `out` as a tar archive.
@@ -138,7 +136,7 @@ impl<W: Write> Packer<'_, W> {
         entry.kind = match kind(stat) {
             SFlag::S_IFREG => return self.file(parent, name, entry),
             SFlag::S_IFLNK => {
-                let target = readlinkat(parent, name).map_err(|errno| failed(path, errno.into()))?;
+                let target = read_link(parent, name.to_bytes()).map_err(|errno| failed(path, errno.into()))?;
                 entry.link = target.into_vec();
                 Kind::Symlink
             }
@@ -171,9 +169,9 @@ impl<W: Write> Packer<'_, W> {
     /// What entries of all kinds have, with attributes.
     fn entry(&self, parent: BorrowedFd<'_>, name: &CStr, path: &[u8], stat: &FileStat) -> Result<Entry> {
         let mut entry = self.plain(path, stat);
-        let names = xattr::list_at(parent, name).map_err(|error| failed(path, error))?;
+        let names = directory::attributes(parent, name).map_err(|error| failed(path, error))?;
         for attribute in attributes::kept_of(&names) {
-            let value = readable(parent, name, || xattr::get_at(parent, name, &attribute)).map_err(|error| failed(path, error))?;
+            let value = directory::attribute(parent, name, &attribute).map_err(|error| failed(path, error))?;
             let value = if attribute.as_c_str() == c"security.capability" { attributes::capability(value) } else { value };
             entry.xattrs.push((attribute.into_bytes(), value));
         }
@@ -183,11 +181,12 @@ impl<W: Write> Packer<'_, W> {
 
     fn plain(&self, path: &[u8], stat: &FileStat) -> Entry {
         let mtime = Time { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 };
+        let (uid, gid) = self.options.ids.owner(stat.st_uid, stat.st_gid);
         Entry {
             path: path.to_vec(),
             mode: stat.st_mode & 0o7777,
-            uid: mapped(&self.options.ids, stat.st_uid),
-            gid: mapped(&self.options.ids, stat.st_gid),
+            uid,
+            gid,
             mtime: self.time(mtime),
             size: if kind(stat) == SFlag::S_IFREG { stat.st_size as u64 } else { 0 },
             ..Entry::default()
@@ -206,7 +205,7 @@ impl<W: Write> Packer<'_, W> {
 
     /// Whether overlayfs has set this attribute, to this value if one is given.
     fn overlay_has(&self, parent: BorrowedFd<'_>, name: &CStr, path: &[u8], attribute: &str, value: &[u8]) -> Result<bool> {
-        match readable(parent, name, || xattr::get_at(parent, name, &overlay_attribute(attribute))) {
+        match directory::attribute(parent, name, &overlay_attribute(attribute)) {
             Ok(found) => Ok(value.is_empty() || found == value),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(false),
             Err(error) => Err(failed(path, error)),

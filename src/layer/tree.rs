@@ -15,7 +15,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 use super::directory::{CHANGE, is_directory, kind, look, open, set_mode};
 use super::name::components;
 use super::remove::remove;
-use super::{Form, Limits, Owners, shown};
+use super::{Form, Limits, OwnerTable, Owners, shown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::directory::Entries;
 use crate::tar::Time;
@@ -24,6 +24,8 @@ use crate::tar::Time;
 const LINKS: usize = 40;
 /// Components that one path may have once all its links are read.
 const STEPS: usize = 10_000;
+/// Bytes that an owner takes, with the room that a hash table keeps free.
+const OWNER: usize = 2 * size_of::<(u64, (u32, u32))>();
 /// Parents that stay open.
 const OPEN: usize = 16;
 
@@ -62,6 +64,7 @@ pub(super) struct Tree<'a> {
     device: u64,
     form: Form,
     owners: Owners,
+    pub(super) owners_later: OwnerTable,
     limits: &'a Limits,
     /// By inode number: the whole tree is on one file system, and a directory that's
     /// removed is taken out.
@@ -81,7 +84,7 @@ pub(super) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    pub(super) fn new(root: BorrowedFd<'_>, form: Form, owners: Owners, limits: &'a Limits) -> Result<Tree<'a>> {
+    pub(super) fn new(root: BorrowedFd<'_>, form: Form, owners: Owners, limits: &'a Limits, later: OwnerTable) -> Result<Tree<'a>> {
         let failed = |error| Error::io("open", "the directory to unpack into", error);
         let (fd, stat) = open(root, c".", CHANGE).map_err(failed)?;
         let empty = Entries::default().next(fd.as_fd()).map_err(failed)?.is_none();
@@ -93,6 +96,8 @@ impl<'a> Tree<'a> {
             root: Rc::new(Directory { fd, inode: stat.st_ino }),
             form,
             owners,
+            memory: later.len() * OWNER,
+            owners_later: later,
             limits,
             nodes: HashMap::new(),
             // What's in a directory that was empty is all of this layer.
@@ -100,7 +105,6 @@ impl<'a> Tree<'a> {
             hasher: RandomState::new(),
             open: Vec::new(),
             fast: true,
-            memory: 0,
             inodes: 0,
         };
         match form {
@@ -309,11 +313,31 @@ impl<'a> Tree<'a> {
         Ok(directory)
     }
 
+    /// Whether [`owner_later`](Self::owner_later) has anything to do.
+    pub(super) fn wants_owner(&self, uid: u32, gid: u32) -> bool {
+        // The number may be that of something which had another owner, and is gone.
+        self.owners == Owners::Later && ((uid, gid) != (0, 0) || !self.owners_later.is_empty())
+    }
+
+    /// Keeps whose something is to be.
+    pub(super) fn owner_later(&mut self, inode: u64, uid: u32, gid: u32) -> Result<()> {
+        if !self.wants_owner(uid, gid) {
+            return Ok(());
+        }
+        if (uid, gid) == (0, 0) {
+            self.owners_later.remove(&inode);
+        } else if self.owners_later.insert(inode, (uid, gid)).is_none() {
+            self.remember(OWNER)?;
+        }
+        Ok(())
+    }
+
     /// A directory without an entry: 0755 and root's, whatever the umask.
     fn implied(&mut self, directory: &Directory, origin: Origin) -> nix::Result<()> {
         if self.owners == Owners::Real {
             fchownat(&directory.fd, "", Some(Uid::from_raw(0)), Some(Gid::from_raw(0)), AtFlags::AT_EMPTY_PATH)?;
         }
+        self.owners_later.remove(&directory.inode);
         self.nodes.insert(directory.inode, Node { mode: 0o755, mtime: Time::default(), origin, opaque: false });
         Ok(())
     }

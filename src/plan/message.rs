@@ -5,7 +5,7 @@ use super::wire::{u32_at, u64_at};
 
 /// A message from the host to init or to PID 1; its descriptors travel beside
 /// it. Requests on init's control socket are [`HELLO`](Request::HELLO),
-/// [`START`](Request::START) and [`QUIESCE`](Request::QUIESCE); those on a
+/// [`START`](Request::START), [`QUIESCE`](Request::QUIESCE) and [`FILES`](Request::FILES); those on a
 /// sandbox's reply socket are the two verbs [`RUN`](Request::RUN) and
 /// [`DO`](Request::DO), and what concerns all that runs in it.
 ///
@@ -71,6 +71,10 @@ impl Request {
     /// The command of a sandbox that was made before it was known: a plan and the plan's
     /// descriptors.
     pub const EXECUTE: u32 = 14;
+
+    /// Start a process that does to files what [`Files`] says; on the passed socket, until
+    /// its end. Instead of an earlier one.
+    pub const FILES: u32 = 15;
 
     /// Bytes of a request.
     pub const SIZE: usize = 24;
@@ -269,5 +273,40 @@ impl Report {
             syscall: u64_at(bytes, 136)?,
             cleared: u64_at(bytes, 144)?,
         })
+    }
+}
+
+/// What the process of [`Request::FILES`] is asked for: two words, one of the constants and
+/// flags, and then names, each with a NUL. The first descriptor is a directory, and the
+/// first name a path below it, which leads through no link. The answer is an errno in four
+/// bytes, 0 for none, and what was asked for.
+pub struct Files;
+
+impl Files {
+    /// Open it, with these flags of open(2): a descriptor.
+    pub const OPEN: u32 = 1;
+    /// The extended attribute that the second name says, of a file or directory; without
+    /// a second name the names of all, each with a NUL.
+    pub const ATTRIBUTE: u32 = 2;
+    /// Give what is in the tree to other owners: the second descriptor is a table in the
+    /// order of inode numbers, of which each line has [`LINE`](Self::LINE) bytes: an inode
+    /// (u64), a user and a group (u32 each).
+    pub const GIVE: u32 = 3;
+    /// Remove the tree.
+    pub const REMOVE: u32 = 4;
+
+    /// Bytes of a line of [`GIVE`](Self::GIVE).
+    pub const LINE: usize = 16;
+    /// Bytes of the longest question: two words, a path and a name.
+    pub const QUESTION: usize = 8 + 4096 + 256;
+    /// Bytes of the longest answer: an extended attribute has at most 64 KiB (xattr(7)).
+    pub const ANSWER: usize = 4 + (64 << 10);
+
+    /// Byte form of a question.
+    pub fn question(kind: u32, flags: u32) -> [u8; 8] {
+        let mut out = [0; 8];
+        out[..4].copy_from_slice(&kind.to_le_bytes());
+        out[4..].copy_from_slice(&flags.to_le_bytes());
+        out
     }
 }

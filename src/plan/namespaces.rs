@@ -3,7 +3,7 @@
 
 use super::wire::{AT_FDCWD, op};
 use super::{Area, Arg, Draft, Mark};
-use crate::layer::IdRange;
+use crate::layer::{IdMap, IdRange};
 use crate::net::Network;
 use crate::probe::{Facts, Layer, Subordinate};
 use crate::sandbox::Sandbox;
@@ -52,15 +52,19 @@ impl Ids {
     }
 
     /// How ids outside are called inside.
-    pub(crate) fn ranges(self, facts: &Facts) -> Vec<IdRange> {
+    pub(crate) fn map(self, facts: &Facts, further: Option<&Subordinate>) -> IdMap {
         let range = |here, there, count| IdRange { here, there, count };
         match self {
-            Ids::Range { first, .. } => vec![range(first, 0, RANGE)],
+            Ids::Range { first, .. } => IdMap::same(vec![range(first, 0, RANGE)]),
             Ids::Outer { count } => {
-                let own = range(facts.uid, 0, 1);
-                Subordinate::of(facts.uid).map_or(vec![own], |further| vec![own, range(further.uid, 1, count - 1)])
+                let mut map = IdMap { uids: vec![range(facts.uid, 0, 1)], gids: vec![range(facts.gid, 0, 1)] };
+                if let Some(further) = further {
+                    map.uids.push(range(further.uid, 1, count - 1));
+                    map.gids.push(range(further.gid, 1, count - 1));
+                }
+                map
             }
-            Ids::Single { uid, gid } => vec![range(facts.uid, uid, 1), range(facts.gid, gid, 1)],
+            Ids::Single { uid, gid } => IdMap { uids: vec![range(facts.uid, uid, 1)], gids: vec![range(facts.gid, gid, 1)] },
         }
     }
 

@@ -121,6 +121,12 @@ struct Entry {
 }
 
 impl Chain {
+    /// Whether its trees are those with the owners that our sandboxes map.
+    pub(super) fn is_for(&self, store: &Store) -> Result<bool> {
+        let suffix = self.directory.find('+').map_or("", |at| &self.directory[at..]);
+        Ok(suffix == suffix_of(store.tree_name()?))
+    }
+
     /// Whether all of it is there.
     pub(super) fn is_complete(&self, store: &Path) -> bool {
         let directory = store.join(&self.directory);
@@ -132,7 +138,7 @@ impl Chain {
         let mut names = Vec::new();
         for i in 0.. {
             match fs::read_link(store.join(directory).join(i.to_string())) {
-                // ../../layers/NAME/fs
+                // ../../layers/NAME/TREE
                 Ok(target) => names.extend(target.iter().rev().nth(1).map(|name| name.to_string_lossy().into_owned())),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(Error::io("read", directory, error)),
@@ -144,7 +150,7 @@ impl Chain {
     /// The files of the whole image.
     pub(crate) fn merged(&self, store: &Store) -> Result<Merged> {
         let directory = store.path().join(&self.directory);
-        Merged::open((0..self.layers).map(|i| directory.join(i.to_string())), store.user_xattr())
+        Merged::open((0..self.layers).map(|i| directory.join(i.to_string())), store.user_xattr(), store.owners()?)
     }
 }
 
@@ -162,6 +168,11 @@ fn chain_id(below: Option<&Digest>, layer: &Digest) -> Digest {
     }
 }
 
+/// What the name of a chain of such trees ends with.
+fn suffix_of(tree: &str) -> String {
+    tree.strip_prefix("fs-").map_or_else(String::new, |ids| format!("+{ids}"))
+}
+
 /// Makes the chain of these layers, which are all in the store.
 pub(super) fn build(store: &Store, diff_ids: &[Digest], limits: &layer::Limits, staging: &Staging) -> Result<Chain> {
     let path = store.path();
@@ -176,8 +187,8 @@ pub(super) fn build(store: &Store, diff_ids: &[Digest], limits: &layer::Limits, 
             stack.clear();
         }
         if !flat && !record.facts.questions.is_empty() {
-            let below = stack.iter().rev().map(|entry| path.join("layers").join(&entry.name).join("fs"));
-            let below = Merged::open(below, store.user_xattr())?;
+            let below = stack.iter().rev().map(|entry| path.join("layers").join(&entry.name).join(&staging.tree));
+            let below = Merged::open(below, store.user_xattr(), store.owners()?)?;
             for question in &record.facts.questions {
                 flat |= !question.is_harmless(&below)?;
             }
@@ -196,12 +207,14 @@ pub(super) fn build(store: &Store, diff_ids: &[Digest], limits: &layer::Limits, 
     }
     stack.reverse();
     let root = stack.iter().position(|entry| entry.root).unwrap_or(stack.len() - 1);
-    let chain = Chain { directory: format!("chains/{name}"), layers: stack.len(), root };
+    let directory = format!("chains/{name}{}", suffix_of(&staging.tree));
+    let chain = Chain { directory, layers: stack.len(), root };
     let staged = staging.path.join("chain");
     make_directory(&staged)?;
     for (i, entry) in stack.iter().enumerate() {
         let link = staged.join(i.to_string());
-        symlink(format!("../../layers/{}/fs", entry.name), &link).map_err(|e| Error::io("make", &link.to_string_lossy(), e))?;
+        symlink(format!("../../layers/{}/{}", entry.name, staging.tree), &link)
+            .map_err(|e| Error::io("make", &link.to_string_lossy(), e))?;
     }
     let place_of = path.join(&chain.directory);
     if place_of.exists() && !chain.is_complete(path) {
@@ -214,24 +227,25 @@ pub(super) fn build(store: &Store, diff_ids: &[Digest], limits: &layer::Limits, 
 /// The layers of an image in one tree, from what is kept of them.
 fn flatten(store: &Store, diff_ids: &[Digest], chain: &str, limits: &layer::Limits, staging: &Staging) -> Result<String> {
     let (path, name) = (store.path(), format!("flat-{chain}"));
-    if path.join("layers").join(&name).exists() {
+    if path.join("layers").join(&name).join(&staging.tree).exists() {
         return Ok(name);
     }
     let staged = staging.path.join("flat");
     make_directory(&staged)?;
-    make_tree(&staged.join("fs"))?;
+    make_tree(&staged.join(&staging.tree))?;
     let failed = |e| Error::io("merge the layers in", &staged.to_string_lossy(), e);
-    let root = File::open(staged.join("fs")).map_err(failed)?;
-    let owners = if store.user_xattr() { layer::Owners::Single } else { layer::Owners::Real };
-    let options = layer::Options { form: layer::Form::Flat, owners, limits: limits.clone() };
+    let root = File::open(staged.join(&staging.tree)).map_err(failed)?;
+    let mut owners = layer::OwnerTable::new();
+    let options = layer::Options { form: layer::Form::Flat, owners: store.owners()?, limits: limits.clone() };
     for diff_id in diff_ids {
         let record = record::layer(path, diff_id)?.ok_or_else(|| refused(format!("layer {diff_id} vanished from the store")))?;
         let blob = File::open(store.blob(&record.blob.digest)).map_err(failed)?;
         let (_, contents) = compress::reader(BufReader::new(blob), &Bounds::default())?;
-        compress::ahead(contents, |tar| layer::apply(tar, root.as_fd(), &options))??;
+        owners = compress::ahead(contents, |tar| layer::apply_onto(tar, root.as_fd(), &options, owners))??.owners;
     }
+    staging.give(&staged, &owners)?;
     store.sync()?;
-    place(&staged, &path.join("layers").join(&name))?;
+    staging.place_layer(&staged, path, &name)?;
     Ok(name)
 }
 
@@ -239,8 +253,8 @@ fn flatten(store: &Store, diff_ids: &[Digest], chain: &str, limits: &layer::Limi
 fn empty_layer(store: &Path, staging: &Staging) -> Result<String> {
     let staged = staging.path.join("empty");
     make_directory(&staged)?;
-    make_tree(&staged.join("fs"))?;
-    place(&staged, &store.join("layers/empty"))?;
+    make_tree(&staged.join(&staging.tree))?;
+    staging.place_layer(&staged, store, "empty")?;
     Ok("empty".into())
 }
 

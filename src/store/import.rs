@@ -1,7 +1,7 @@
 //! From an image's members to layers of the store.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use super::chain::{self, Chain, LayerFacts};
 use super::lease::Lease;
 use super::lock::{Kind, Lock};
 use super::record::{self, Blob, ImageRecord, LayerRecord, encode, unique};
-use super::stream::{self, STOPPED, Shared, Unpacked};
+use super::stream::{self, STOPPED, Shared};
 use super::{Store, make_directory};
 use crate::error::{Error, Result};
 use crate::image::json::{ConfigDocument, refused};
-use crate::image::{Digest, Hasher, ImageConfig, LayerSource, Member, Platform, Progress, Source, User, rootfs, user};
+use crate::image::{Digest, Files, ImageConfig, LayerSource, Platform, Progress, Source, User, user};
 use crate::layer::{self, Applied};
+use crate::subordinate;
 
 /// How an image is taken into a store.
 pub(crate) struct Import<'a> {
@@ -95,7 +96,7 @@ impl Stored {
 pub(super) fn opened(store: &Store, _lock: &Lock, id: &Digest, document: Option<&ConfigDocument>) -> Result<Option<Arc<Imported>>> {
     let Some(record) = record::image(store.path(), id)? else { return Ok(None) };
     // After a crash of the machine a record may have outlived what it names.
-    if !record.chain.is_complete(store.path()) {
+    if !record.chain.is_for(store)? || !record.chain.is_complete(store.path()) {
         return Ok(None);
     }
     let stored;
@@ -112,32 +113,53 @@ pub(super) fn opened(store: &Store, _lock: &Lock, id: &Digest, document: Option<
     Ok(Some(Arc::new(Imported { store: store.clone(), id: id.clone(), diff_ids, config, chain: record.chain, _lease: lease })))
 }
 
+/// An image of the store whose trees aren't there, or not for our ids.
+pub(super) fn again(store: &Store, id: &Digest) -> Result<Arc<Imported>> {
+    let path = store.path();
+    let config = record::config(path, id)?;
+    let document = ConfigDocument::parse(&config)?;
+    let mut layers = Vec::new();
+    for diff_id in document.diff_ids() {
+        let gone = || refused("it is incomplete; import it again");
+        let Blob { digest, size } = record::layer(path, diff_id)?.ok_or_else(gone)?.blob;
+        layers.push(LayerSource { diff_id: diff_id.clone(), path: digest.file_name(), blob: Some((digest, size)), foreign: false });
+    }
+    let blobs = File::open(path.join("blobs")).map_err(|e| Error::io("open", "the blobs of the store", e))?;
+    let source = Source { files: Files::Directory(blobs.into()), id: id.clone(), config, document, layers, name: None };
+    Import { store, limits: &layer::Limits::default(), progress: None }.image(&source)
+}
+
 /// Files of an image that is being made; removed unless they reach their places.
 pub(super) struct Staging {
     pub(super) path: PathBuf,
+    /// What its trees are called.
+    pub(super) tree: String,
 }
 
 impl Staging {
-    pub(super) fn new(store: &Path) -> Result<Staging> {
-        let path = store.join("tmp").join(unique());
+    pub(super) fn new(store: &Store) -> Result<Staging> {
+        let tree = store.tree_name()?.to_string();
+        let path = store.path().join("tmp").join(unique());
         make_directory(&path)?;
-        Ok(Staging { path })
+        Ok(Staging { path, tree })
     }
 }
 
 impl Staging {
     /// Where a layer is made, and where it's kept as it came.
-    fn layer(&self, name: &str) -> Result<Place> {
+    pub(super) fn layer(&self, name: &str) -> Result<Place> {
         let (directory, blob) = (self.path.join(name), self.path.join(format!("{name}.blob")));
         make_directory(&directory)?;
-        let tree = directory.join("fs");
+        let tree = directory.join(&self.tree);
         chain::make_tree(&tree)?;
         let root = File::open(&tree).map_err(|e| Error::io("open", &tree.to_string_lossy(), e))?;
         let copy = File::create_new(&blob).map_err(|e| Error::io("make", &blob.to_string_lossy(), e))?;
         Ok(Place { directory, root, copy })
     }
 
-    fn record(&self, directory: &Path, blob: Blob, applied: Applied) -> Result<()> {
+    /// Gives the files of a layer to whom they belong, and writes down what's known of it.
+    pub(super) fn record(&self, directory: &Path, blob: Blob, applied: Applied) -> Result<()> {
+        self.give(directory, &applied.owners)?;
         let (bytes, inodes) = (applied.bytes, applied.inodes);
         let record = LayerRecord { bytes, inodes, blob, facts: LayerFacts::of(applied) };
         let path = directory.join("layer.json");
@@ -149,17 +171,36 @@ impl Staging {
         attempt().map_err(|e| Error::io("write", &path.to_string_lossy(), e))
     }
 
-    fn rename(&self, from: &str, to: &str) -> Result<()> {
+    /// Gives the files of a tree to whom they belong.
+    pub(super) fn give(&self, directory: &Path, owners: &layer::OwnerTable) -> Result<()> {
+        if owners.is_empty() {
+            return Ok(());
+        }
+        let above = File::open(directory).map_err(|e| Error::io("open", &directory.to_string_lossy(), e))?;
+        subordinate::give(above.as_fd(), self.tree.as_bytes(), owners)
+    }
+
+    /// Gives a layer its name; one that is there may lack the tree for our ids.
+    pub(super) fn place_layer(&self, staged: &Path, store: &Path, name: &str) -> Result<()> {
+        let target = store.join("layers").join(name);
+        place(staged, &target)?;
+        match target.join(&self.tree).exists() {
+            true => Ok(()),
+            false => place(&staged.join(&self.tree), &target.join(&self.tree)),
+        }
+    }
+
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
         place(&self.path.join(from), &self.path.join(to))?;
         place(&self.path.join(format!("{from}.blob")), &self.path.join(format!("{to}.blob")))
     }
 }
 
 /// A layer that is being made.
-struct Place {
-    directory: PathBuf,
-    root: File,
-    copy: File,
+pub(super) struct Place {
+    pub(super) directory: PathBuf,
+    pub(super) root: File,
+    pub(super) copy: File,
 }
 
 impl Drop for Staging {
@@ -167,7 +208,7 @@ impl Drop for Staging {
         if let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name())
             && let Ok(parent) = File::open(parent)
         {
-            let _ = layer::remove_tree(parent.as_fd(), name);
+            let _ = super::prune::remove(&parent, name);
         }
     }
 }
@@ -187,7 +228,7 @@ impl Import<'_> {
             self.name(source, &imported.id)?;
             return Ok(imported);
         }
-        let staging = Staging::new(path)?;
+        let staging = Staging::new(self.store)?;
         self.layers(source, &staging)?;
         let record = self.finish(source, &staging)?;
         record::write(path, &format!("images/{}.json", source.id.file_name()), &encode(&record)?)?;
@@ -195,16 +236,18 @@ impl Import<'_> {
         opened(self.store, &lock, &source.id, Some(&source.document))?.ok_or_else(|| refused("the image vanished from the store"))
     }
 
-    fn name(&self, source: &Source, id: &Digest) -> Result<()> {
+    pub(super) fn name(&self, source: &Source, id: &Digest) -> Result<()> {
         source.name.as_ref().map_or(Ok(()), |name| record::set_name(self.store.path(), name, id))
     }
 
     /// Unpacks the layers that the store lacks, several at once.
     fn layers(&self, source: &Source, staging: &Staging) -> Result<()> {
-        let shared = Shared::new(self.options());
+        let shared = Shared::new(self.options()?);
         let mut missing: Vec<(usize, &LayerSource)> = Vec::new();
+        let layers = self.store.path().join("layers");
+        let has_tree = |diff_id: &Digest| layers.join(diff_id.file_name()).join(&staging.tree).is_dir();
         for (i, wanted) in source.layers.iter().enumerate() {
-            match record::layer(self.store.path(), &wanted.diff_id)? {
+            match record::layer(self.store.path(), &wanted.diff_id)?.filter(|_| has_tree(&wanted.diff_id)) {
                 Some(record) => shared.spend(record.bytes),
                 None if missing.iter().all(|(_, other)| other.diff_id != wanted.diff_id) => missing.push((i, wanted)),
                 None => {}
@@ -234,9 +277,9 @@ impl Import<'_> {
         })
     }
 
-    fn options(&self) -> layer::Options {
-        let owners = if self.store.user_xattr() { layer::Owners::Single } else { layer::Owners::Real };
-        layer::Options { form: layer::Form::Overlay { user_xattr: self.store.user_xattr() }, owners, limits: self.limits.clone() }
+    pub(super) fn options(&self) -> Result<layer::Options> {
+        let form = layer::Form::Overlay { user_xattr: self.store.user_xattr() };
+        Ok(layer::Options { form, owners: self.store.owners()?, limits: self.limits.clone() })
     }
 
     /// Unpacks one layer.
@@ -247,47 +290,8 @@ impl Import<'_> {
         staging.record(&place.directory, unpacked.blob, unpacked.applied)
     }
 
-    /// Takes in a root file system that is one archive.
-    pub(crate) fn archive(&self, file: File, name: String) -> Result<Arc<Imported>> {
-        let path = self.store.path();
-        let size = file.metadata().map_err(|e| Error::io("look at", "the archive", e))?.len();
-        let file = Arc::new(file);
-        let lock = Lock::take(path, Kind::UseShared)?;
-        let key = hash(Member::new(file.clone(), 0, size))?;
-        let known =
-            || -> Result<Option<Arc<Imported>>> { record::source(path, &key)?.map_or(Ok(None), |id| opened(self.store, &lock, &id, None)) };
-        if let Some(imported) = known()? {
-            record::set_name(path, &name, &imported.id)?;
-            return Ok(imported);
-        }
-        lock.also([&key])?;
-        if let Some(imported) = known()? {
-            record::set_name(path, &name, &imported.id)?;
-            return Ok(imported);
-        }
-        let staging = Staging::new(path)?;
-        let shared = Shared::new(self.options());
-        let place = staging.layer("archive")?;
-        let tell = teller(self.progress, 0, 1, &key);
-        let member = Member::new(file, 0, size);
-        let unpacked = stream::unpack(member, Hasher::sha256(), place.root.as_fd(), Some(place.copy), &shared, &|read| tell(read, size))?;
-        if unpacked.received != key {
-            return Err(refused("the archive changed while it was read"));
-        }
-        let Unpacked { diff_id, blob, applied, .. } = unpacked;
-        staging.record(&place.directory, blob, applied)?;
-        staging.rename("archive", &diff_id.file_name())?;
-        let source = rootfs::source(&diff_id, name)?;
-        lock.also([&diff_id, &source.id].into_iter().filter(|digest| **digest != key))?;
-        let record = self.finish(&source, &staging)?;
-        record::write(path, &format!("images/{}.json", source.id.file_name()), &encode(&record)?)?;
-        record::set_source(path, &key, &source.id)?;
-        self.name(&source, &source.id)?;
-        opened(self.store, &lock, &source.id, Some(&source.document))?.ok_or_else(|| refused("the image vanished from the store"))
-    }
-
     /// Gives everything its name, from the layers to the chain.
-    fn finish(&self, source: &Source, staging: &Staging) -> Result<ImageRecord> {
+    pub(super) fn finish(&self, source: &Source, staging: &Staging) -> Result<ImageRecord> {
         let path = self.store.path();
         self.store.sync()?;
         for wanted in &source.layers {
@@ -300,7 +304,7 @@ impl Import<'_> {
                 let blob = record.blob.digest.file_name();
                 place(&staging.path.join(format!("{name}.blob")), &path.join("blobs").join(blob))?;
             }
-            place(&staged, &path.join("layers").join(&name))?;
+            staging.place_layer(&staged, path, &name)?;
         }
         let chain = chain::build(self.store, source.document.diff_ids(), self.limits, staging)?;
         let account = self.account(source, &chain)?;
@@ -350,16 +354,5 @@ pub(super) fn place(from: &Path, to: &Path) -> Result<()> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => Ok(()),
         Err(error) => Err(Error::io("make", &to.to_string_lossy(), error)),
         Ok(()) => Ok(()),
-    }
-}
-
-/// The digest of a whole file.
-fn hash(mut member: Member) -> Result<Digest> {
-    let (mut hasher, mut buffer) = (Hasher::sha256(), vec![0; 256 << 10]);
-    loop {
-        match member.read(&mut buffer).map_err(|e| Error::io("read", "the archive", e))? {
-            0 => return Ok(hasher.finish()),
-            count => hasher.update(&buffer[..count]),
-        }
     }
 }

@@ -14,12 +14,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::unistd::{getegid, geteuid};
 
 use crate::error::{Error, Result};
 use crate::image::json::refused;
-use crate::sys;
+use crate::layer::Owners;
+use crate::layer::directory::{attribute, look, open_as_it_is, read_link};
 
 /// How many links are followed for one path, as the kernel has it.
 const MAX_LINKS: usize = 40;
@@ -29,8 +31,7 @@ const MAX_LINKS: usize = 40;
 pub(crate) struct Merged {
     roots: Rc<Vec<OwnedFd>>,
     opaque: &'static CStr,
-    /// An ordinary user's: owners say nothing.
-    single_owner: bool,
+    owners: Owners,
 }
 
 /// What stands under a name.
@@ -46,12 +47,15 @@ fn kind(stat: &FileStat) -> SFlag {
 }
 
 impl Merged {
-    pub(crate) fn open(layers: impl IntoIterator<Item = PathBuf>, user_xattr: bool) -> Result<Merged> {
-        let open =
-            |path: PathBuf| File::open(&path).map(OwnedFd::from).map_err(|e| Error::io("open the layer", &path.to_string_lossy(), e));
+    pub(crate) fn open(layers: impl IntoIterator<Item = PathBuf>, user_xattr: bool, owners: Owners) -> Result<Merged> {
+        // Not for reading, here and below: it may be closed to us as a directory of somebody else's.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let open = |path: PathBuf| {
+            nix::fcntl::open(&path, flags, Mode::empty()).map_err(|e| Error::io("open the layer", &path.to_string_lossy(), e.into()))
+        };
         let roots: Vec<OwnedFd> = layers.into_iter().map(open).collect::<Result<_>>()?;
         let opaque = if user_xattr { c"user.overlay.opaque" } else { c"trusted.overlay.opaque" };
-        Ok(Merged { roots: Rc::new(roots), opaque, single_owner: user_xattr })
+        Ok(Merged { roots: Rc::new(roots), opaque, owners })
     }
 
     /// What `name` is in a merged directory.
@@ -59,9 +63,9 @@ impl Merged {
         let failed = |errno: Errno| Error::io("look at", &name.to_string_lossy(), errno.into());
         let mut merged = Vec::new();
         for layer in directory {
-            let stat = match fstatat(layer, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                Err(Errno::ENOENT | Errno::ENAMETOOLONG) => continue,
+            let stat = match look(layer.as_fd(), name.as_bytes()) {
+                Ok(Some(stat)) => stat,
+                Ok(None) | Err(Errno::ENAMETOOLONG) => continue,
                 Err(errno) => return Err(failed(errno)),
             };
             let whiteout = kind(&stat) == SFlag::S_IFCHR && stat.st_rdev == 0;
@@ -72,9 +76,8 @@ impl Merged {
                 }
                 break;
             }
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let opened = openat(layer, name, flags, Mode::empty()).map_err(failed)?;
-            let opaque = sys::xattr::get_at(opened.as_fd(), c".", self.opaque).is_ok_and(|value| value == b"y");
+            let opened = open_as_it_is(layer.as_fd(), name.as_bytes(), OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(failed)?;
+            let opaque = attribute(opened.as_fd(), c".", self.opaque).is_ok_and(|value| value == b"y");
             merged.push(opened);
             if opaque {
                 break;
@@ -106,7 +109,7 @@ impl Merged {
                 Some(Found::Directory(directory)) => above.push(std::mem::replace(&mut here, directory)),
                 Some(Found::Other { parent, stat, .. }) if kind(&stat) == SFlag::S_IFLNK && (follow || !last) => {
                     links += 1;
-                    let target = readlinkat(&parent, OsStr::from_bytes(&name)).map_err(|e| Error::io("read", "a link", e.into()))?;
+                    let target = read_link(parent.as_fd(), &name).map_err(|e| Error::io("read", "a link", e.into()))?;
                     if links > MAX_LINKS || left.len() > 4096 {
                         return Err(refused(format!("{} leads through too many symbolic links", path.display())));
                     }
@@ -130,8 +133,12 @@ impl Merged {
         let Found::Directory(layers) = found else { return Ok(false) };
         let Some(top) = layers.first() else { return Ok(true) };
         let stat = fstat(top).map_err(|e| Error::io("look at", &path.to_string_lossy(), e.into()))?;
-        let (uid, gid) = if self.single_owner { (0, 0) } else { (stat.st_uid, stat.st_gid) };
-        Ok(stat.st_mode & 0o7777 == 0o755 && uid == 0 && gid == 0)
+        let roots = match self.owners {
+            Owners::Single => true,
+            Owners::Real => (stat.st_uid, stat.st_gid) == (0, 0),
+            Owners::Later => (stat.st_uid, stat.st_gid) == (geteuid().as_raw(), getegid().as_raw()),
+        };
+        Ok(stat.st_mode & 0o7777 == 0o755 && roots)
     }
 
     /// The contents of a regular file, links followed within the image; `None` if it's
@@ -150,9 +157,9 @@ impl Merged {
         if stat.st_size as u64 > limit {
             return Err(too_large());
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let failed = |e: std::io::Error| Error::io("read the image's", path, e);
-        let file = File::from(openat(&parent, name.as_os_str(), flags, Mode::empty()).map_err(|e| failed(e.into()))?);
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = File::from(open_as_it_is(parent.as_fd(), name.as_bytes(), flags).map_err(|e| failed(e.into()))?);
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(Some(bytes)) }

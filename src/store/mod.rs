@@ -5,12 +5,12 @@
 //!   format               version and the way layers are written
 //!   lock                 see lock.rs
 //!   layers/DIFFID/       fs/ (a tree for overlayfs) and layer.json
-//!   layers/fix-CHAIN/    answers to what a layer alone can't know; see chain.rs
-//!   chains/CHAIN/        links 0, 1, 2 ... to layers, the topmost first
+//!   layers/flat-CHAIN/   all of an image in one tree; see chain.rs
+//!   chains/CHAIN/        links 0, 1, 2 ... to trees, the topmost first
 //!   images/ID.json       which chain it has; ID is the configuration's digest
 //!   configs/ID           the configuration as it came
 //!   refs/NAME.json       which image a name stands for; NAME is the name's digest
-//!   sources/KEY.json     which image a root file system archive became
+//!   sources/KEY.json     which image a root file system archive became, see archive.rs
 //!   blobs/DIGEST         layers as they came, to be saved again
 //!   volumes/NAME/        see volume/named.rs
 //!   leases/PID-TIME      what a live process uses; flocked by it
@@ -25,9 +25,13 @@
 //! [`prune`](Store::prune) removes them: no entry of `tmp` has an owner while the
 //! collector has the lock.
 //!
+//! An ordinary user with subordinate ids has trees whose files belong to these: `fs-` and
+//! the ids, with chains of their own. Whoever may map other ids, or none, unpacks anew.
+//!
 //! What is in use is found by looking (images and leases), not by counting: counts
 //! drift.
 
+mod archive;
 mod chain;
 pub(crate) mod commit;
 mod import;
@@ -42,10 +46,11 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Digest, Image, ImageConfig};
+use crate::{layer, subordinate};
 
 pub(crate) use chain::Chain;
 pub(crate) use import::{Import, Imported, Stored, teller};
@@ -85,6 +90,8 @@ struct Inner {
     path: PathBuf,
     /// overlayfs's marks are `user.*` attributes, because an ordinary user mounts it.
     user_xattr: bool,
+    /// See [`Store::tree_name`].
+    tree_name: OnceLock<String>,
 }
 
 const DIRECTORIES: [&str; 10] = ["layers", "chains", "images", "configs", "refs", "sources", "blobs", "leases", "tmp", "trash"];
@@ -150,7 +157,7 @@ impl Store {
             }
             Err(error) => return Err(Error::io("read", &path.join("format").to_string_lossy(), error)),
         }
-        Ok(Store { inner: Arc::new(Inner { path, user_xattr }), sync: true })
+        Ok(Store { inner: Arc::new(Inner { path, user_xattr, tree_name: OnceLock::new() }), sync: true })
     }
 
     /// The same store, without waiting for the disk when an image is unpacked: for
@@ -202,13 +209,15 @@ impl Store {
     }
 
     /// An image that is in the store: by a name, by its id, or by the first digits of
-    /// its id, at least four.
+    /// its id, at least four. If this process maps other ids than the one that made it, its
+    /// layers are unpacked once more, from what the store keeps of them.
     pub fn image(&self, reference: &str) -> Result<Image> {
         let lock = Lock::take(self.path(), Kind::UseShared)?;
         let id = self.find(reference)?;
-        let imported = import::opened(self, &lock, &id, None)?;
-        let imported = imported
-            .ok_or_else(|| Error::new(ErrorKind::Image, format!("cannot use the image {reference}: it is incomplete; import it again")))?;
+        let imported = match import::opened(self, &lock, &id, None)? {
+            Some(imported) => imported,
+            None => import::again(self, &id).map_err(|error| error.within(&format!("cannot use the image {reference}")))?,
+        };
         Ok(Image::imported(imported))
     }
 
@@ -260,6 +269,27 @@ impl Store {
     /// Whoever makes, renames or removes something by its name has this.
     pub(crate) fn lock_names(&self) -> Result<impl Sized> {
         Lock::take(self.path(), Kind::Names)
+    }
+
+    /// What trees are called whose files have the owners that our sandboxes map.
+    fn tree_name(&self) -> Result<&str> {
+        if let Some(name) = self.inner.tree_name.get() {
+            return Ok(name);
+        }
+        let name = match subordinate::ids()? {
+            None => "fs".into(),
+            Some(ids) => format!("fs-{}-{}-{}", ids.uid, ids.gid, ids.count),
+        };
+        Ok(self.inner.tree_name.get_or_init(|| name))
+    }
+
+    /// Whose files become that are unpacked here.
+    fn owners(&self) -> Result<layer::Owners> {
+        Ok(match self.tree_name()? {
+            "fs" if self.user_xattr() => layer::Owners::Single,
+            "fs" => layer::Owners::Real,
+            _ => layer::Owners::Later,
+        })
     }
 
     pub(crate) fn user_xattr(&self) -> bool {

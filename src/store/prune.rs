@@ -2,18 +2,20 @@
 //! let go of the lock, and remove it then.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::chain::Chain;
 use super::lock::{Kind, Lock};
 use super::record::{self, list, unique};
 use super::{Store, lease, make_directory};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Digest;
-use crate::layer;
+use crate::{layer, subordinate};
 
 /// What [`Store::prune`] removed.
 #[non_exhaustive]
@@ -130,7 +132,23 @@ fn empty_trash(store: &Path) -> Result<()> {
     let path = store.join("trash");
     let directory = File::open(&path).map_err(|e| Error::io("open", &path.to_string_lossy(), e))?;
     for name in list(&path)? {
-        layer::remove_tree(directory.as_fd(), name.as_ref())?;
+        remove(&directory, name.as_ref())?;
     }
     Ok(())
+}
+
+/// Removes a tree, whoever of us owns what is in it.
+pub(super) fn remove(parent: &File, name: &OsStr) -> Result<()> {
+    let own = layer::remove_tree(parent.as_fd(), name);
+    let denied = |error: &Error| {
+        let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<io::Error>());
+        source.is_some_and(subordinate::is_denied)
+    };
+    if !own.as_ref().is_err_and(denied) {
+        return own;
+    }
+    subordinate::remove(parent.as_fd(), name.as_bytes()).map_err(|error| {
+        let why = "files in it belong to subordinate ids that this user doesn't have here: as root remove it by its name";
+        Error::failed(ErrorKind::Io, "remove", &name.to_string_lossy(), error.raw_os_error().unwrap_or(libc::EIO), Some(why))
+    })
 }

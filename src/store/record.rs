@@ -167,6 +167,16 @@ pub(super) fn set_source(store: &Path, key: &Digest, image: &Digest) -> Result<(
     write(store, &format!("sources/{}.json", key.file_name()), &encode(image)?)
 }
 
+/// `sources/file-KEY.json`: what a file became that was read to its end; a hint, which
+/// [`prune`](super::Store::prune) removes.
+pub(super) fn file_source(store: &Path, key: &Digest) -> Result<Option<Digest>> {
+    read(&store.join(format!("sources/file-{}.json", key.file_name())))
+}
+
+pub(super) fn set_file_source(store: &Path, key: &Digest, image: &Digest) -> Result<()> {
+    write(store, &format!("sources/file-{}.json", key.file_name()), &encode(image)?)
+}
+
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path.to_string_lossy(), error)),

@@ -22,7 +22,7 @@ use crate::changes::Upper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageConfig;
 use crate::launch;
-use crate::layer::IdRange;
+use crate::layer::IdMap;
 use crate::net::Network;
 use crate::outcome::{Facts, Line, Output, Source};
 use crate::plan::message::{Report, Request};
@@ -65,7 +65,7 @@ pub(crate) struct Live {
     /// The writable layer, if the recipe keeps it.
     upper: Option<OwnedFd>,
     /// How ids in it are called inside.
-    pub(super) ids: Vec<IdRange>,
+    pub(super) ids: IdMap,
     /// Until its end.
     pub(super) volumes: Option<Hold>,
     /// The host's side of the command's terminal, until the start.
@@ -114,7 +114,7 @@ impl Live {
             asked: began,
             streams,
             upper: None,
-            ids: Vec::new(),
+            ids: IdMap::default(),
             volumes: None,
             terminal: None,
             doubt: None,

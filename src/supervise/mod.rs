@@ -28,7 +28,7 @@ use crate::command::{Command, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init, sealed};
-use crate::layer::IdRange;
+use crate::layer::IdMap;
 use crate::outcome::{Line, Output};
 use crate::plan::change::{self, Change};
 use crate::plan::compile::{Grouped, Purpose, Wanted};
@@ -123,7 +123,7 @@ fn ids(sandbox: &Sandbox, init: &Init, keep: Keep) -> Result<(Ids, Option<Arc<Cl
             let claim = given.map_or_else(|| ranges.claim(sandbox.id_base).map(Arc::new), Ok)?;
             (Ids::Range { first: claim.first(), shared }, Some(claim))
         }
-        (Start::Subordinate, _) => (Ids::Outer { count: init.subordinate.clone().unwrap_or(1) }, None),
+        (Start::Subordinate, _) => (Ids::Outer { count: init.subordinate.as_ref().map_or(1, |further| further.count + 1) }, None),
         _ => (Ids::Single { uid: sandbox.account().0, gid: sandbox.account().1 }, None),
     };
     if sandbox.requires(Layer::SubordinateIds)
@@ -250,7 +250,7 @@ pub(crate) struct Asked {
     pub(crate) draft: Draft,
     pub(crate) claim: Option<Arc<Claim>>,
     /// How ids in the writable layer are called inside, if it's kept.
-    pub(crate) ids: Vec<IdRange>,
+    pub(crate) ids: IdMap,
     pub(crate) group: Group,
     pub(crate) init: Arc<Init>,
     pub(crate) expected: Expected,
@@ -312,7 +312,7 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
         _ => Request::OTHER_NETWORK,
     };
     let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    let ids = if sandbox.keep_changes { ids.ranges(&init.facts) } else { Vec::new() };
+    let ids = if sandbox.keep_changes { init.id_map(ids) } else { IdMap::default() };
     Ok(Asked { reply, draft, claim, ids, group, init, expected, later })
 }
 

@@ -18,7 +18,7 @@ use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Claim;
 use crate::launch::{self, Init};
-use crate::layer::IdRange;
+use crate::layer::{IdMap, IdRange};
 use crate::plan::compile::{self, Grouped, Wanted};
 use crate::plan::message::{Report, Request};
 use crate::plan::namespaces::{Ids, RANGE};
@@ -180,8 +180,8 @@ impl Session {
         }
         let ids = match asked.expected.ids {
             // As they are inside: see plan/scratch.rs.
-            Ids::Range { shared: false, .. } => vec![IdRange { here: 0, there: 0, count: RANGE }],
-            others => others.ranges(&asked.init.facts),
+            Ids::Range { shared: false, .. } => IdMap::same(vec![IdRange { here: 0, there: 0, count: RANGE }]),
+            others => asked.init.id_map(others),
         };
         let shared = asked.claim.clone().filter(|_| matches!(asked.expected.ids, Ids::Range { shared: true, .. }));
         let shown = shown.map(|(mounts, upper)| Shown { mounts, upper: Upper::new(upper, sandbox, ids), ids: shared });
@@ -212,8 +212,8 @@ impl Session {
     }
 
     /// How ids outside are called inside.
-    pub(crate) fn id_ranges(&self) -> Vec<IdRange> {
-        self.ids.ranges(&self.init.facts)
+    pub(crate) fn id_map(&self) -> IdMap {
+        self.init.id_map(self.ids)
     }
 
     fn no_layer(&self) -> Error {

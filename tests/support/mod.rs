@@ -263,6 +263,26 @@ pub fn with_subordinate_ids(name: &str) {
 }
 
 fn in_subordinate_ids(name: &str, by_itself: bool) {
+    rerun(&subordinate_ids().iter().map(String::as_str).collect::<Vec<_>>(), name, by_itself);
+}
+
+/// Runs one test of this binary once more as an ordinary user, who has subordinate ids or
+/// not, with these variables in its environment.
+pub fn as_user(name: &str, subordinate: bool, variables: &[(&str, &std::ffi::OsStr)]) {
+    let variables = variables.iter().map(|(name, value)| format!("{name}={}", value.to_str().expect("a text")));
+    let mut through: Vec<String> = ["env".to_string()].into_iter().chain(variables).collect();
+    match subordinate {
+        true => through.extend(subordinate_ids()),
+        false => {
+            through.extend(["setpriv", &format!("--reuid={ORDINARY}"), &format!("--regid={ORDINARY}"), "--clear-groups"].map(String::from))
+        }
+    }
+    rerun(&through.iter().map(String::as_str).collect::<Vec<_>>(), name, true);
+}
+
+/// A command line that makes an ordinary user with subordinate ids, and executes what
+/// follows. What that one leaves for want of an id this process removes at its end.
+fn subordinate_ids() -> Vec<String> {
     static ETC: OnceLock<PathBuf> = OnceLock::new();
     let etc = ETC.get_or_init(|| {
         let etc = fresh_dir("etc-");
@@ -274,8 +294,18 @@ fn in_subordinate_ids(name: &str, by_itself: bool) {
         assert!(made.success(), "a copy of /etc");
         etc
     });
-    let script = format!("mount --bind {} /etc && exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups \"$@\"", etc.display());
-    rerun(&["unshare", "--mount", "sh", "-c", &script, "sh"], name, by_itself);
+    static TEMPORARY: OnceLock<PathBuf> = OnceLock::new();
+    let temporary = TEMPORARY.get_or_init(|| {
+        let temporary = fresh_dir("tmp-");
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).expect("its mode");
+        temporary
+    });
+    let script = format!(
+        "mount --bind {} /etc && export TMPDIR={} && exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups \"$@\"",
+        etc.display(),
+        temporary.display()
+    );
+    ["unshare", "--mount", "sh", "-c", &script, "sh"].map(String::from).to_vec()
 }
 
 /// Whether this is such a second run, which a test has started by itself.

@@ -75,6 +75,8 @@ pub mod nr {
     pub const MKNODAT: usize = 33;
     pub const UTIMENSAT: usize = 88;
     pub const FGETXATTR: usize = 10;
+    pub const FLISTXATTR: usize = 13;
+    pub const FCHMODAT: usize = 53;
     pub const MOUNT_SETATTR: usize = 442;
     pub const LANDLOCK_ADD_RULE: usize = 445;
 }

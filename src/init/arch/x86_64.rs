@@ -78,6 +78,8 @@ pub mod nr {
     pub const MKNODAT: usize = 259;
     pub const UTIMENSAT: usize = 280;
     pub const FGETXATTR: usize = 193;
+    pub const FLISTXATTR: usize = 196;
+    pub const FCHMODAT: usize = 268;
     pub const MOUNT_SETATTR: usize = 442;
     pub const LANDLOCK_ADD_RULE: usize = 445;
 }
