@@ -63,6 +63,7 @@ pub struct Sandbox {
     pub(crate) limits: Limits,
     pub(crate) cpu_time: Option<Duration>,
     pub(crate) idle_time: Option<Duration>,
+    pub(crate) reuse_network: bool,
     pub(crate) wall_time: Option<Duration>,
     pub(crate) output: Option<u64>,
     pub(crate) keep_output: u64,
@@ -135,6 +136,7 @@ impl Sandbox {
             limits: Limits::default(),
             cpu_time: None,
             idle_time: None,
+            reuse_network: false,
             wall_time: None,
             output: None,
             keep_output: 16 * MIB,
@@ -313,6 +315,25 @@ impl Sandbox {
     /// looked up if the host's `/etc/resolv.conf` is [bound](Self::bind) too.
     pub fn network(mut self, network: Network) -> Sandbox {
         self.network = network;
+        self
+    }
+
+    /// Lets a run have the network namespace of an earlier one of this process that set this
+    /// too, once every process of that one is dead. Default: false, a new one for each.
+    ///
+    /// To make a network namespace and take it apart is a tenth of the work that a run is for
+    /// the machine. It's done beside the run, so this saves no latency, but more runs can be
+    /// had from a busy machine. What it costs is some isolation, from earlier runs only: the
+    /// loopback device keeps its counters, a port may be in TIME-WAIT, the kernel may still
+    /// send for a multicast group that was left, and a socket that a workload has passed out
+    /// of its sandbox is a socket in later ones too.
+    ///
+    /// It's about [`run`](Self::run) and [`spawn`](Self::spawn) with [`Network::None`] and
+    /// without [capabilities](Self::capabilities); elsewhere each has one of its own as ever.
+    /// [`Syscalls::Strict`](crate::Syscalls::Strict) reuses namespaces in any case, because
+    /// nothing can have happened in them.
+    pub fn reuse_network(mut self, reuse: bool) -> Sandbox {
+        self.reuse_network = reuse;
         self
     }
 

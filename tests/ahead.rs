@@ -188,6 +188,38 @@ fn a_network_that_serves_again_is_as_new() {
     });
 }
 
+/// A network namespace that has served goes only to those that don't mind.
+fn a_used_network_is_for_those_that_ask() {
+    alone("a_used_network_is_for_those_that_ask", || {
+        let fresh = sandbox();
+        let reusing = fresh.clone().reuse_network(true);
+        let packets = |recipe: &Sandbox, before: &str| -> u64 {
+            let script = format!("{before} while read name bytes packets rest; do [ $name != lo: ] || echo $packets; done </proc/net/dev");
+            recipe
+                .run([if before.is_empty() { "sh" } else { "bash" }, "-c", &script])
+                .expect("it runs")
+                .text()
+                .trim()
+                .parse()
+                .expect("a number")
+        };
+        const SEND: &str = "echo x >/dev/udp/127.0.0.1/9;";
+        let mut last = 0;
+        let served_again = (0..20)
+            .filter(|_| {
+                let before = std::mem::replace(&mut last, packets(&reusing, SEND));
+                assert_eq!(packets(&fresh, ""), 0, "it has a used one");
+                assert_eq!(packets(&fresh.clone().syscalls(Syscalls::Strict), ""), 0, "it has a used one");
+                last > before && before > 0
+            })
+            .count();
+        // An ordinary user's sandboxes have theirs from clone(2).
+        assert!(served_again > 5 || !nix::unistd::geteuid().is_root(), "served again {served_again} times");
+        quiet();
+        assert_eq!(packets(&fresh, ""), 0);
+    });
+}
+
 fn main() {
     support::main(vec![
         test!(quiet_takes_nothing_from_a_run),
@@ -196,5 +228,6 @@ fn main() {
         test!(few_descriptors_are_an_error_at_worst),
         test!(groups_begin_at_nothing),
         test!(a_network_that_serves_again_is_as_new),
+        test!(a_used_network_is_for_those_that_ask),
     ])
 }

@@ -7,8 +7,9 @@
 //! that asks for capabilities gets one of its own, made by `clone3`). If none is ready
 //! the outer child of the sandbox makes one itself.
 //!
-//! Each is used by one sandbox, unless its system call filter leaves no way to a socket:
-//! nothing can have happened in such a namespace, so it serves again. That nobody *seems*
+//! Each is used by one sandbox, unless the caller doesn't mind (`Sandbox::reuse_network`) or
+//! its system call filter leaves no way to a socket: nothing can have happened in such a
+//! namespace, so it serves again. That nobody *seems*
 //! to have used one wouldn't be enough: with no socket left, no packet sent and all
 //! counters at zero there may still be a timer, of a multicast group that was left, which
 //! sends its report into the next run.
@@ -56,20 +57,24 @@ pub struct Maker {
     channel: i32,
     /// An eventfd that says when: see [`started`] and [`Maker::sandbox_ended`].
     pub signal: i32,
-    /// Those that came back.
+    /// Those that came back, and nothing has happened in.
     kept: [i32; KEPT],
+    /// Those that came back, for those that don't mind.
+    used: [i32; USED],
 }
 
 /// How many may wait to be used again.
 const KEPT: usize = 4;
+const USED: usize = 16;
 
 impl Maker {
-    pub const NONE: Maker = Maker { pid: 0, channel: -1, signal: -1, kept: [-1; KEPT] };
+    pub const NONE: Maker = Maker { pid: 0, channel: -1, signal: -1, kept: [-1; KEPT], used: [-1; USED] };
 
-    /// A namespace, if one is ready. Starts the maker if need be; failing to is
+    /// A namespace, if one is ready: one of the `used`, if those will do. Starts the maker if need be; failing to is
     /// harmless, because sandboxes can do without.
-    pub fn take(&mut self, init: i32) -> i32 {
-        if let Some(kept) = self.kept.iter_mut().find(|kept| **kept >= 0) {
+    pub fn take(&mut self, init: i32, used: bool) -> i32 {
+        let came_back = if used { &mut self.used[..] } else { &mut self.kept[..] };
+        if let Some(kept) = came_back.iter_mut().find(|kept| **kept >= 0) {
             return core::mem::replace(kept, -1);
         }
         if self.pid == 0 {
@@ -82,9 +87,11 @@ impl Maker {
         }
     }
 
-    /// The sandbox that had it is gone, and can't have done anything to it.
-    pub fn give_back(&mut self, namespace: i32) {
-        match self.kept.iter_mut().find(|kept| **kept < 0) {
+    /// The sandbox that had it is gone, and can't have done anything to it unless it's
+    /// `used`.
+    pub fn give_back(&mut self, namespace: i32, used: bool) {
+        let places = if used { &mut self.used[..] } else { &mut self.kept[..] };
+        match places.iter_mut().find(|kept| **kept < 0) {
             Some(place) => *place = namespace,
             None => close(namespace),
         }
@@ -124,7 +131,7 @@ impl Maker {
     pub fn ended(&mut self) {
         close(self.channel);
         close(self.signal);
-        *self = Maker { kept: self.kept, ..Maker::NONE };
+        *self = Maker { kept: self.kept, used: self.used, ..Maker::NONE };
     }
 }
 

@@ -58,8 +58,10 @@ struct Entry {
     /// Number of its control group, and the hierarchies (a bit each) it's in.
     group: u64,
     hierarchies: u32,
-    /// Its network namespace, if that's to be given back.
+    /// Its network namespace, if that's to be given back, and whether only those may have it
+    /// then that don't mind.
     network: i32,
+    used: bool,
 }
 
 const UNUSED: Entry = Entry {
@@ -78,6 +80,7 @@ const UNUSED: Entry = Entry {
     group: 0,
     hierarchies: 0,
     network: -1,
+    used: false,
 };
 
 struct Server {
@@ -446,7 +449,8 @@ impl Server {
         }
         let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
         *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
-        let mut made_ahead = || if request.command == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid) };
+        let used = request.command == Request::REUSED_NETWORK;
+        let mut made_ahead = || if request.command == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid, used) };
         let network = if waiting.pid == 0 { made_ahead() } else { waiting.network };
         let next = self.ahead.begin(index, kind).unwrap_or(-1);
         let next_network = if next < 0 { -1 } else { made_ahead() };
@@ -467,9 +471,9 @@ impl Server {
         if forked == Ok(0) {
             outer(&self.common(), &job, received.fds())
         }
-        let keep = request.command == Request::UNREACHED_NETWORK && forked.is_ok();
+        let keep = (used || request.command == Request::UNREACHED_NETWORK) && forked.is_ok();
         if keep {
-            self.entry(index).network = network;
+            (self.entry(index).network, self.entry(index).used) = (network, used);
             if next >= 0 {
                 self.ahead.keep_network(next_network);
             }
@@ -602,13 +606,13 @@ impl Server {
     }
 
     fn clear(&mut self, index: usize) {
-        let Entry { reply, group, hierarchies, network, .. } = *self.entry(index);
+        let Entry { reply, group, hierarchies, network, used, .. } = *self.entry(index);
         if reply >= 0 {
             close(reply);
             self.entry(index).reply = -1;
         }
         if network >= 0 {
-            self.networks.give_back(network);
+            self.networks.give_back(network, used);
             self.entry(index).network = -1;
         }
         let left = self.remove_group(group, hierarchies);

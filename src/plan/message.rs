@@ -31,6 +31,8 @@ impl Request {
     pub const OWN_NETWORK: u32 = 1;
     /// One that others may have afterwards: it can do nothing in it.
     pub const UNREACHED_NETWORK: u32 = 2;
+    /// One that was such a one's before, or will be: see `Sandbox::reuse_network`.
+    pub const REUSED_NETWORK: u32 = 3;
 
     /// First message: `value` is the build hash; descriptors are the start plan, a
     /// pidfd of the host, whatever must live as long as init and, last, base and home

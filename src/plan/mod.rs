@@ -120,6 +120,8 @@ pub(crate) struct Draft {
     pub(crate) missing: u64,
     /// Something in the sandbox can have a socket.
     pub(crate) sockets: bool,
+    /// Its network namespace may have served others.
+    pub(crate) reuses_network: bool,
     stage: Stage,
     area: Area,
     /// Where blobs of the stage ahead are.
@@ -142,6 +144,7 @@ impl Draft {
             settings: Settings::default(),
             missing: 0,
             sockets: true,
+            reuses_network: false,
             stage: Stage::Start,
             area: Area::Setup,
             ahead: 0..0,
@@ -173,6 +176,7 @@ impl Draft {
         let mut hasher = DefaultHasher::new();
         let blobs = self.ahead.clone();
         self.blobs.get(blobs.clone()).hash(&mut hasher);
+        self.reuses_network.hash(&mut hasher);
         for step in &self.steps {
             match (step.stage, step.op) {
                 (Stage::Ahead, _) => {

@@ -302,12 +302,15 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
     draft.change(&changes)?;
     let expected = expected(sandbox, &init, ids, grouped.processes);
     draft.settings.flags |= flags;
+    // Others may hold what they have of its network.
+    draft.reuses_network = sandbox.reuse_network && draft.sockets && matches!(what, For::Command(_));
     let plan = encoded(&draft)?;
     let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
     fds.extend(sandbox.root.checkpoint().map(|frozen| frozen.mounts()));
     let network = match network_origin(sandbox, &init.facts) {
         // Unless a test has taken the filter away.
         Origin::Ahead if !draft.sockets && sandbox.changes.is_empty() => Request::UNREACHED_NETWORK,
+        Origin::Ahead if draft.reuses_network => Request::REUSED_NETWORK,
         Origin::Ahead => Request::OWN_NETWORK,
         _ => Request::OTHER_NETWORK,
     };
