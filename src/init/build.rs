@@ -5,31 +5,12 @@
 //! kilobytes. Flags from `RUSTFLAGS` don't reach it on purpose: coverage or
 //! sanitizer instrumentation would need a runtime that it doesn't have.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-const SOURCES: &[&str] = &[
-    "src/init/main.rs",
-    "src/init/ahead.rs",
-    "src/init/sys.rs",
-    "src/init/server.rs",
-    "src/init/interpret.rs",
-    "src/init/inside.rs",
-    "src/init/command.rs",
-    "src/init/files.rs",
-    "src/init/helper.rs",
-    "src/init/tree.rs",
-    "src/init/layers.rs",
-    "src/init/listener.rs",
-    "src/init/memory.rs",
-    "src/init/network.rs",
-    "src/init/outer.rs",
-    "src/init/arch/x86_64.rs",
-    "src/init/arch/aarch64.rs",
-    "src/plan/message.rs",
-    "src/plan/wire.rs",
-];
+/// What the host compiles too; the rest is all that lies in `src/init`.
+const SHARED: [&str; 2] = ["src/plan/message.rs", "src/plan/wire.rs"];
 
 fn main() {
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
@@ -83,12 +64,28 @@ fn lld_arguments() -> Vec<&'static str> {
 /// A hash (FNV-1a) of everything that host and init must agree on.
 fn fingerprint() -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for source in SOURCES {
-        println!("cargo:rerun-if-changed={source}");
-        let text = fs::read(source).unwrap_or_else(|error| panic!("cannot read {source}: {error}"));
+    let mut sources = SHARED.map(PathBuf::from).to_vec();
+    add_sources(Path::new("src/init"), &mut sources);
+    sources.sort();
+    for source in sources {
+        println!("cargo:rerun-if-changed={}", source.display());
+        let text = fs::read(&source).unwrap_or_else(|error| panic!("cannot read {}: {error}", source.display()));
         for byte in text {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
     hash.to_string()
+}
+
+fn add_sources(directory: &Path, sources: &mut Vec<PathBuf>) {
+    // A file that's new is noticed too.
+    println!("cargo:rerun-if-changed={}", directory.display());
+    for entry in fs::read_dir(directory).expect("src/init can be read") {
+        let path = entry.expect("src/init can be read").path();
+        if path.is_dir() {
+            add_sources(&path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push(path);
+        }
+    }
 }

@@ -7,9 +7,9 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `server.rs` | the spawn server: polls, clones and reaps, nothing else |
+//! | `server.rs`, `server/` | the spawn server: polls, clones and reaps, nothing else |
 //! | `outer.rs` | the child per sandbox that opens what is the host's |
-//! | `interpret.rs` | performs the steps of a plan |
+//! | `interpret.rs`, `interpret/` | performs the steps of a plan |
 //! | `inside.rs` | PID 1 of a sandbox: polls, reaps, keeps time, reports |
 //! | `command.rs` | one command: its way to exec, its clocks, its end |
 //! | `tree.rs` | all processes that a command has started |

@@ -10,6 +10,10 @@
 //! sandbox is gone when both have been reaped: reaping PID 1 of a PID namespace
 //! means that every process in it is dead.
 
+mod entry;
+mod groups;
+mod host;
+
 use crate::ahead::{Ahead, Place, Waiting};
 use crate::arch::nr;
 use crate::helper::report_failure;
@@ -19,69 +23,15 @@ use crate::network::Maker;
 use crate::outer::{Job, Spare, outer};
 use crate::sys::*;
 use crate::wire::{AHEAD, Stage, WALL_LIMIT, slot};
+use entry::{BUSY, Entry, UNUSED};
+pub use entry::{entry, pid1_place, promise, set_entry};
+use groups::{remove_below, remove_directory, remove_with_commands};
+use host::{give_up_precedence, reset_signals};
 
 const CONTROL: i32 = 0;
 const SANDBOXES: usize = 8192;
-/// [`Entry::outer`]: the group could not be removed yet.
-const BUSY: i32 = -3;
 /// How many may ask at once to be told when nothing lives.
 const WAITERS: usize = 16;
-
-/// One sandbox. The table is memory that children share, because the outer
-/// child's clone is what writes `pid1`.
-#[derive(Clone, Copy)]
-struct Entry {
-    /// Free when 0, then outer's pid until it has been reaped (-1 afterwards);
-    /// [`BUSY`] when only its control group is left.
-    outer: i32,
-    /// 0 until cloned, -1 once reaped.
-    pid1: i32,
-    reply: i32,
-    /// The host let go of it.
-    dying: bool,
-    /// Both children have been reaped, and the host told.
-    gone: bool,
-    /// Tells it from others that had this place, see [`Server::let_go`].
-    generation: u32,
-    /// Raw wait status of PID 1.
-    status: u32,
-    /// When its wall limit is over, on CLOCK_MONOTONIC: PID 1 writes it when a command has
-    /// been executed, and `u64::MAX` when it has seen to it.
-    deadline: u64,
-    /// When it was asked for, and its wall limit.
-    asked: u64,
-    limit: u64,
-    /// When to look whether PID 1 did; 0 for never.
-    look: u64,
-    /// PID 1 didn't, so we have.
-    overdue: bool,
-    /// Number of its control group, and the hierarchies (a bit each) it's in.
-    group: u64,
-    hierarchies: u32,
-    /// Its network namespace, if that's to be given back, and whether only those may have it
-    /// then that don't mind.
-    network: i32,
-    used: bool,
-}
-
-const UNUSED: Entry = Entry {
-    outer: 0,
-    pid1: 0,
-    reply: -1,
-    dying: false,
-    gone: false,
-    generation: 0,
-    status: 0,
-    deadline: 0,
-    asked: 0,
-    limit: 0,
-    look: 0,
-    overdue: false,
-    group: 0,
-    hierarchies: 0,
-    network: -1,
-    used: false,
-};
 
 struct Server {
     table: *mut Entry,
@@ -143,36 +93,6 @@ fn tag(index: usize, generation: u32) -> u64 {
     u64::from(generation) << 32 | index as u64
 }
 
-/// The sandbox's own entry; set in the outer child, and PID 1 has it from there.
-static mut ENTRY: *mut Entry = core::ptr::null_mut();
-
-/// Where the clone of PID 1 is to leave its pid.
-pub fn pid1_place() -> *mut i32 {
-    // SAFETY: written once, before the child that reads it does anything else;
-    // this program has no threads. The entry lies in memory that we share with init.
-    unsafe { &raw mut (*ENTRY).pid1 }
-}
-
-/// The same as a number, for PID 1; see [`set_entry`].
-pub fn entry() -> usize {
-    // SAFETY: see `pid1_place`.
-    unsafe { ENTRY as usize }
-}
-
-/// PID 1 learns of its entry, in the memory that it shares with init: `address` is what
-/// the outer child had from [`entry`].
-pub fn set_entry(address: usize) {
-    // SAFETY: see `pid1_place`.
-    unsafe { ENTRY = address as *mut Entry }
-}
-
-/// PID 1 promises to end the sandbox then; `u64::MAX` takes the promise back.
-pub fn promise(deadline: u64) {
-    // SAFETY: as above. init reads it whenever it likes: one aligned word, and the place
-    // is this sandbox's until PID 1 has been reaped.
-    unsafe { (&raw mut (*ENTRY).deadline).write_volatile(deadline) }
-}
-
 pub fn main() -> ! {
     // Nothing that the host leaked or ignored survives: descriptors, signal
     // dispositions (an ignored SIGCHLD would take our children's statuses),
@@ -185,43 +105,6 @@ pub fn main() -> ! {
     let _ = prctl(PR_SET_NAME, c"cofferdam-init".as_ptr() as usize);
     let Some(mut server) = Server::start() else { exit(1) };
     server.serve()
-}
-
-/// What sets the host above others would set its workloads above others too: an OOM
-/// score that spares them (one of -1000 even from their own memory limit), a negative
-/// nice value, a real-time policy. What sets it below others stays.
-fn give_up_precedence() {
-    const POLICY: usize = 0xffff;
-    const OTHER: usize = 0;
-    const PRIO_PROCESS: usize = 0;
-    // SCHED_FIFO, SCHED_RR, SCHED_DEADLINE
-    if let Ok(policy) = call(nr::SCHED_GETSCHEDULER, [0; 6])
-        && matches!(policy & POLICY, 1 | 2 | 6)
-    {
-        let priority = 0u64;
-        let _ = call(nr::SCHED_SETSCHEDULER, [0, OTHER, &raw const priority as usize, 0, 0, 0]);
-    }
-    // The system call answers 20 minus the nice value.
-    if call(nr::GETPRIORITY, [PRIO_PROCESS, 0, 0, 0, 0, 0]).is_ok_and(|value| value > 20) {
-        let _ = call(nr::SETPRIORITY, [PRIO_PROCESS, 0, 0, 0, 0, 0]);
-    }
-    let path = c"/proc/self/oom_score_adj".as_ptr() as usize;
-    let Ok(fd) = call(nr::OPENAT, [AT_FDCWD as usize, path, O_RDWR | O_CLOEXEC, 0, 0, 0]) else { return };
-    let mut first = 0u8;
-    if call(nr::READ, [fd, &raw mut first as usize, 1, 0, 0, 0]).is_ok() && first == b'-' {
-        let _ = call(nr::PWRITE64, [fd, c"0".as_ptr() as usize, 1, 0, 0, 0]);
-    }
-    close(fd as i32);
-}
-
-fn reset_signals() {
-    let default = [0usize; 4];
-    for signal in 1..=64 {
-        let _ = call(nr::RT_SIGACTION, [signal, default.as_ptr() as usize, 0, 8, 0, 0]);
-    }
-    const SIG_SETMASK: usize = 2;
-    let all = u64::MAX;
-    let _ = call(nr::RT_SIGPROCMASK, [SIG_SETMASK, &raw const all as usize, 0, 8, 0, 0]);
 }
 
 /// See [`crate::wire::op::AWAIT_MAPS`].
@@ -759,62 +642,6 @@ impl Server {
         }
         exit(0)
     }
-}
-
-/// Removes a sandbox's group, with those of commands that the host did not get to.
-fn remove_with_commands(home: i32, group: u64) -> Result<usize> {
-    let removed = remove_directory(home, b"box-", group);
-    if removed != Err(EBUSY) {
-        return removed;
-    }
-    let name = numbered(b"box-", group);
-    let directory = call(nr::OPENAT, [home as usize, name.as_ptr() as usize, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0])?;
-    remove_below(directory as i32, false);
-    close(directory as i32);
-    remove_directory(home, b"box-", group)
-}
-
-/// Removes the directories in `parent` and, if they are `nested`, those in them first.
-fn remove_below(parent: i32, nested: bool) {
-    let _ = each_name(parent, &mut [0u64; 512], |name| {
-        // Only directories can be; files aren't.
-        let remove = || call(nr::UNLINKAT, [parent as usize, name.as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0]);
-        if remove() == Err(EBUSY) && nested {
-            let flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-            if let Ok(directory) = call(nr::OPENAT, [parent as usize, name.as_ptr() as usize, flags, 0, 0, 0]) {
-                remove_below(directory as i32, false);
-                close(directory as i32);
-                let _ = remove();
-            }
-        }
-        Ok(())
-    });
-}
-
-const AT_REMOVEDIR: usize = 0x200;
-
-/// rmdir of `<prefix><number>`.
-fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
-    call(nr::UNLINKAT, [parent as usize, numbered(prefix, number).as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
-}
-
-/// `<prefix><number>` and a NUL.
-fn numbered(prefix: &[u8], number: u64) -> [u8; 40] {
-    let mut name = [0u8; 40];
-    let mut digits = [0u8; 20];
-    let (mut i, mut rest) = (digits.len(), number);
-    loop {
-        i -= 1;
-        digits[i] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    for (place, byte) in name.iter_mut().zip(prefix.iter().chain(&digits[i..])) {
-        *place = *byte;
-    }
-    name
 }
 
 fn refuse(failure: Failure) -> Option<Server> {
