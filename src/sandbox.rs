@@ -1,28 +1,29 @@
 //! The recipe: what a sandbox is to be like.
 
+mod limits;
+mod view;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capability::Capability;
-use crate::cgroup::{CpuSet, Limits};
+use crate::cgroup::Limits;
 use crate::child::Child;
 use crate::command::Command;
 use crate::cpu::Speculation;
-use crate::error::{Error, ErrorKind, Result};
-use crate::image::{HostLayout, Image, ImageConfig, Root, USER_HOME, User, hosts};
+use crate::error::Result;
+use crate::image::Image;
 use crate::instance::Instance;
-use crate::limits::Resource;
 use crate::net::Network;
-use crate::outcome::{Line, Output, Values};
+use crate::outcome::{Line, Output};
 use crate::plan::change::Change;
 use crate::plan::explain::Explanation;
 use crate::plan::limits::Rlimit;
 use crate::policy::{SyscallPolicy, Syscalls};
 use crate::probe::{Layer, Report};
-use crate::supervise::capture::Keep;
-use crate::volume::{Hold, Volume};
+use crate::volume::Volume;
 use crate::{MIB, supervise};
 
 /// What to run in: a recipe, and a value. Derive variants with `clone`, share it
@@ -205,7 +206,7 @@ impl Sandbox {
     /// Shows a directory that outlives the sandbox: see [`Volume`].
     ///
     /// # Errors
-    /// When the sandbox starts, [`ErrorKind::Busy`] if it's to be
+    /// When the sandbox starts, [`ErrorKind::Busy`](crate::ErrorKind::Busy) if it's to be
     /// [exclusive](Volume::exclusive) and another sandbox has it.
     pub fn volume(mut self, volume: &Volume, inside: impl AsRef<Path>) -> Sandbox {
         self.volumes.push(volume.clone());
@@ -382,158 +383,6 @@ impl Sandbox {
         self
     }
 
-    /// Ends the run after this much real time, counted from exec, as
-    /// [`Limit::WallTime`](crate::Limit::WallTime). Default: no limit. It holds whether
-    /// anybody waits for the run or not; if the sandbox's first process can't keep it,
-    /// because somebody has stopped that, it's kept from outside a second later.
-    pub fn wall_time(mut self, limit: Duration) -> Sandbox {
-        self.check_that(!limit.is_zero(), || "a wall time of 0 ends a run before it starts; the smallest is 1 ns".into());
-        self.wall_time = Some(limit);
-        self
-    }
-
-    /// Ends the run, as [`Limit::Output`](crate::Limit::Output), when standard
-    /// output or standard error grows beyond this many bytes; each stream counts
-    /// for itself. It holds for captured and relayed streams.
-    ///
-    /// Without this limit a run may print as much as it likes: see
-    /// [`keep_output`](Self::keep_output).
-    pub fn output(mut self, bytes: u64) -> Sandbox {
-        self.output = Some(bytes);
-        self
-    }
-
-    /// How many bytes of each captured stream are kept for [`Output`] when there's no
-    /// [limit](Self::output); the rest is counted and discarded, and the run goes on.
-    /// Default: 16 MiB.
-    pub fn keep_output(mut self, bytes: u64) -> Sandbox {
-        self.keep_output = bytes;
-        self
-    }
-
-    /// Of what is [beyond what is kept](Self::keep_output) of a stream, the last so many
-    /// bytes are kept too, in [`Output::stdout_tail`] and [`Output::stderr_tail`].
-    /// Default: none.
-    pub fn keep_tail(mut self, bytes: u64) -> Sandbox {
-        self.keep_tail = bytes;
-        self
-    }
-
-    pub(crate) fn keep(&self) -> Keep {
-        Keep { head: self.keep_output, tail: self.keep_tail }
-    }
-
-    /// The most memory that all processes of the run together may hold, page cache and
-    /// files in the scratch layer included; there's no swap beyond it. When it's not
-    /// enough everything in the sandbox is killed at once, as
-    /// [`Limit::Memory`](crate::Limit::Memory). Default: no limit.
-    ///
-    /// It needs a control group: see [`Layer::MemoryLimit`]. At least 1 MiB, which the
-    /// kernel needs to execute anything. [`check`](Self::check) notes it when the scratch
-    /// layer may hold more.
-    pub fn memory(mut self, bytes: u64) -> Sandbox {
-        let small = || match bytes {
-            0 => "a memory limit of 0 bytes; the smallest is 1 MiB".to_string(),
-            1..4096 => format!("a memory limit of {bytes} bytes; did you mean {bytes} * MIB?"),
-            _ => format!("a memory limit of {bytes} bytes is too small for exec; the smallest is 1 MiB"),
-        };
-        self.check_that(bytes >= MIB, small);
-        self.check_that(bytes <= MAX_SCRATCH, too_large("a memory limit", bytes));
-        self.limits.memory = Some(bytes);
-        self
-    }
-
-    /// With this, running out of [`memory`](Self::memory) ends only the process that
-    /// the kernel picks, and the others go on. The verdict is the memory limit all the
-    /// same.
-    pub fn spare_others_on_memory_limit(mut self) -> Sandbox {
-        self.limits.spare_others = true;
-        self
-    }
-
-    /// The most processes and threads at a time, at least 1. Beyond them fork fails
-    /// with `EAGAIN`, which is no verdict. Where there's no control group for it, it's
-    /// RLIMIT_NPROC, which counts by user; with capabilities that isn't enough and an
-    /// error.
-    pub fn processes(mut self, most: u32) -> Sandbox {
-        self.check_that(most >= 1, || "a run of 0 processes can't start; the smallest limit is 1".into());
-        self.check_that(most <= 1 << 22, || {
-            format!("{most} processes are more than the kernel has ids for; the largest limit is 4,194,304")
-        });
-        self.limits.processes = Some(most);
-        self
-    }
-
-    /// How many CPUs' worth of time the run may use at once: 0.5 is half of one.
-    /// Default: all. It needs a control group: see [`Layer::CpuBandwidth`].
-    pub fn cpus(mut self, cpus: f64) -> Sandbox {
-        self.check_that((0.01..=4096.0).contains(&cpus), || format!("{cpus} CPUs: a run can have 0.01 to 4,096"));
-        self.limits.cpus = Some(cpus);
-        self
-    }
-
-    /// Pins the run to these CPUs, by number from 0. Default: those of the host program.
-    /// It needs a control group: see [`Layer::CpuPinning`].
-    pub fn cpuset(mut self, cpus: impl IntoIterator<Item = u32>) -> Sandbox {
-        let mut set = CpuSet::default();
-        for cpu in cpus {
-            let fits = set.insert(cpu);
-            self.check_that(fits, || format!("CPU {cpu}: the highest number that can be is {}", CpuSet::MOST - 1));
-        }
-        self.check_that(set.len() > 0, || "a run can't be pinned to no CPU; give at least one".into());
-        self.limits.cpuset = Some(set);
-        self
-    }
-
-    /// Ends the run after this much CPU time, user and system together, of all its
-    /// processes and threads, as [`Limit::CpuTime`](crate::Limit::CpuTime). Default: no
-    /// limit. The verdict goes by the final count, also of a run that ended by itself.
-    pub fn cpu_time(mut self, limit: Duration) -> Sandbox {
-        self.check_that(limit >= Duration::from_millis(1), || {
-            format!("a CPU time of {limit:?} is less than a program's start takes; the smallest is 1 ms")
-        });
-        self.cpu_time = Some(limit);
-        self
-    }
-
-    /// Ends a run that has used no CPU time for this long, as
-    /// [`Limit::IdleTime`](crate::Limit::IdleTime): it waits for something that doesn't
-    /// come. It's noticed up to an eighth later. Default: no limit.
-    pub fn idle_time(mut self, limit: Duration) -> Sandbox {
-        self.check_that(limit >= Duration::from_millis(50), || {
-            format!("an idle time of {limit:?} would end runs that are busy; the smallest is 50 ms")
-        });
-        self.idle_time = Some(limit);
-        self
-    }
-
-    /// The highest number of open descriptors of a process (RLIMIT_NOFILE).
-    pub fn open_files(mut self, most: u32) -> Sandbox {
-        self.check_that(most >= 8, || format!("with {most} open files no program starts; the smallest limit is 8"));
-        self.rlimit(Resource::OpenFiles, most.into(), most.into())
-    }
-
-    /// Bytes of stack (RLIMIT_STACK); `u64::MAX` for no limit.
-    pub fn stack(mut self, bytes: u64) -> Sandbox {
-        self.check_that(bytes >= 128 * 1024, || format!("a stack of {bytes} bytes is too small for exec; the smallest is 128 KiB"));
-        self.rlimit(Resource::Stack, bytes, bytes)
-    }
-
-    /// Bytes of any one file (RLIMIT_FSIZE).
-    pub fn file_size(self, bytes: u64) -> Sandbox {
-        self.rlimit(Resource::FileSize, bytes, bytes)
-    }
-
-    /// A resource limit of each process, in the kernel's own terms; `u64::MAX` is
-    /// "unlimited". One above the host program's own hard limit is an error when
-    /// the run starts.
-    pub fn rlimit(mut self, resource: Resource, soft: u64, hard: u64) -> Sandbox {
-        self.check_that(soft <= hard, || format!("the soft limit of {} is above its hard limit", resource.kernel_name()));
-        self.rlimits.retain(|l| l.resource != resource);
-        self.rlimits.push(Rlimit { resource, soft, hard });
-        self
-    }
-
     /// First host id of the ranges that sandboxes get when root runs them: each live
     /// one has 65,536 ids of its own from here on (below Linux 6.3 those on a
     /// [`Checkpoint`](crate::Checkpoint) have the same). A multiple of 65,536, at least
@@ -619,13 +468,6 @@ impl Sandbox {
         Instance::start(self)
     }
 
-    /// Takes over another recipe's limits, but for resource limits.
-    pub(crate) fn take_limits(&mut self, other: &Sandbox) {
-        self.limits = other.limits;
-        (self.cpu_time, self.idle_time, self.wall_time) = (other.cpu_time, other.idle_time, other.wall_time);
-        (self.output, self.keep_output, self.keep_tail) = (other.output, other.keep_output, other.keep_tail);
-    }
-
     /// Leaves steps out of the plan: all whose purpose is this text, as
     /// [`explain`](Self::explain) prints it. For the crate's own tests, which show that
     /// each fence holds by itself and that a test fails without it; not part of the API.
@@ -656,209 +498,6 @@ impl Sandbox {
     pub(crate) fn with_changes(&self, changes: Vec<Change>) -> Sandbox {
         Sandbox { changes, ..self.clone() }
     }
-
-    pub(crate) fn validate(&self) -> Result<()> {
-        if let Some(problem) = &self.problem {
-            return Err(Error::invalid(problem.clone()));
-        }
-        if self.keep_changes && matches!(self.root.root, Root::Host(_)) {
-            return Err(Error::invalid(
-                "there are no changes to keep of the host's root, which isn't written to; give an image, or a checkpoint",
-            ));
-        }
-        match self.root.config().map(ImageConfig::account) {
-            Some(Err(why)) if self.user.is_none() => {
-                Err(Error::new(ErrorKind::Image, format!("{why} (name a user with `user`, who counts instead)")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// User and group of the command.
-    pub(crate) fn account(&self) -> (u32, u32) {
-        let of_image = || self.root.config().and_then(|config| config.account().as_ref().ok()).map(|user| (user.uid, user.gid));
-        self.user.or_else(of_image).unwrap_or((0, 0))
-    }
-
-    /// Supplementary groups of the command: those of the image's user.
-    pub(crate) fn groups(&self) -> &[u32] {
-        match self.root.config().map(ImageConfig::account) {
-            Some(Ok(account)) if self.user.is_none() => &account.groups,
-            _ => &[],
-        }
-    }
-
-    /// The command line as docker run would have it.
-    pub(crate) fn complete(&self, command: Command) -> Result<Command> {
-        command.in_image(self.root.config(), self.entrypoint.as_deref())
-    }
-
-    pub(crate) fn prefers(&self, layer: Layer) -> bool {
-        self.prefer & layer.bit() != 0
-    }
-
-    /// Whether there's anything that [`hold_volumes`](Self::hold_volumes) may wait for.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn has_volumes(&self) -> bool {
-        !self.volumes.is_empty()
-    }
-
-    /// Locks its volumes.
-    pub(crate) fn hold_volumes(&self) -> Result<Hold> {
-        Hold::take(&self.volumes)
-    }
-
-    /// For an attempt that no workload will see.
-    pub(crate) fn without_locks(mut self) -> Sandbox {
-        self.volumes.clear();
-        self
-    }
-
-    /// Where there's no overlayfs the image is copied. Then all of it would be a change,
-    /// so whoever keeps those is refused, and whoever has.
-    pub(crate) fn copies_layers(&self) -> bool {
-        self.prefers(Layer::Overlay) && !self.keep_changes && self.root.checkpoint().is_none()
-    }
-
-    pub(crate) fn without_preferences(mut self) -> Sandbox {
-        self.prefer = 0;
-        self
-    }
-
-    /// See the field.
-    pub(crate) fn with_borrowed_proc(mut self) -> Sandbox {
-        self.borrowed_proc = true;
-        self
-    }
-
-    pub(crate) fn requires(&self, layer: Layer) -> bool {
-        self.require & layer.bit() != 0
-    }
-
-    pub(crate) fn mounts(&self) -> &[Mount] {
-        &self.mounts
-    }
-
-    pub(crate) fn files(&self) -> &[FileSpec] {
-        &self.files
-    }
-
-    /// Without the files that went into the root file system itself.
-    pub(crate) fn without_written_files(mut self) -> Sandbox {
-        let files = std::mem::take(&mut self.files);
-        self.files = files.into_iter().filter(|file| self.covers(&file.inside)).collect();
-        self
-    }
-
-    /// Parents before what lies in them.
-    pub(crate) fn sorted_mounts(&self) -> Vec<&Mount> {
-        let mut mounts: Vec<&Mount> = self.mounts.iter().collect();
-        mounts.sort_by_key(|m| m.inside.components().count());
-        mounts
-    }
-
-    /// Synthetic files first, so that the caller's replace them.
-    pub(crate) fn all_files(&self) -> Vec<FileSpec> {
-        let ours = |(inside, contents): (&str, String)| FileSpec {
-            inside: inside.into(),
-            contents: contents.into_bytes().into(),
-            mode: 0o644,
-            ours: true,
-        };
-        let synthetic = match self.root.base() {
-            // It has them, and what the workload made of them.
-            _ if self.root.checkpoint().is_some_and(|frozen| self.is_known_in(&frozen.recipe)) => Vec::new(),
-            Root::Host(_) => HostLayout::files(&self.hostname, self.account().0, self.account().1),
-            _ => vec![("/etc/hosts", hosts(&self.hostname)), ("/etc/hostname", format!("{}\n", self.hostname))],
-        };
-        let synthetic = synthetic.into_iter().map(ours).filter(|file| !self.covers(&file.inside));
-        synthetic.chain(self.files.iter().cloned()).collect()
-    }
-
-    /// Whether files of ours about names are the same with another recipe.
-    fn is_known_in(&self, other: &Sandbox) -> bool {
-        (&self.hostname, self.account()) == (&other.hostname, other.account())
-    }
-
-    /// Whether a path lies in one of the recipe's mounts, or where we mount something.
-    pub(crate) fn covers(&self, path: &Path) -> bool {
-        path.starts_with("/dev/shm") || self.mounts.iter().any(|m| path.starts_with(&m.inside))
-    }
-
-    /// Whether a mount's place may lie in another mount: one of the recipe's or of ours
-    /// lies on the way to it by name. The host's own tree has links into `/usr`, none of
-    /// which leads to what can be written.
-    pub(crate) fn mounts_within(&self, mount: &Mount) -> bool {
-        let ours = ["/dev", "/proc"].iter().any(|place| mount.inside.starts_with(place));
-        let others = self.mounts.iter().filter(|other| !std::ptr::eq(*other, mount));
-        matches!(self.root.root, Root::Host(_)) || ours || others.map(|other| &other.inside).any(|place| mount.inside.starts_with(place))
-    }
-
-    /// Bytes that the workload's files in memory can take.
-    pub(crate) fn files_in_memory(&self) -> u64 {
-        let tmpfs = self.mounts.iter().map(|mount| if let MountKind::Tmpfs { bytes } = mount.kind { bytes } else { 0 });
-        tmpfs.fold(self.writable, u64::saturating_add)
-    }
-
-    /// Home directory of the run's user.
-    pub(crate) fn home(&self) -> &str {
-        let (uid, _) = self.account();
-        if let Some(Ok(User { uid: own, home: Some(home), .. })) = self.root.config().map(ImageConfig::account)
-            && *own == uid
-        {
-            return home;
-        }
-        match (self.root.base(), uid) {
-            (_, 0) => "/root",
-            (Root::Host(_), _) => USER_HOME,
-            _ => "/",
-        }
-    }
-
-    /// The host's root, for a user other than root, who needs a home.
-    pub(crate) fn makes_home(&self) -> bool {
-        matches!(self.root.base(), Root::Host(_)) && self.account().0 != 0
-    }
-
-    /// Directories that the image's configuration needs.
-    pub(crate) fn image_directories(&self) -> impl Iterator<Item = &Path> {
-        self.root.config().into_iter().flat_map(|config| config.working_dir().into_iter().chain(config.volumes()))
-    }
-
-    /// Something of the recipe must be idmapped when root runs it.
-    pub(crate) fn maps_owners(&self) -> bool {
-        let binds = self.mounts.iter().any(|m| matches!(m.kind, MountKind::Bind { .. }));
-        binds || !matches!(self.root.root, Root::Host(_))
-    }
-
-    pub(crate) fn limit_values(&self) -> Values {
-        Values {
-            output: self.output,
-            memory: self.limits.memory,
-            cpu_time: self.cpu_time,
-            wall_time: self.wall_time,
-            idle_time: self.idle_time,
-        }
-    }
-
-    /// The limits that a control group is to have.
-    pub(crate) fn group_limits(&self) -> Limits {
-        let user_can_change = self.capabilities & (1 << Capability::Setuid.number()) != 0;
-        let in_reach = self.nesting || self.syscalls.may_mount() || self.prefers(Layer::SyscallFilter);
-        let cpu_account = self.cpu_time.is_some() || self.idle_time.is_some();
-        Limits { cpu_account, strict_processes: user_can_change, in_reach, ..self.limits }
-    }
-
-    /// The capabilities that the command gets.
-    pub(crate) fn kept_capabilities(&self) -> u64 {
-        let setfcap = 1 << Capability::Setfcap.number();
-        let refused = if self.writes_to_host() && !self.syscalls.is_unfiltered() { setfcap } else { 0 };
-        self.capabilities & !refused
-    }
-
-    pub(crate) fn writes_to_host(&self) -> bool {
-        self.mounts.iter().any(|m| matches!(m.kind, MountKind::Bind { writable: true, .. }))
-    }
 }
 
 const MAX_SCRATCH: u64 = 1 << 50;
@@ -870,6 +509,7 @@ fn too_large(what: &'static str, bytes: u64) -> impl FnOnce() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn nonsense_is_refused_with_the_sensible_bound() {

@@ -47,7 +47,7 @@ type End = (usize, u32);
 /// Each pipe goes through the host, which reads and writes it in one poll loop in the
 /// calling thread, and holds at most 64 KiB of it. What is written is passed on at once.
 /// What a party writes into a pipe counts against its recipe's
-/// [limit on output](Sandbox::output), each pipe for itself.
+/// [limit on output](crate::Sandbox::output), each pipe for itself.
 ///
 /// Nobody gets SIGPIPE for what another did: what the reader doesn't read any more, since it
 /// has closed its end or is dead, is read by the host, counted and dropped.
@@ -89,7 +89,7 @@ type End = (usize, u32);
 /// hundredths of a second later. A party that waits otherwise (in poll(2), epoll(7) or a
 /// lock) might be woken by a clock: for those there is [`idle_time`](Self::idle_time),
 /// and there are the recipe's own limits. A timer's signal, or a FIFO in a
-/// [bind](Sandbox::bind) that others write to, is not seen.
+/// [bind](crate::Sandbox::bind) that others write to, is not seen.
 ///
 /// ```
 /// use cofferdam::{Interaction, Sandbox, Verdict};
@@ -232,7 +232,7 @@ impl Interaction {
 
     /// Ends it, as [`Verdict::Idle`], when for this long nobody has run and nothing has
     /// been written. Default: no limit. At least 50 ms. The
-    /// [idle time of a recipe](Sandbox::idle_time) is refused here: whoever waits for
+    /// [idle time of a recipe](crate::Sandbox::idle_time) is refused here: whoever waits for
     /// another that computes uses no CPU time either.
     pub fn idle_time(&mut self, limit: Duration) -> &mut Interaction {
         self.check_that(limit >= Duration::from_millis(50), "the smallest idle time is 50 ms");
