@@ -5,7 +5,7 @@
 //! cargo run --example interactive [SCRIPT]
 //! ```
 //!
-//! SCRIPT is a solution for `sh`; by default it's some good and bad ones of our own.
+//! SCRIPT is the text of a solution for `sh`; by default it's good and bad ones of our own.
 
 use std::time::Duration;
 

@@ -163,14 +163,16 @@ impl Interaction {
         }
     }
 
-    /// Adds the one whose exit code decides. At most one.
+    /// Adds the one whose exit code decides, in a sandbox of this recipe or in a live one. At
+    /// most one.
     pub fn judge(&mut self, home: impl Into<PartyHome>, command: impl Into<Command>) -> Party {
         let first = self.parties.iter().all(|(party, ..)| !party.is_judge());
         self.check_that(first, "an interaction has one judge at most; the others are players");
         self.add(0, home.into(), command.into())
     }
 
-    /// Adds somebody who is to end with exit code 0.
+    /// Adds somebody who is to end with exit code 0, in a sandbox of this recipe or in a live
+    /// one.
     pub fn player(&mut self, home: impl Into<PartyHome>, command: impl Into<Command>) -> Party {
         let player = 1 + self.parties.iter().filter(|(party, ..)| !party.is_judge()).count();
         self.add(player, home.into(), command.into())

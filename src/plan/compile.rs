@@ -150,7 +150,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
             await_group(&mut draft, group);
             draft.settings.watch = watch(sandbox, group);
             draft.settings.flags |= wire::NO_COMMAND;
-            // Any of its commands may have a limit of its own.
+            // Any of its commands may have a limit of its own; init looks once a second.
             draft.settings.wall_limit = u64::MAX;
         }
     }
