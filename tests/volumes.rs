@@ -89,6 +89,26 @@ fn one_that_is_exclusive_has_one_writer() {
     }
 }
 
+/// Its lock goes over to the sandbox that takes its place, past those who wait for it.
+fn an_instance_keeps_its_volume_when_it_is_made_anew() {
+    let store = store();
+    let volume = store.volume("v").expect("a volume").exclusive(NOW);
+    let mut instance = sandbox(&volume).start().expect("it starts");
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| sandbox(&volume.exclusive(LONG)).run(shell("cat /v/count")));
+        for i in 0..20 {
+            instance.reset().expect("it's still ours");
+            if i % 5 == 0 {
+                instance.checkpoint().expect("it's still ours");
+            }
+            assert!(instance.run(shell("echo x >> /v/count")).expect("it runs").success());
+        }
+        assert!(!waiter.is_finished());
+        drop(instance);
+        assert_eq!(waiter.join().expect("no panic").expect("it waited").text(), "x\n".repeat(20));
+    });
+}
+
 fn two_with_the_same_volumes_take_turns() {
     let store = store();
     let (a, b) = (store.volume("a").expect("a volume").exclusive(LONG), store.volume("b").expect("a volume").exclusive(LONG));
@@ -209,6 +229,7 @@ fn main() {
         test!(what_is_written_outlives_the_sandbox),
         test!(read_only_it_cannot_be_written),
         test!(one_that_is_exclusive_has_one_writer),
+        test!(an_instance_keeps_its_volume_when_it_is_made_anew, support::Need::Checkpoint),
         test!(two_with_the_same_volumes_take_turns),
         test!(who_has_it_keeps_it_from_being_removed),
         test!(whatever_a_workload_made_can_be_removed),

@@ -60,7 +60,7 @@ pub struct Instance {
 
 impl Instance {
     pub(crate) fn start(sandbox: &Sandbox) -> Result<Instance> {
-        Ok(Instance { session: Arc::new(Session::start(sandbox)?) })
+        Ok(Instance { session: Arc::new(Session::start(sandbox, None)?) })
     }
 
     /// Runs a command and waits for its end, as [`Sandbox::run`] does.
@@ -157,16 +157,21 @@ impl Instance {
     ///
     /// What stays is the recipe, with limits as they were [updated](Self::update), and what isn't the
     /// sandbox's own: files in [writable binds](Sandbox::bind_rw) and
-    /// [volumes](Sandbox::volume) and, with [`Network::Host`](crate::Network::Host), what the
+    /// [volumes](Sandbox::volume), whose locks nobody else gets meanwhile, and, with [`Network::Host`](crate::Network::Host), what the
     /// host's network knows of its connections. [`Child`]ren say that they have been killed.
     ///
     /// # Errors
     /// If it can't be started again it has ended, as every further call says.
     pub fn reset(&mut self) -> Result<()> {
-        let recipe = self.session.sandbox();
-        self.session.end();
-        self.session = Arc::new(Session::start(&recipe)?);
+        *self = self.renewed()?;
         Ok(())
+    }
+
+    /// One in its place; it has ended.
+    pub(crate) fn renewed(&self) -> Result<Instance> {
+        let (recipe, volumes) = (self.session.sandbox(), self.session.volumes());
+        let gone = self.session.end();
+        Ok(Instance { session: Arc::new(Session::start(&recipe, volumes.filter(|_| gone))?) })
     }
 
     /// Makes a [`Checkpoint`] of the root file system as it is, at the cost of a fresh
@@ -183,9 +188,17 @@ impl Instance {
     /// needs Linux 6.6. 24 checkpoints can lie on each other. If the instance can't go on it
     /// has ended, as every further call says.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let checkpoint = self.freeze()?;
-        self.session = Arc::new(Session::start(&checkpoint.sandbox())?);
+        let (checkpoint, instance) = self.frozen()?;
+        *self = instance;
         Ok(checkpoint)
+    }
+
+    /// With one in its place; it has ended.
+    pub(crate) fn frozen(&self) -> Result<(Checkpoint, Instance)> {
+        let volumes = self.session.volumes();
+        let checkpoint = self.freeze()?;
+        let session = Arc::new(Session::start(&checkpoint.sandbox(), volumes)?);
+        Ok((checkpoint, Instance { session }))
     }
 
     /// Like [`checkpoint`](Self::checkpoint), and ends the instance, which saves the fresh
@@ -252,11 +265,6 @@ impl Instance {
 impl Instance {
     pub(crate) fn session(&self) -> &Session {
         &self.session
-    }
-
-    /// The recipe as it is now.
-    pub(crate) fn recipe(&self) -> Sandbox {
-        self.session.sandbox()
     }
 
     /// Kills everything, and waits for that.

@@ -40,7 +40,7 @@ pub(crate) struct Session {
     /// Kept as long as the sandbox may live.
     claim: Option<Arc<Claim>>,
     /// Until its end.
-    volumes: Mutex<Option<Hold>>,
+    volumes: Mutex<Option<Arc<Hold>>>,
     group: Mutex<Group>,
     init: Arc<Init>,
     pub(crate) ids: Ids,
@@ -135,12 +135,14 @@ impl Session {
     /// Starts one whose writable layer may become a checkpoint's. For root the layer is
     /// mapped to the ids of each sandbox on it. Where tmpfs has no idmapped mounts (before
     /// Linux 6.3), which nothing but trying tells, they'll share the ids of this one.
-    pub(crate) fn start(sandbox: &Sandbox) -> Result<Session> {
+    ///
+    /// With the locks on its volumes, where another one has just had them.
+    pub(crate) fn start(sandbox: &Sandbox, held: Option<Arc<Hold>>) -> Result<Session> {
         let init = launch::init()?;
         if init.maps_layers() {
             let attempt = match WITHOUT_IDMAPPED_TMPFS.load(Ordering::Relaxed) && init.facts.privileged {
                 true => Err(Error::unsupported("tmpfs has no idmapped mounts").about(Some(Fence::IdMappedMounts))),
-                false => Session::attempt(sandbox, Keep::Layer),
+                false => Session::attempt(sandbox, Keep::Layer, held.clone()),
             };
             match attempt {
                 Err(error) if error.layer() == Some(Fence::IdMappedMounts) => {}
@@ -148,9 +150,9 @@ impl Session {
             }
         }
         if sandbox.requires(Fence::IdMappedMounts) {
-            return Session::attempt(sandbox, Keep::Nothing);
+            return Session::attempt(sandbox, Keep::Nothing, held);
         }
-        let session = Session::attempt(sandbox, Keep::LayerWithIds)?;
+        let session = Session::attempt(sandbox, Keep::LayerWithIds, held)?;
         // Else it may have been the image.
         if session.missing & Fence::IdMappedMounts.bit() == 0 {
             init.maps_no_layers();
@@ -158,10 +160,10 @@ impl Session {
         Ok(session)
     }
 
-    fn attempt(sandbox: &Sandbox, keep: Keep) -> Result<Session> {
+    fn attempt(sandbox: &Sandbox, keep: Keep, held: Option<Arc<Hold>>) -> Result<Session> {
         let began = monotonic();
         let mut trace = Trace::of_instance(sandbox);
-        let volumes = Mutex::new(Some(sandbox.hold_volumes()?));
+        let volumes = held.map_or_else(|| sandbox.hold_volumes().map(Arc::new), Ok)?;
         let asked = start_empty(sandbox, keep)?;
         let mut group = asked.group;
         group.make()?;
@@ -190,7 +192,7 @@ impl Session {
             reply: Arc::new(asked.reply),
             sandbox: Mutex::new(sandbox.with_changes(asked.later)),
             claim: asked.claim,
-            volumes,
+            volumes: Mutex::new(Some(volumes)),
             missing: missing | group.missing | asked.draft.missing,
             group: Mutex::new(group),
             init: asked.init,
@@ -360,6 +362,12 @@ impl Session {
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }
 
+    /// The locks on its volumes, for the one that takes its place when it has
+    /// [ended](Self::end): nobody else gets them in between.
+    pub(crate) fn volumes(&self) -> Option<Arc<Hold>> {
+        self.volumes.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
     /// Kills everything, has it reported, and waits for the end; true if that came.
     pub(crate) fn end(&self) -> bool {
         if !self.is_ours() || self.ended.swap(true, Ordering::Relaxed) {
@@ -380,7 +388,8 @@ impl Session {
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
         let volumes = self.volumes.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(volumes) = volumes.filter(|_| !gone) {
-            volumes.keep();
+            // As long as this program lives: it may not be dead.
+            std::mem::forget(volumes);
         }
         if let Some(claim) = self.claim.as_ref().filter(|_| !gone) {
             claim.outlast(self.reply.clone());

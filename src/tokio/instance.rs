@@ -115,11 +115,7 @@ impl Instance {
     /// If the future is dropped before its end, the instance has ended.
     pub async fn reset(&mut self) -> Result<()> {
         let old = self.inner.clone();
-        let fresh = blocking(move || {
-            old.end();
-            old.recipe().start()
-        });
-        self.inner = Arc::new(fresh.await?);
+        self.inner = Arc::new(blocking(move || old.renewed()).await?);
         Ok(())
     }
 
@@ -129,11 +125,7 @@ impl Instance {
     /// [recipe](Checkpoint::sandbox).
     pub async fn checkpoint(&mut self) -> Result<Checkpoint> {
         let old = self.inner.clone();
-        let made = blocking(move || {
-            let checkpoint = old.freeze()?;
-            Ok((checkpoint.sandbox().start()?, checkpoint))
-        });
-        let (fresh, checkpoint) = made.await?;
+        let (checkpoint, fresh) = blocking(move || old.frozen()).await?;
         self.inner = Arc::new(fresh);
         Ok(checkpoint)
     }
