@@ -186,7 +186,8 @@ impl Instance {
     /// that [requires](Sandbox::require) [`Layer::IdMappedMounts`](crate::Layer::IdMappedMounts), as root below Linux
     /// 6.3, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported); an ordinary user
     /// needs Linux 6.6. 24 checkpoints can lie on each other. If the instance can't go on it
-    /// has ended, as every further call says.
+    /// has ended, as every further call says, and there's no checkpoint either: where that
+    /// matters take [`into_checkpoint`](Self::into_checkpoint).
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
         let (checkpoint, instance) = self.frozen()?;
         *self = instance;
