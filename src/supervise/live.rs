@@ -72,15 +72,14 @@ pub(crate) struct Live {
     terminal: Option<OwnedFd>,
     /// What a look at the command's process has found after that had ended.
     pub(super) doubt: Option<Error>,
-    started: Option<Report>,
-    ended: Option<Report>,
+    pub(super) started: Option<Report>,
+    pub(super) ended: Option<Report>,
     output_exceeded: bool,
     /// It was prepared, and somebody else prepares the next one.
     pub(super) pooled: bool,
     gone: bool,
-    /// After the end of `reply`, in a sandbox that others share: where init tells what has
-    /// become of that.
-    epitaph: Option<Arc<OwnedFd>>,
+    /// See `epitaph.rs`.
+    pub(super) epitaph: Option<Arc<OwnedFd>>,
     /// How long `drop` waits for the end of what it killed.
     patience: Duration,
     /// The process that started it. A forked child has a copy of this value, whose
@@ -238,12 +237,8 @@ impl Live {
             other => other.map_err(|e| Error::io("hear from", "the sandbox", e))?,
         };
         let Some(report) = Report::decode(&bytes[..length]) else {
-            // Nobody has told its end, so PID 1 is dead.
-            if let (Place::Shared(share), None, Some(_), None) = (&self.place, &self.epitaph, self.started, self.ended) {
-                self.epitaph = share.epitaph();
-                if self.epitaph.is_some() {
-                    return self.message();
-                }
+            if self.turns_to_epitaph() {
+                return self.message();
             }
             self.gone = true;
             return Err(self.lost(None));
@@ -282,17 +277,6 @@ impl Live {
             }
             _ => Ok(Some((report, fds))),
         }
-    }
-
-    /// Whether init ended it because it was to have been ended before.
-    fn is_overdue(&self, began: u64, gone: &Report) -> bool {
-        let limit = self.sandbox.wall_time.map_or(u64::MAX, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
-        gone.cause & Report::WALL != 0 && began.saturating_add(limit) <= gone.ended
-    }
-
-    /// Where its next message comes.
-    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
-        self.epitaph.as_ref().unwrap_or(&self.reply).as_fd()
     }
 
     /// All are dead, so the counters are final; init removes the group when we let go.

@@ -8,6 +8,7 @@ mod broken;
 pub(crate) mod capture;
 mod check;
 mod descriptors;
+mod epitaph;
 mod late;
 mod live;
 mod place;
