@@ -276,17 +276,18 @@ impl Init {
     /// many bytes of `answer` it has filled.
     pub(crate) fn ask_for_files(&self, question: &[u8], fds: &[BorrowedFd<'_>], answer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         let mut files = self.files.lock().unwrap_or_else(|e| e.into_inner());
-        // Once what is left of a talk is an answer that nobody waits for, it has to end.
+        // Taken out, because after a failure the next answer might be this question's.
         let socket = match files.take() {
-            Some(socket) => socket,
-            None => {
+            Some(socket) if sys::socket::send(socket.as_fd(), question, fds).is_ok() => socket,
+            _ => {
                 let (ours, theirs) = sys::socket::pair()?;
                 let request = Request { kind: Request::FILES, command: 0, value: 0, time: 0 };
                 sys::socket::send(self.control.as_fd(), &request.encode(), &[theirs.as_fd()])?;
+                drop(theirs);
+                sys::socket::send(ours.as_fd(), question, fds)?;
                 ours
             }
         };
-        sys::socket::send(socket.as_fd(), question, fds)?;
         let (length, fds) = sys::socket::receive(socket.as_fd(), answer, true)?;
         if length == 0 {
             return Err(io::ErrorKind::BrokenPipe.into());

@@ -47,9 +47,10 @@ pub enum Layer {
     /// [`Checkpoint`](crate::Checkpoint) share their ids where tmpfs doesn't have it,
     /// unless it's [required](crate::Sandbox::require).
     IdMappedMounts = 8,
-    /// As an ordinary user: 65,536 ids from /etc/subuid instead of one. Not
-    /// required by default; [`require`](crate::Sandbox::require) it for images whose
-    /// programs change users. *Optional.*
+    /// As an ordinary user: 65,536 ids from /etc/subuid instead of one, with which files of
+    /// images have their owners. Not required by default;
+    /// [`require`](crate::Sandbox::require) it for images whose programs change users.
+    /// *Optional.*
     SubordinateIds = 9,
     /// Setuid programs and file capabilities give nothing.
     NoNewPrivileges = 10,

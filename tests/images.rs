@@ -132,6 +132,11 @@ fn root_file_system_archives_open() {
     let image = open(&store, &unpacked).expect("a directory");
     assert!(image.id().is_none() && image.store().is_none());
     assert_eq!(prints(&image, "cat /etc/group"), "root:x:0:\nstaff:x:50:\n");
+    // To tar an empty file is an archive of nothing.
+    let empty = root.join("empty.tar");
+    fs::write(&empty, "").expect("written");
+    let error = open(&store, &empty).expect_err("a download that failed");
+    assert!(error.to_string().ends_with("it is empty"), "{error}");
 }
 
 fn one_of_several_images_is_named() {

@@ -13,7 +13,7 @@ use cofferdam::{ErrorKind, Image, Sandbox, Store};
 use serde_json::json;
 use support::host::{Host, inside, say};
 use support::image::{Entry, Layout, busybox, dir, file, tar};
-use support::{Need, fresh_dir};
+use support::{Need, emulation, fresh_dir};
 
 const STORE: &str = "COFFERDAM_TEST_STORE";
 const IMAGE: &str = "COFFERDAM_TEST_IMAGE";
@@ -64,7 +64,8 @@ fn two_hundred_processes_unpack_once() {
     }
     let layout = layout(4, 200);
     let store = fresh_dir("store-").join("store");
-    let mut hosts: Vec<Host> = (0..200).map(|_| host("two_hundred_processes_unpack_once", &store, &layout.path)).collect();
+    let processes = if emulation() > 1 { 20 } else { 200 };
+    let mut hosts: Vec<Host> = (0..processes).map(|_| host("two_hundred_processes_unpack_once", &store, &layout.path)).collect();
     let unpacked: usize = hosts.iter_mut().map(|host| host.hear("unpacked ").parse::<usize>().expect("a number")).sum();
     for host in hosts {
         host.success();
@@ -89,7 +90,8 @@ fn killed_processes_leave_a_usable_store() {
     let whole = begun.elapsed();
     let expected = entries(&path, "layers");
     // A hundred of them, root and the ordinary user together.
-    for round in 0..50u32 {
+    let rounds = if emulation() > 1 { 10 } else { 50 };
+    for round in 0..rounds {
         for (id, _) in store.images().expect("a list").iter().map(|image| (image.id().to_string(), ())) {
             store.remove(&id).expect("removed");
         }
@@ -99,7 +101,7 @@ fn killed_processes_leave_a_usable_store() {
         }
         let mut host = host("killed_processes_leave_a_usable_store", &path, &layout.path);
         // No synchronization: any moment must do, and these are spread evenly.
-        std::thread::sleep(whole * (round * 37 % 50) / 50);
+        std::thread::sleep(whole * (round * 37 % rounds) / rounds);
         host.kill();
         // Every image that is listed works.
         for image in store.images().expect("a list") {
@@ -245,7 +247,7 @@ fn bytes_read() -> u64 {
 fn an_archive_that_is_there_is_not_read_again() {
     let store = Store::open(fresh_dir("store-").join("store")).expect("a store").without_sync();
     let archive = fresh_dir("archive-").join("root.tar");
-    let size = 16 << 20;
+    let size = 4 << 20;
     let contents = |byte: u8| tar(&[busybox(), vec![file("large", vec![byte; size])]].concat());
     fs::write(&archive, contents(1)).expect("written");
     let open = || {
@@ -264,7 +266,7 @@ fn an_archive_that_is_there_is_not_read_again() {
     assert_eq!(open().0, id);
     let begun = Instant::now();
     let (again, read) = open();
-    println!("an archive of 16 MiB that is there: {:?}, {read} bytes", begun.elapsed());
+    println!("an archive of 4 MiB that is there: {:?}, {read} bytes", begun.elapsed());
     assert!(again == id && read < 1 << 20, "{read} bytes");
     // Changed in its place, of the same length, and with the old time.
     fs::write(&archive, contents(2)).expect("written");

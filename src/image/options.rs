@@ -157,6 +157,10 @@ impl ImageOptions {
         if !metadata.is_file() {
             return Err(refused("it is neither a file nor a directory"));
         }
+        // To tar it's an archive of nothing; to people it's a download that failed.
+        if metadata.len() == 0 {
+            return Err(refused("it is empty"));
+        }
         let file = File::open(path).map_err(failed)?;
         match Archive::look(file, self.limits.bytes, scratch)? {
             Kind::RootFs(file) => self.nameless().map(|()| Opened::Archive(file)),

@@ -138,6 +138,9 @@ impl Lines {
 
 /// A map is in order, doesn't overlap, ends inside the file, and its data are what the
 /// archive holds. Returns the map without empty stretches.
+///
+/// A hole at the end needs no mark: the size says where that is, to Go and libarchive too.
+/// GNU tar, which always writes one, makes the file end with its data.
 pub(super) fn check(map: Vec<Segment>, size: u64, stored: u64) -> Result<Vec<Segment>, Wrong> {
     at_most(map.len())?;
     let (mut end, mut data) = (0u64, 0u64);

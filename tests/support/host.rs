@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use super::{fresh_dir, processes};
+use super::{fresh_dir, patience, processes};
 
 const ROLE: &str = "COFFERDAM_TEST_HOST";
 const LIMIT: Duration = Duration::from_secs(60);
@@ -59,7 +59,7 @@ impl Host {
         let file = File::create(&log).expect("a log");
         let copy = file.try_clone().expect("a copy");
         let child = command.env(ROLE, "1").process_group(0).stdout(file).stderr(copy).spawn().expect("the host starts");
-        Host { child, log, limit: LIMIT }
+        Host { child, log, limit: patience(LIMIT) }
     }
 
     /// How long it may take to its end; a minute by default.
@@ -78,7 +78,7 @@ impl Host {
     /// Waits until the host has said something that begins with `what`; the rest of it.
     #[track_caller]
     pub fn hear(&mut self, what: &str) -> String {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + patience(LIMIT);
         loop {
             let log = self.log();
             // A line without its end is still being written.

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 pub mod around;
+pub mod gnu_tar;
 pub mod host;
 pub mod image;
 pub mod inventory;

@@ -15,12 +15,13 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 kernels=${*:-6.1 6.12}
-# Test binaries that run in the machine, in this order.
-tests=${COFFERDAM_VM_TESTS:-isolation limits commands containers clock}
+# Test binaries that run in the machine, in this order. One of those about images: the
+# others are `layers layer_attacks images store`, and take three times as long as all of these.
+tests=${COFFERDAM_VM_TESTS:-isolation limits commands containers clock owners}
 # Arguments for them, such as a part of a test's name.
 arguments=${COFFERDAM_VM_ARGUMENTS:-}
 # What they use there.
-packages=busybox-static,iproute2,procps,python3,runc,uidmap
+packages=busybox-static,iproute2,procps,python3,runc,uidmap,zstd
 # Kernel modules, with those that they depend on; built-in ones are passed over.
 modules="virtio_pci virtio_blk overlay"
 memory=2048
