@@ -35,7 +35,7 @@ const QUIET: Duration = Duration::from_secs(600);
 
 /// How much work there is to be done.
 fn amount() -> u64 {
-    std::env::var("COFFERDAM_SOAK").map_or(600, |text| text.parse().expect("COFFERDAM_SOAK is a number"))
+    std::env::var("COFFERDAM_SOAK").map_or(600 / u64::from(support::emulation()), |text| text.parse().expect("COFFERDAM_SOAK is a number"))
 }
 
 fn is_long() -> bool {
