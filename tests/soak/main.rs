@@ -51,7 +51,7 @@ fn in_a_host(name: &str, body: impl FnOnce(u64)) {
     println!("{name}: {SEED}={seed}");
     let group = calamity::little_memory();
     let mut host = Host::start_command(command(name, seed, &place::prepare(), group.as_ref()));
-    host.limit(Duration::from_secs(120) + Duration::from_millis(200) * u32::try_from(amount()).unwrap_or(u32::MAX));
+    host.limit(patience(Duration::from_secs(120)) + Duration::from_millis(200) * u32::try_from(amount()).unwrap_or(u32::MAX));
     let log = host.success();
     if is_long() {
         log.lines().filter_map(|line| line.strip_prefix("host: ")).for_each(|line| println!("{name}: {line}"));
