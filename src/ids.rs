@@ -164,6 +164,11 @@ impl Ranges {
         ))
     }
 
+    /// Gives up the ranges whose late sandboxes have ended, as the next claim would.
+    pub(crate) fn settle(&self) {
+        self.release(&mut self.state.lock().unwrap_or_else(|e| e.into_inner()));
+    }
+
     /// Releases what nobody claims any more, and whose late sandboxes have ended.
     fn release(&self, state: &mut State) {
         let ended = |socket: &Arc<OwnedFd>| {

@@ -3,7 +3,7 @@
 use crate::plan::{start, wire};
 use crate::policy::bpf::{self, Check, Comparison, Rule, Verdict};
 use crate::policy::filter::Circumstances;
-use crate::{SyscallPolicy, SyscallProfile};
+use crate::{Result, Sandbox, SyscallPolicy, SyscallProfile};
 
 pub use crate::layer::internals as layers;
 
@@ -57,6 +57,11 @@ pub fn profile(json: &[u8]) {
             assert!(bpf::is_well_formed(&filter.program));
         }
     }
+}
+
+/// Compiles a recipe, as for a run; the bytes of its plan.
+pub fn compiled(sandbox: &Sandbox) -> Result<usize> {
+    Ok(crate::supervise::compiled(sandbox)?.encode().len())
 }
 
 /// The filter of a policy for a run that writes nothing of the host's.

@@ -191,7 +191,11 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
     }
     drop(theirs);
     // An answer or the end of the socket.
-    wait_readable(ours.as_fd(), limit).map_err(|e| Error::io("wait for", "init", e))
+    let quiet = wait_readable(ours.as_fd(), limit).map_err(|e| Error::io("wait for", "init", e))?;
+    if let Some(ranges) = &init.ranges {
+        ranges.settle();
+    }
+    Ok(quiet)
 }
 
 /// Waits for input or the end of input.

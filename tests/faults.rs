@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::time::Duration;
 
-use cofferdam::{Capability, Error, ErrorKind, Image, Layer, MIB, Network, Output, Pool, Sandbox, Store};
+use cofferdam::{Capability, Error, ErrorKind, Image, InstancePool, Layer, MIB, Network, Output, Pool, Sandbox, Store};
 use support::inventory::{inventory, nothing_more_than};
 use support::{Need, busybox_root, fresh_dir, host};
 
@@ -71,6 +71,11 @@ fn prepared(sandbox: &Sandbox) -> Result<Output, Error> {
     Pool::new(sandbox.clone(), 1)?.run("true")
 }
 
+/// A live sandbox made ahead, and a command in it.
+fn prepared_live(sandbox: &Sandbox) -> Result<Output, Error> {
+    InstancePool::new(sandbox.clone(), 1)?.take()?.run("true")
+}
+
 fn plain() -> Sandbox {
     Sandbox::new().tmpfs("/t", MIB).file("/f", "text").bind("/usr/bin", "/b")
 }
@@ -124,6 +129,10 @@ fn any_step_of_a_pool_may_fail() {
     nothing_is_left_after("any_step_of_a_pool_may_fail", plain, prepared);
 }
 
+fn any_step_of_a_pool_of_live_sandboxes_may_fail() {
+    nothing_is_left_after("any_step_of_a_pool_of_live_sandboxes_may_fail", on_a_checkpoint, prepared_live);
+}
+
 fn any_step_on_a_checkpoint_may_fail() {
     nothing_is_left_after("any_step_on_a_checkpoint_may_fail", on_a_checkpoint, run);
 }
@@ -140,6 +149,7 @@ fn main() {
         test!(any_step_of_whatever_an_image_is_given_may_fail, BUSYBOX, Need::Overlay),
         test!(any_step_of_a_live_sandbox_may_fail, BUSYBOX, Need::Overlay),
         test!(any_step_of_a_pool_may_fail),
+        test!(any_step_of_a_pool_of_live_sandboxes_may_fail, BUSYBOX, Need::Checkpoint),
         test!(any_step_on_a_checkpoint_may_fail, BUSYBOX, Need::Checkpoint),
         test!(any_step_of_a_live_sandbox_on_a_checkpoint_may_fail, BUSYBOX, Need::Checkpoint),
     ])

@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -258,12 +258,13 @@ impl Drop for Places {
     /// Nobody has a sandbox of this init's any more. If that has ended in order, homes are
     /// empty; if it was killed, this is the last one to know of them.
     fn drop(&mut self) {
-        const ATTEMPTS: u32 = 40;
+        const PATIENCE: Duration = Duration::from_secs(2);
         if !self.is_ours() {
             return;
         }
+        let until = Instant::now() + PATIENCE;
         for hierarchy in &self.hierarchies {
-            remove_dead(&hierarchy.base, &home_name(self.nonce), &hierarchy.home, hierarchy.v2, ATTEMPTS);
+            remove_dead(&hierarchy.base, &home_name(self.nonce), &hierarchy.home, hierarchy.v2, until);
         }
     }
 }
@@ -325,19 +326,22 @@ fn opened_and_locked(base: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
 
 /// Removes directories of hosts that are dead: nobody holds their lock.
 fn sweep(base: &OwnedFd, v2: bool) {
+    // The next host sweeps too.
+    const PATIENCE: Duration = Duration::from_millis(20);
     for name in subdirectories(base) {
         if !name.starts_with("cofferdam-") {
             continue;
         }
         let Ok(home) = opened_and_locked(base, &name) else { continue };
-        remove_dead(base, &name, &home, v2, 1);
+        remove_dead(base, &name, &home, v2, Instant::now() + PATIENCE);
     }
 }
 
 /// Removes a home that no init sees to any more, with all groups in it. Their processes
-/// may take a moment to be dead: so many attempts, 5 ms apart.
-fn remove_dead(base: &OwnedFd, name: &str, home: &OwnedFd, v2: bool, attempts: u32) {
-    for attempt in 1..=attempts {
+/// may take a moment to be dead, and the kernel one to forget a group that has been removed:
+/// until then what is above it is busy.
+fn remove_dead(base: &OwnedFd, name: &str, home: &OwnedFd, v2: bool, until: Instant) {
+    loop {
         for group in subdirectories(home) {
             if let Ok(directory) = openat(home.as_fd(), group.as_str(), OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
                 end_all(&directory, v2);
@@ -348,7 +352,7 @@ fn remove_dead(base: &OwnedFd, name: &str, home: &OwnedFd, v2: bool, attempts: u
             let _ = unlinkat(home.as_fd(), group.as_str(), UnlinkatFlags::RemoveDir);
         }
         match unlinkat(base, name, UnlinkatFlags::RemoveDir) {
-            Err(Errno::EBUSY | Errno::ENOTEMPTY) if attempt < attempts => std::thread::sleep(Duration::from_millis(5)),
+            Err(Errno::EBUSY | Errno::ENOTEMPTY) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
             _ => return,
         }
     }

@@ -91,6 +91,11 @@ pub(crate) fn spawn(sandbox: &Sandbox, command: Command) -> Result<Child> {
 }
 
 pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
+    Ok(Explanation::of(&compiled(sandbox)?))
+}
+
+/// The plan of a run, with ids that nobody keeps.
+pub(crate) fn compiled(sandbox: &Sandbox) -> Result<Draft> {
     sandbox.validate()?;
     let init = launch::init()?;
     let (ids, _claim) = ids(sandbox, &init, Keep::Nothing)?;
@@ -99,8 +104,7 @@ pub(crate) fn explain(sandbox: &Sandbox) -> Result<Explanation> {
     let group = &grouped(sandbox, &group, 3);
     let first = wire::slot::PASSED;
     let wanted = Wanted { command: &command, numbers: &vec![0, 1, 2], group, files: false, terminal: &[], writable: &[], first };
-    let draft = compile::sandbox(sandbox, &init.facts, ids, Purpose::Run(wanted))?;
-    Ok(Explanation::of(&draft))
+    compile::sandbox(sandbox, &init.facts, ids, Purpose::Run(wanted))
 }
 
 /// What becomes of the writable layer.

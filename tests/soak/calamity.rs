@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use crate::job::eats;
 use crate::place::Place;
 use crate::support::around::{self, Around};
+use crate::support::inventory::note_homes;
 use crate::support::is_root;
 use crate::support::processes::{children, inits};
 use crate::support::random::Random;
@@ -73,6 +74,7 @@ impl Calamity {
                 let end = Instant::now() + Duration::from_millis(200 + random.below(300));
                 while Instant::now() < end {
                     let inits = inits(own);
+                    note_homes();
                     let victims = match self {
                         Calamity::InitKilled => inits,
                         _ => inits.iter().flat_map(|init| children(init.pid)).collect(),

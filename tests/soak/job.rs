@@ -57,6 +57,9 @@ pub(crate) fn recipe(random: &mut Random, place: &Place) -> Sandbox {
         sandbox = sandbox.memory(128 * MIB).processes(64).cpu_time(LONG).cpus(1.5);
         sandbox = limits.into_iter().fold(sandbox, Sandbox::prefer);
     }
+    if random.one_in(4) {
+        sandbox = sandbox.reuse_network(true);
+    }
     if random.one_in(6) {
         sandbox = sandbox.hostname("other").aslr(false).output(16 * MIB).keep_tail(100);
     }

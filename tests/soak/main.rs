@@ -35,7 +35,7 @@ const QUIET: Duration = Duration::from_secs(600);
 
 /// How much work there is to be done.
 fn amount() -> u64 {
-    std::env::var("COFFERDAM_SOAK").map_or(600, |text| text.parse().expect("COFFERDAM_SOAK is a number"))
+    std::env::var("COFFERDAM_SOAK").map_or(600 / u64::from(support::emulation()), |text| text.parse().expect("COFFERDAM_SOAK is a number"))
 }
 
 fn is_long() -> bool {
@@ -51,7 +51,7 @@ fn in_a_host(name: &str, body: impl FnOnce(u64)) {
     println!("{name}: {SEED}={seed}");
     let group = calamity::little_memory();
     let mut host = Host::start_command(command(name, seed, &place::prepare(), group.as_ref()));
-    host.limit(Duration::from_secs(120) + Duration::from_millis(200) * u32::try_from(amount()).unwrap_or(u32::MAX));
+    host.limit(patience(Duration::from_secs(120)) + Duration::from_millis(200) * u32::try_from(amount()).unwrap_or(u32::MAX));
     let log = host.success();
     if is_long() {
         log.lines().filter_map(|line| line.strip_prefix("host: ")).for_each(|line| println!("{name}: {line}"));

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use cofferdam::{Command, CommitOptions, Error, ErrorKind, Exit, Instance, Pool, Sandbox, Stdio};
+use cofferdam::{Command, CommitOptions, Error, ErrorKind, Exit, Instance, InstancePool, Interaction, Pool, Sandbox, Stdio, Verdict};
 
 use crate::calamity::Calamity;
 use crate::job::{End, Job, job, recipe};
@@ -23,6 +23,7 @@ pub(crate) fn piece(random: &mut Random, place: &Place, calamity: Calamity) -> R
         5 => terminal(random, place),
         6 => panicking(random, place),
         7 => calamity.provoke(),
+        8 => talk(random, place),
         _ => {
             let job = job(random, place);
             command(random, job)
@@ -139,11 +140,35 @@ fn says_so(instance: &Instance) -> Result<()> {
 }
 
 fn pool(random: &mut Random, place: &Place) -> Result<()> {
+    if random.one_in(3) {
+        let pool = InstancePool::new(recipe(random, place), 2)?;
+        for _ in 0..random.below(3) {
+            says_so(&pool.take()?)?;
+        }
+        return Ok(());
+    }
     let pool = Pool::new(recipe(random, place), 2)?;
     for _ in 0..random.below(5) {
         assert_eq!(pool.run(Command::new("cat").stdin("text"))?.text(), "text");
     }
     // While the next ones are prepared.
+    Ok(())
+}
+
+/// Two programs that talk, to the end or until the host has heard enough.
+fn talk(random: &mut Random, place: &Place) -> Result<()> {
+    let mut talk = Interaction::new();
+    let judge = talk.judge(recipe(random, place), shell("echo question; read answer; test \"$answer\" = answer"));
+    let script = random.pick(&["read question; echo answer", "read question; kill -SEGV $$", "sleep 1000"]);
+    let player = talk.player(recipe(random, place), shell(script));
+    talk.connect(judge, player);
+    let talk = talk.start()?;
+    match script.split(' ').next_back() {
+        Some("answer") => assert_eq!(talk.wait()?.verdict, Verdict::Accepted),
+        // It waits for ever otherwise.
+        Some("1000") => talk.kill()?,
+        _ => drop(talk),
+    }
     Ok(())
 }
 
