@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cofferdam::{Command, ErrorKind, Exit, Image, Limit, Sandbox, Stdio};
 use support::inventory::{inventory, nothing_more_than};
-use support::processes::{children, inits};
+use support::processes::{alive, children, eventually, inits};
 use support::{Need, host};
 
 const THREADS: usize = 4;
@@ -85,16 +85,26 @@ fn runs_in_an_image_leave_nothing_behind() {
     });
 }
 
-/// The first process of the next sandbox is nobody's: its death is no reason to fail.
+/// The first process of the next sandbox and its outer child are nobody's: their death is no
+/// reason to fail.
 fn a_first_process_made_ahead_may_be_killed() {
     host::alone("a_first_process_made_ahead_may_be_killed", || {
         let sandbox = Sandbox::new();
         sandbox.run("true").expect("it runs");
         let init = inits(std::process::id()).pop().expect("an init").pid;
-        for _ in 0..50 {
-            for next in children(init).into_iter().filter(|p| ["cofferdam-next", "cofferdam-outer"].contains(&&*p.name)) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(next.pid as i32), nix::sys::signal::Signal::SIGKILL);
+        let named = |name| children(init).into_iter().filter(|p| p.name == name).collect::<Vec<_>>();
+        let killed = |name| {
+            let found = named(name);
+            for process in &found {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid as i32), nix::sys::signal::Signal::SIGKILL);
             }
+            found
+        };
+        for _ in 0..50 {
+            killed("cofferdam-next");
+            // Whoever is given a job when it's as good as dead takes the sandbox along.
+            let outer = killed("cofferdam-outer");
+            eventually(Duration::from_secs(30), "it's dead", || alive(&outer).is_empty());
             assert!(sandbox.run("true").expect("it runs").success());
         }
         assert!(cofferdam::quiesce(Duration::from_secs(30)).expect("an answer"));
