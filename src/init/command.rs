@@ -216,7 +216,6 @@ impl Command {
             context.channel = socket_pair()?;
         }
         let mut pipe = [-1i32; 2];
-        const O_NONBLOCK: usize = 0o4000;
         call(nr::PIPE2, [pipe.as_mut_ptr() as usize, O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0])?;
         let mut pidfd = -1i32;
         match fork_with_pidfd(&mut pidfd) {

@@ -5,12 +5,11 @@
 //! long as its socket, with no other descriptor of init's.
 
 use crate::arch::nr;
-use crate::layers::{AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, About, DEEPEST, ENAMETOOLONG};
+use crate::layers::{About, DEEPEST, ENAMETOOLONG};
 use crate::message::Files;
 use crate::sys::*;
 
 const PATH: usize = 4096;
-const O_NONBLOCK: usize = 0o4000;
 const SET_ID: u32 = 0o6000;
 const EISDIR: i32 = 21;
 

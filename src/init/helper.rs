@@ -22,8 +22,7 @@ pub const NOBODY: Helper = Helper { pid: 0, reply: -1 };
 impl Helper {
     /// Starts one.
     pub fn start(context: &mut Context, reply: i32) -> Result<Helper> {
-        let mut tid = 0;
-        match fork(0, SIGCHLD, &raw mut tid)? {
+        match fork_child()? {
             0 => work(context, reply),
             pid => Ok(Helper { pid, reply }),
         }

@@ -13,8 +13,6 @@ use crate::sys::*;
 pub const DEEPEST: usize = 260;
 pub const ENAMETOOLONG: i32 = 36;
 const EPERM: i32 = 1;
-pub const AT_SYMLINK_NOFOLLOW: usize = 0x100;
-pub const AT_REMOVEDIR: usize = 0x200;
 const DIRECTORY: usize = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
 
 /// Copies `count` layers, called by their numbers in the current directory with the
@@ -88,7 +86,6 @@ fn other(from: i32, to: i32, name: *const u8, about: &About, depth: usize) -> Re
     let at = [to as usize, name as usize];
     match about.kind() {
         About::FILE => {
-            const O_NONBLOCK: usize = 0o4000;
             let from = open(from, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)?;
             let copied = call(nr::OPENAT, [at[0], at[1], O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600, 0, 0]).and_then(|to| {
                 let copied = copy_all(to, from as usize).and_then(|_| about.give(to as i32));

@@ -9,10 +9,9 @@
 //!
 //! Each is used by one sandbox, unless the caller doesn't mind (`Sandbox::reuse_network`) or
 //! its system call filter leaves no way to a socket: nothing can have happened in such a
-//! namespace, so it serves again. That nobody *seems*
-//! to have used one wouldn't be enough: with no socket left, no packet sent and all
-//! counters at zero there may still be a timer, of a multicast group that was left, which
-//! sends its report into the next run.
+//! namespace, so it serves again. That nobody *seems* to have used one wouldn't be enough:
+//! with no socket left, no packet sent and all counters at zero there may still be a timer,
+//! of a multicast group that was left, which sends its report into the next run.
 
 use crate::arch::nr;
 use crate::sys::*;
@@ -70,8 +69,8 @@ const USED: usize = 16;
 impl Maker {
     pub const NONE: Maker = Maker { pid: 0, channel: -1, signal: -1, kept: [-1; KEPT], used: [-1; USED] };
 
-    /// A namespace, if one is ready: one of the `used`, if those will do. Starts the maker if need be; failing to is
-    /// harmless, because sandboxes can do without.
+    /// A namespace, if one is ready: one of the `used`, if those will do. Starts the maker if
+    /// need be; failing to is harmless, because sandboxes can do without.
     pub fn take(&mut self, init: i32, used: bool) -> i32 {
         let came_back = if used { &mut self.used[..] } else { &mut self.kept[..] };
         if let Some(kept) = came_back.iter_mut().find(|kept| **kept >= 0) {
@@ -109,8 +108,7 @@ impl Maker {
         self.channel = ours;
         let started = call(nr::EVENTFD2, [0, O_CLOEXEC, 0, 0, 0, 0]).and_then(|signal| {
             self.signal = signal as i32;
-            let mut tid = 0;
-            fork(0, SIGCHLD, &raw mut tid)
+            fork_child()
         });
         match started {
             Ok(0) => serve(theirs, self.signal, init),

@@ -62,8 +62,7 @@ impl Spare {
             return;
         }
         let Ok([ours, theirs]) = socket_pair() else { return };
-        let mut tid = 0;
-        let forked = fork(0, SIGCHLD, &raw mut tid);
+        let forked = fork_child();
         if forked == Ok(0) {
             stand_by(common, theirs)
         }

@@ -344,13 +344,7 @@ impl Server {
             extra: [network, self.networks.signal, waiting.channel, next, next_network],
             unused: 0,
         };
-        let forked = match self.spare.give(&job, received.fds()) {
-            Some(pid) => Ok(pid),
-            None => {
-                let mut tid = 0;
-                fork(0, SIGCHLD, &raw mut tid)
-            }
-        };
+        let forked = self.spare.give(&job, received.fds()).map_or_else(fork_child, Ok);
         if forked == Ok(0) {
             outer(&self.common(), &job, received.fds())
         }
@@ -568,8 +562,7 @@ impl Server {
 
     fn serve_files(&mut self, socket: i32) {
         self.end_files();
-        let mut tid = 0;
-        match fork(0, SIGCHLD, &raw mut tid) {
+        match fork_child() {
             Ok(0) => crate::files::serve(socket, self.pid),
             Ok(pid) => self.files = pid,
             // The host sees the end of the socket.

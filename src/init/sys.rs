@@ -23,6 +23,9 @@ pub const EPROTO: i32 = 71;
 pub const EUSERS: i32 = 87;
 pub const ECANCELED: i32 = 125;
 
+pub const AT_SYMLINK_NOFOLLOW: usize = 0x100;
+pub const AT_REMOVEDIR: usize = 0x200;
+pub const O_NONBLOCK: usize = 0o4000;
 pub const O_RDONLY: usize = 0;
 pub const O_WRONLY: usize = 1;
 pub const O_RDWR: usize = 2;
@@ -114,6 +117,12 @@ pub fn fork(flags: u64, exit_signal: u64, parent_tid: *mut i32) -> Result<i32> {
     const CLONE_PARENT_SETTID: u64 = 0x0010_0000;
     let args = [flags | CLONE_PARENT_SETTID, 0, 0, parent_tid as u64, exit_signal, 0, 0, 0];
     call(nr::CLONE3, [args.as_ptr() as usize, size_of_val(&args), 0, 0, 0, 0]).map(|pid| pid as i32)
+}
+
+/// [`fork`] with nothing special: a child of ours that ends with SIGCHLD.
+pub fn fork_child() -> Result<i32> {
+    let mut tid = 0;
+    fork(0, SIGCHLD, &raw mut tid)
 }
 
 /// Like [`fork`], with a pidfd of the child.

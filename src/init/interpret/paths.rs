@@ -132,7 +132,6 @@ pub(super) fn make_one(parent: i32, name: usize, file: bool, mode: usize, uid: u
         call(nr::MKDIRAT, [parent, name, mode, 0, 0, 0])?;
     }
     if uid != 0 || gid != 0 {
-        const AT_SYMLINK_NOFOLLOW: usize = 0x100;
         call(nr::FCHOWNAT, [parent, name, uid, gid, AT_SYMLINK_NOFOLLOW, 0])?;
     }
     call(nr::OPENAT, [parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0, 0, 0]).map(|fd| fd as i32)

@@ -33,8 +33,6 @@ pub fn remove_below(parent: i32, nested: bool) {
     });
 }
 
-const AT_REMOVEDIR: usize = 0x200;
-
 /// rmdir of `<prefix><number>`.
 pub fn remove_directory(parent: i32, prefix: &[u8], number: u64) -> Result<usize> {
     call(nr::UNLINKAT, [parent as usize, numbered(prefix, number).as_ptr() as usize, AT_REMOVEDIR, 0, 0, 0])
