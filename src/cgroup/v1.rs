@@ -83,12 +83,8 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
             counters.system = Some(Duration::from_nanos(used - user));
         }
     }
-    if uses & controller::CPU != 0 {
-        counters.throttled = read(directory, "cpu.stat").ok().and_then(|text| field(&text, "throttled_time")).map(Duration::from_nanos);
-    }
     if uses & controller::MEMORY != 0 {
         counters.peak_memory = number(directory, "memory.max_usage_in_bytes");
-        counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
     }
     if let (Some(limit), true) = (limits.memory, uses & controller::MEMORY != 0) {
         counters.page_cache = page_cache(directory, counters.peak_memory, "total_cache", "total_shmem");
@@ -108,6 +104,19 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
     }
     if uses & controller::PIDS != 0 {
         counters.peak_processes = number(directory, "pids.peak");
+    }
+    events(directory, uses, counters);
+}
+
+/// What [`count`] counts of limits that stood in the way.
+pub(super) fn events(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+    if uses & controller::CPU != 0 {
+        counters.throttled = read(directory, "cpu.stat").ok().and_then(|text| field(&text, "throttled_time")).map(Duration::from_nanos);
+    }
+    if uses & controller::MEMORY != 0 {
+        counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
+    }
+    if uses & controller::PIDS != 0 {
         counters.fork_failures = read(directory, "pids.events").ok().and_then(|text| field(&text, "max"));
     }
 }

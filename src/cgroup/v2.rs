@@ -83,13 +83,27 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         if limits.memory.is_some() {
             counters.page_cache = page_cache(directory, counters.peak_memory, "file", "shmem");
         }
-        if let Ok(text) = read(directory, "memory.events") {
-            counters.oom_kills = field(&text, "oom_kill");
-            counters.limit_hits = field(&text, "oom").zip(field(&text, "max")).map(|(oom, max)| oom + max);
-        }
     }
     if uses & controller::PIDS != 0 {
         counters.peak_processes = number(directory, "pids.peak");
+    }
+    events(directory, uses, counters);
+}
+
+/// What [`count`] counts of limits that stood in the way.
+pub(super) fn events(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+    if uses & controller::CPU != 0
+        && let Ok(text) = read(directory, "cpu.stat")
+    {
+        counters.throttled = field(&text, "throttled_usec").map(Duration::from_micros).or(counters.throttled);
+    }
+    if uses & controller::MEMORY != 0
+        && let Ok(text) = read(directory, "memory.events")
+    {
+        counters.oom_kills = field(&text, "oom_kill");
+        counters.limit_hits = field(&text, "oom").zip(field(&text, "max")).map(|(oom, max)| oom + max);
+    }
+    if uses & controller::PIDS != 0 {
         counters.fork_failures = read(directory, "pids.events").ok().and_then(|text| field(&text, "max"));
     }
 }

@@ -149,7 +149,8 @@ pub fn go_on(mut context: Context) -> ! {
         inside.ruleset = context.slots[slot::RULESET as usize];
         report(reply, &Report { kind: Report::READY, missing: context.missing, ..Report::default() }, &[]);
     } else {
-        match Command::start_first(&mut context, reply) {
+        let ruleset = context.slots[slot::RULESET as usize];
+        match Command::start_alone(&mut context, reply, ruleset) {
             Ok(command) => inside.commands[0] = command,
             Err(failure) => fail(reply, failure),
         }
@@ -545,9 +546,13 @@ impl Inside {
             *place = *fd;
         }
         context.slots[slot::REPLY as usize] = -1;
-        let started = if request.kind == Request::RUN { self.run(&mut context, reply) } else { self.perform(&mut context, reply) };
-        if let Err(errno) = started {
-            report_failure(reply, Failure::outside(errno));
+        let started = if request.kind == Request::RUN {
+            self.run(&mut context, reply)
+        } else {
+            self.perform(&mut context, reply).map_err(Failure::outside)
+        };
+        if let Err(failure) = started {
+            report_failure(reply, failure);
             close(reply);
         }
         // The process has copies of all that is its own.
@@ -556,20 +561,41 @@ impl Inside {
         self.nudge_later();
     }
 
-    fn run(&mut self, context: &mut Context, reply: i32) -> Result<()> {
+    fn run(&mut self, context: &mut Context, reply: i32) -> core::result::Result<(), Failure> {
         let used = self.commands.len();
         let place = match self.commands.iter().position(|c| c.pid == 0) {
             Some(place) => place,
             None if used < COMMANDS => used,
-            None => return Err(EUSERS),
+            None => return Err(Failure::outside(EUSERS)),
         };
-        let mut command = Command::start_beside(context, reply, self.ruleset)?;
+        let alone = self.is_empty();
+        let mut command = if alone {
+            Command::start_alone(context, reply, self.ruleset)?
+        } else {
+            Command::start_beside(context, reply, self.ruleset).map_err(Failure::outside)?
+        };
         command.tree.proc = self.proc;
         if place == used {
             self.commands = places(used + 1);
         }
         self.commands[place] = command;
+        if alone {
+            self.promise();
+            self.commands[place].say_started();
+        }
         Ok(())
+    }
+
+    /// There's no process but us.
+    fn is_empty(&mut self) -> bool {
+        let mut usage = Rusage::NONE;
+        match reap(true, &mut usage) {
+            Ok(Some(dead)) => {
+                self.died(&dead, usage);
+                false
+            }
+            other => matches!(other, Err(ECHILD)),
+        }
     }
 
     fn perform(&mut self, context: &mut Context, reply: i32) -> Result<()> {

@@ -20,6 +20,7 @@ use crate::image::Image;
 use crate::layer::Change;
 use crate::outcome::{Line, Output, Usage};
 use crate::plan::message::Request;
+use crate::plan::wire::NOTIFY_START;
 use crate::sandbox::Sandbox;
 use crate::supervise::share::Session;
 use crate::supervise::{Live, Pipes, monotonic, refuse_piped};
@@ -67,8 +68,8 @@ impl Instance {
     pub fn run(&self, command: impl Into<Command>) -> Result<Output> {
         let command = command.into();
         refuse_piped(&command)?;
-        let (mut live, _) = self.begin(command)?;
-        live.started()?;
+        let (mut live, _) = self.session.command(command, 0)?;
+        live.looked_at()?;
         live.wait(None)?;
         live.finish()
     }
@@ -106,9 +107,9 @@ impl Instance {
         self.session.clone()
     }
 
-    /// Asks for a command, and doesn't wait for it.
+    /// Asks for a command of whose exec there'll be a notice, and doesn't wait for it.
     pub(crate) fn begin(&self, command: Command) -> Result<(Live, Pipes)> {
-        self.session.command(command)
+        self.session.command(command, NOTIFY_START)
     }
 
     /// Sends a signal to the main process of each running command.

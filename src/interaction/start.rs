@@ -33,7 +33,7 @@ pub(super) fn start(mut spec: Interaction) -> Result<Round> {
         refuse_piped(&command)?;
         let live = match home {
             Home::Fresh(_) => supervise::start(&recipe, command, NOTIFY_START),
-            Home::Live(session) => session.command(command),
+            Home::Live(session) => session.command(command, NOTIFY_START),
         };
         asked.push((party, recipe.output, live.map_err(|e| e.within(&party.to_string()))?.0));
     }

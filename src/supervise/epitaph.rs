@@ -18,7 +18,7 @@ impl Live {
     /// its own end, and not of one that never began, of which all has been said.
     pub(super) fn turns_to_epitaph(&mut self) -> bool {
         let (Place::Shared(share), None) = (&self.place, &self.epitaph) else { return false };
-        if self.started.is_some() && self.ended.is_none() {
+        if self.began().is_some() && self.ended.is_none() {
             self.epitaph = share.epitaph();
         }
         self.epitaph.is_some()

@@ -125,6 +125,7 @@ impl Live {
         (self.draft, self.streams, self.pooled) = (draft, passed.streams, true);
         if flags & wire::NOTIFY_START == 0 {
             // Nobody will hear when it was.
+            self.proceeded = Some(self.asked);
             self.trace.started();
         }
         Ok(passed.pipes)

@@ -15,7 +15,7 @@ use super::applied;
 use super::broken::{lost, out_of_memory, overslept};
 use super::capture::Capture;
 use super::place::Place;
-use super::proof::{self, Expected};
+use super::proof::{self, Expected, Looks};
 use super::request::{send_group, tell};
 use crate::cgroup::Counters;
 use crate::changes::Upper;
@@ -73,6 +73,8 @@ pub(crate) struct Live {
     /// What a look at the command's process has found after that had ended.
     pub(super) doubt: Option<Error>,
     pub(super) started: Option<Report>,
+    /// Of one whose exec nobody is told: when it could go on to it.
+    pub(super) proceeded: Option<u64>,
     pub(super) ended: Option<Report>,
     output_exceeded: bool,
     /// It was prepared, and somebody else prepares the next one.
@@ -118,6 +120,7 @@ impl Live {
             terminal: None,
             doubt: None,
             started: None,
+            proceeded: None,
             ended: None,
             output_exceeded: false,
             pooled: false,
@@ -177,6 +180,32 @@ impl Live {
         Ok(None)
     }
 
+    /// Takes the next message of a set-up whose end is the look, if there's one; true when
+    /// that has been.
+    pub(super) fn arrives_looked_at(&mut self) -> Result<bool> {
+        let message = self.setup_message().inspect_err(|error| self.trace.failed(error))?;
+        match message {
+            Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
+                self.let_proceed(fds[0].as_fd()).inspect_err(|error| self.trace.failed(error))?;
+                if self.doubt.is_some() {
+                    return Ok(false);
+                }
+                self.proceeded = Some(super::monotonic());
+                if let Some(checkpoint) = self.sandbox.root.checkpoint() {
+                    checkpoint.has_been_sealed();
+                }
+                Ok(true)
+            }
+            Some(_) => Err(self.lost(None)).inspect_err(|error| self.trace.failed(error)),
+            None => Ok(false),
+        }
+    }
+
+    /// When it was executed, as far as that's known, and the layers that it does without.
+    pub(super) fn began(&self) -> Option<(u64, u64)> {
+        self.started.map(|report| (report.began, report.missing)).or(self.proceeded.map(|began| (began, 0)))
+    }
+
     /// Lets the command's process, which waits, execute it, if it's as it should be.
     pub(super) fn let_proceed(&mut self, process: BorrowedFd<'_>) -> Result<()> {
         match self.look(process) {
@@ -203,15 +232,16 @@ impl Live {
     /// Compares the command's process, which waits, with the recipe.
     fn look(&mut self, process: BorrowedFd<'_>) -> Result<()> {
         let kind = self.kind;
-        let seen = self.place.init().has_seen(kind);
+        let looks = Looks { maps: self.place.is_unmapped(), places: !self.place.init().has_seen(kind) };
         let looked = match sys::pidfd::number(process) {
-            Ok(Some(pid)) => proof::check(&self.sandbox, &self.expected, pid, !seen),
+            Ok(Some(pid)) => proof::check(&self.sandbox, &self.expected, pid, looks),
             Ok(None) => Err(proof::out_of_sight()),
             Err(error) => Err(Error::io("read back", "the sandbox", error)),
         };
         match looked {
             Ok(()) => {
                 self.place.init().see(kind);
+                self.place.is_mapped();
                 Ok(())
             }
             // There's nothing left to look at, or soon won't be, and nothing to execute; what
@@ -255,11 +285,11 @@ impl Live {
             }
             Report::GONE => {
                 self.gone = true;
-                match self.started {
+                match self.began() {
                     _ if self.ended.is_some() => {}
                     // PID 1 has been stopped from outside, or was stuck. What it would have
                     // told about the run's use of things nobody knows.
-                    Some(Report { began, missing, .. }) if self.is_overdue(began, &report) => {
+                    Some((began, missing)) if self.is_overdue(began, &report) => {
                         self.conclude(Report { began, missing, ..report.with_unknown_use() });
                     }
                     _ if report.cause & Report::WALL != 0 => return Err(overslept()),
@@ -329,7 +359,7 @@ impl Live {
 
     /// Tells the lines that have come since; at the `end` also one without its line feed.
     pub(crate) fn tell_lines(&mut self, end: bool, mut on_line: impl FnMut(Line<'_>)) {
-        let began = self.started.map_or(0, |report| report.began);
+        let began = self.began().map_or(0, |(began, _)| began);
         let at = Duration::from_nanos(super::monotonic().saturating_sub(began));
         for (stream, source) in self.streams.iter_mut().zip([Source::Stdout, Source::Stderr]) {
             if let Some(stream) = stream {

@@ -29,10 +29,25 @@ impl Place {
         }
     }
 
-    pub(super) fn counters(&self) -> Counters {
+    pub(super) fn counters(&mut self) -> Counters {
         match self {
             Place::Own { group, .. } => group.counters(),
             Place::Shared(share) => share.counters(),
+        }
+    }
+
+    /// Whether the id maps have still to be read back.
+    pub(super) fn is_unmapped(&self) -> bool {
+        match self {
+            Place::Own { .. } => true,
+            Place::Shared(share) => share.is_unmapped(),
+        }
+    }
+
+    /// They have been, and were right.
+    pub(super) fn is_mapped(&self) {
+        if let Place::Shared(share) = self {
+            share.is_mapped();
         }
     }
 

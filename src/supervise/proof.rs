@@ -3,7 +3,8 @@
 //!
 //! The command's process stops once it has given up what it gives up, and the host reads
 //! what the kernel shows of it: identity, capabilities, id maps and resource limits for
-//! every run; namespaces and mounts once for every kind of sandbox that an init makes,
+//! every run (the maps of a live sandbox at its first command only: they are written once,
+//! and the ids that `status` shows are by those maps); namespaces and mounts once for every kind of sandbox that an init makes,
 //! because those are the same steps each time and cost as much to read as the rest
 //! together. None of it comes from the process itself. That the system call filter is in
 //! force shows in its own way: the step that installs it is the last before exec, and
@@ -43,14 +44,24 @@ pub(crate) struct Expected {
     pub(crate) limits: Vec<Rlimit>,
 }
 
-/// Compares a stopped process with what it should be. With `all`, namespaces and mounts
-/// too.
-pub(crate) fn check(sandbox: &Sandbox, expected: &Expected, pid: u32, all: bool) -> Result<()> {
+/// What is looked at beside what may differ each time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looks {
+    /// The id maps.
+    pub(crate) maps: bool,
+    /// Namespaces and mounts.
+    pub(crate) places: bool,
+}
+
+/// Compares a stopped process with what it should be.
+pub(crate) fn check(sandbox: &Sandbox, expected: &Expected, pid: u32, looks: Looks) -> Result<()> {
     let process = Process::open(pid)?;
     process.status(sandbox, expected)?;
-    process.maps(expected)?;
+    if looks.maps {
+        process.maps(expected)?;
+    }
     process.limits(expected)?;
-    if all {
+    if looks.places {
         process.namespaces(sandbox, expected)?;
         process.mounts(sandbox)?;
     }
@@ -115,8 +126,11 @@ impl Process {
 
     fn status(&self, sandbox: &Sandbox, expected: &Expected) -> Result<()> {
         let text = self.read("status")?;
-        let fields: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once(':')).collect();
-        let field = |wanted: &str| fields.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.trim()).unwrap_or_default();
+        let field = |wanted: &str| {
+            let line = text.match_indices(wanted).find(|(at, _)| text[..*at].ends_with('\n') && text[at + wanted.len()..].starts_with(':'));
+            let value = line.and_then(|(at, name)| text[at + name.len() + 1..].lines().next());
+            value.unwrap_or_default().trim()
+        };
         let numbers = |name: &str| field(name).split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
         let (uid, gid) = sandbox.account();
         for (name, outside) in [("Uid", expected.outside(uid, expected.own.0)), ("Gid", expected.outside(gid, expected.own.1))] {

@@ -44,9 +44,15 @@ pub(crate) struct Session {
     group: Mutex<Group>,
     init: Arc<Init>,
     pub(crate) ids: Ids,
+    /// Numbers of commands, and of their groups.
+    commands: AtomicU32,
     next: AtomicU32,
     /// Commands whose end hasn't been seen.
     running: AtomicU32,
+    /// Left by a command, for the next.
+    spare: Mutex<Option<Joined>>,
+    /// Its id maps have been read back, and can't change any more (user_namespaces(7)).
+    mapped: AtomicBool,
     layer: Mutex<Option<Shown>>,
     missing: u64,
     pub(crate) began: u64,
@@ -76,12 +82,20 @@ pub(crate) type Answer = (Report, Vec<OwnedFd>);
 /// What steps inside are about, for errors.
 pub(crate) const FILES: &str = "the files of the sandbox";
 
+/// A command's own group, if there's one, and what it joins by.
+#[derive(Debug)]
+struct Joined {
+    own: Option<CommandGroup>,
+    handles: Handles,
+    cpu_limit: bool,
+}
+
 /// One command's part in it.
 #[derive(Debug)]
 pub(super) struct Share {
     session: Arc<Session>,
     running: bool,
-    group: Option<CommandGroup>,
+    joined: Option<Joined>,
     before: Counters,
 }
 
@@ -90,12 +104,23 @@ impl Share {
         &self.session.init
     }
 
-    pub(super) fn counters(&self) -> Counters {
-        self.session.group().command_counters(self.group.as_ref(), &self.before)
+    pub(super) fn counters(&mut self) -> Counters {
+        let own = self.joined.as_mut().and_then(|joined| joined.own.as_mut());
+        self.session.group().command_counters(own, &self.before)
     }
 
     pub(super) fn missing(&self) -> u64 {
         self.session.missing
+    }
+
+    /// Whether the id maps have still to be read back.
+    pub(super) fn is_unmapped(&self) -> bool {
+        !self.session.mapped.load(Ordering::Relaxed)
+    }
+
+    /// They have been, and were right.
+    pub(super) fn is_mapped(&self) {
+        self.session.mapped.store(true, Ordering::Relaxed);
     }
 
     /// Its command has ended.
@@ -123,10 +148,8 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.ended();
-        if let Some(group) = &self.group
-            && self.session.is_ours()
-        {
-            self.session.group().remove_command(group);
+        if let Some(joined) = self.joined.take() {
+            self.session.give_back(joined);
         }
     }
 }
@@ -197,8 +220,11 @@ impl Session {
             group: Mutex::new(group),
             init: asked.init,
             ids: asked.expected.ids,
+            commands: AtomicU32::new(1),
             next: AtomicU32::new(1),
             running: AtomicU32::new(0),
+            spare: Mutex::new(None),
+            mapped: AtomicBool::new(false),
             layer: Mutex::new(shown),
             began,
             paused: Mutex::new(false),
@@ -209,7 +235,7 @@ impl Session {
 
     /// Does something with its writable layer.
     pub(crate) fn with_layer<T>(&self, look: impl FnOnce(&Upper) -> Result<T>) -> Result<T> {
-        let layer = self.layer.lock().unwrap_or_else(|e| e.into_inner());
+        let layer = lock(&self.layer);
         look(&layer.as_ref().ok_or_else(|| self.no_layer())?.upper)
     }
 
@@ -232,7 +258,7 @@ impl Session {
         if self.running.load(Ordering::Relaxed) > 0 {
             return Err(Error::invalid("a command is still running, or nobody has waited for its end; a checkpoint has no processes"));
         }
-        let layer = self.layer.lock().unwrap_or_else(|e| e.into_inner()).take().ok_or_else(|| self.no_layer())?;
+        let layer = lock(&self.layer).take().ok_or_else(|| self.no_layer())?;
         if !self.end() {
             return Err(Error::new(ErrorKind::Lost, "the sandbox could not be ended in time, so its files are no checkpoint"));
         }
@@ -244,16 +270,16 @@ impl Session {
     }
 
     pub(crate) fn group(&self) -> MutexGuard<'_, Group> {
-        self.group.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.group)
     }
 
     /// The recipe as it is now.
     pub(crate) fn sandbox(&self) -> Sandbox {
-        self.sandbox.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        lock(&self.sandbox).clone()
     }
 
     pub(crate) fn set_sandbox(&self, sandbox: Sandbox) {
-        *self.sandbox.lock().unwrap_or_else(|e| e.into_inner()) = sandbox;
+        *lock(&self.sandbox) = sandbox;
     }
 
     /// Sends PID 1 something about all commands.
@@ -305,23 +331,25 @@ impl Session {
         Ok(keeping.enumerate().map(|(i, _)| if report.missing >> i & 1 == 1 { fds.next() } else { None }).collect())
     }
 
-    /// Starts a command.
-    pub(crate) fn command(self: &Arc<Session>, mut command: Command) -> Result<(Live, Pipes)> {
+    /// Asks for a command, with further flags of its plan.
+    pub(crate) fn command(self: &Arc<Session>, mut command: Command, flags: u64) -> Result<(Live, Pipes)> {
         let began = monotonic();
         let recipe = self.sandbox();
         let sandbox = command.limits.over(&recipe).unwrap_or(recipe);
         sandbox.validate()?;
         command = sandbox.complete(command)?;
         command.validate()?;
-        if *self.paused.lock().unwrap_or_else(|e| e.into_inner()) {
+        if *lock(&self.paused) {
             return Err(Error::invalid("a paused sandbox starts no command; resume it first"));
         }
         let trace = Trace::of_command(Some(&self.trace), &sandbox, &command);
         let passed = pass(&mut command, &sandbox)?;
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (share, handles) = self.share(number, sandbox.group_limits().cpu_account)?;
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        let share = self.share(sandbox.group_limits().cpu_account)?;
+        let none = Handles::default();
+        let handles = share.joined.as_ref().map_or(&none, |joined| &joined.handles);
         let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
-        let group = grouped(&sandbox, &handles, &mut fds, self.group().limits_processes());
+        let group = grouped(&sandbox, handles, &mut fds, self.group().limits_processes());
         let wanted = Wanted {
             first: wire::slot::PASSED,
             command: &command,
@@ -333,7 +361,7 @@ impl Session {
         };
         let mut draft = compile::beside(&sandbox, &self.init.facts, self.ids, &wanted)?;
         draft.change(&sandbox.changes)?;
-        draft.settings.flags |= wire::NOTIFY_START;
+        draft.settings.flags |= flags;
         draft.settings.command = number;
         let expected = expected(&sandbox, &self.init, self.ids, group.processes);
         let reply = self.ask(Request::RUN, number, &draft, &fds)?;
@@ -341,15 +369,38 @@ impl Session {
         Ok((Live::new(began, trace, sandbox, reply, draft, expected, place, passed.streams), passed.pipes))
     }
 
-    fn share(self: &Arc<Session>, number: u32, cpu_limit: bool) -> Result<(Share, Handles)> {
-        let group = self.group();
-        let own = group.command(number)?;
-        let handles = group.command_handles(own.as_ref(), cpu_limit);
-        let before = group.counters();
-        drop(group);
+    fn share(self: &Arc<Session>, cpu_limit: bool) -> Result<Share> {
+        let spare = lock(&self.spare).take_if(|spare| spare.cpu_limit == cpu_limit);
+        let joined = spare.map_or_else(|| self.joined(cpu_limit), Ok)?;
+        let before = self.group().events();
         self.running.fetch_add(1, Ordering::Relaxed);
-        let share = Share { session: self.clone(), running: true, group: own, before };
-        Ok((share, handles?))
+        Ok(Share { session: self.clone(), running: true, joined: Some(joined), before })
+    }
+
+    fn joined(&self, cpu_limit: bool) -> Result<Joined> {
+        let group = self.group();
+        let own = group.command(self.next.fetch_add(1, Ordering::Relaxed))?;
+        let handles = group.command_handles(own.as_ref(), cpu_limit);
+        if handles.is_err()
+            && let Some(own) = &own
+        {
+            group.remove_command(own);
+        }
+        Ok(Joined { handles: handles?, own, cpu_limit })
+    }
+
+    /// A command that had this has ended. Its group serves the next one, if nobody can tell:
+    /// to make and remove one takes as long as all else that the host does for a command.
+    fn give_back(&self, mut joined: Joined) {
+        if !self.is_ours() {
+            return;
+        }
+        let Some(own) = &mut joined.own else { return };
+        if own.serves_again() {
+            *lock(&self.spare) = Some(joined);
+        } else {
+            self.group().remove_command(own);
+        }
     }
 
     /// Whether it has said nothing since its start: it would be its end.
@@ -365,7 +416,7 @@ impl Session {
     /// The locks on its volumes, for the one that takes its place when it has
     /// [ended](Self::end): nobody else gets them in between.
     pub(crate) fn volumes(&self) -> Option<Arc<Hold>> {
-        self.volumes.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        lock(&self.volumes).clone()
     }
 
     /// Kills everything, has it reported, and waits for the end; true if that came.
@@ -386,7 +437,7 @@ impl Session {
             gone = wait_for_end(&self.reply, END_LIMIT);
         }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
-        let volumes = self.volumes.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let volumes = lock(&self.volumes).take();
         if let Some(volumes) = volumes.filter(|_| !gone) {
             // As long as this program lives: it may not be dead.
             std::mem::forget(volumes);
@@ -402,6 +453,10 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// True when everybody is dead.

@@ -22,6 +22,19 @@ impl Live {
         }
     }
 
+    /// Waits until the command's process has been looked at and goes on to its exec. What
+    /// becomes of that is heard with the end: who runs a command and waits for it asks for
+    /// no notice in between, which would wake host and PID 1 while a short command ends.
+    pub(crate) fn looked_at(&mut self) -> Result<()> {
+        while self.proceeded.is_none() {
+            self.await_setup()?;
+            if self.arrives_looked_at()? {
+                self.trace.started();
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for the next message of the set-up.
     pub(super) fn await_setup(&self) -> Result<()> {
         match wait_readable(self.socket(), SETUP_LIMIT) {
