@@ -13,6 +13,11 @@ pub fn without_idmapped_tmpfs() {
     crate::supervise::share::WITHOUT_IDMAPPED_TMPFS.store(true, std::sync::atomic::Ordering::Relaxed);
 }
 
+/// How many runs of this process had a sandbox that was made ahead.
+pub fn runs_with_next() -> u64 {
+    crate::supervise::next::SERVED.load(std::sync::atomic::Ordering::Relaxed)
+}
+
 /// An instruction of a filter, as `struct sock_filter` has it: code, jt, jf, k.
 pub type Instruction = (u16, u8, u8, u32);
 

@@ -9,10 +9,10 @@
 //! status disappear, which nobody asks for.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -33,6 +33,7 @@ use crate::plan::message::{Report, Request};
 use crate::plan::namespaces::Ids;
 use crate::plan::start::{Start, start_plan};
 use crate::probe::{Facts, Subordinate, starts};
+use crate::supervise::next;
 use crate::sys;
 
 static BINARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cofferdam-init"));
@@ -52,6 +53,8 @@ pub(crate) struct Init {
     pidfd: OwnedFd,
     pub(crate) facts: Facts,
     pub(crate) start: Start,
+    /// What init saw of the host's files when it started.
+    sight: Option<Sight>,
     /// Ids from 1 on inside an ordinary user's sandboxes, or why there are none.
     pub(crate) subordinate: std::result::Result<Subordinate, String>,
     pub(crate) ranges: Option<Arc<Ranges>>,
@@ -183,6 +186,7 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
         Some(init) => init.clone(),
         None => return Ok(true),
     };
+    next::clear();
     init.ahead.clear();
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
@@ -250,6 +254,7 @@ impl Init {
                         pidfd,
                         facts,
                         start,
+                        sight: Sight::now(),
                         subordinate,
                         ranges,
                         ahead: Ahead::default(),
@@ -270,7 +275,24 @@ impl Init {
     }
 }
 
+/// A mount namespace and a root in it, by their inodes.
+#[derive(Debug, PartialEq, Eq)]
+struct Sight([u64; 3]);
+
+impl Sight {
+    /// The calling thread's.
+    fn now() -> Option<Sight> {
+        let (namespace, root) = (fs::metadata("/proc/thread-self/ns/mnt").ok()?, fs::metadata("/").ok()?);
+        Some(Sight([namespace.ino(), root.dev(), root.ino()]))
+    }
+}
+
 impl Init {
+    /// Whether a path leads the calling thread where it leads init.
+    pub(crate) fn sees_what_we_see(&self) -> bool {
+        self.sight.is_some() && self.sight == Sight::now()
+    }
+
     /// How ids outside are called inside.
     pub(crate) fn id_map(&self, ids: Ids) -> IdMap {
         ids.map(&self.facts, self.subordinate.as_ref().ok())
@@ -418,7 +440,7 @@ fn write_maps(pid: u32, ids: Option<Subordinate>) -> Result<()> {
             Err(error) => error.to_string(),
         };
         let map = if helper == "newuidmap" { "uid_map" } else { "gid_map" };
-        if std::fs::read_to_string(format!("/proc/{pid}/{map}")).is_ok_and(|text| text.lines().count() == 2) {
+        if fs::read_to_string(format!("/proc/{pid}/{map}")).is_ok_and(|text| text.lines().count() == 2) {
             continue;
         }
         return Err(Error::unsupported(format!("cannot map subordinate ids: {helper}: {said} (install uidmap; it must be setuid root)")));

@@ -82,20 +82,20 @@ pub struct Sandbox {
 }
 
 /// A bind or a tmpfs of a recipe.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
     pub(crate) inside: PathBuf,
     pub(crate) kind: MountKind,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MountKind {
     Bind { host: PathBuf, writable: bool },
     Tmpfs { bytes: u64 },
 }
 
 /// A file given by its contents.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileSpec {
     pub(crate) inside: PathBuf,
     pub(crate) contents: Arc<[u8]>,

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 
 /// A directory or file of the host's, shown read-only.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) host: String,
     pub(crate) inside: String,
 }
 
 /// How the host's root is put together.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HostLayout {
     pub(crate) parts: Vec<Part>,
     /// Name (without slash) and target of links in the root.

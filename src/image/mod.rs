@@ -58,6 +58,17 @@ pub(crate) enum Root {
 }
 
 impl Image {
+    /// Whether it's the same one.
+    pub(crate) fn is_like(&self, other: &Image) -> bool {
+        match (&self.root, &other.root) {
+            (Root::Host(one), Root::Host(other)) => one == other,
+            (Root::Dir(one), Root::Dir(other)) => one == other,
+            (Root::Layers(one), Root::Layers(other)) => Arc::ptr_eq(one, other),
+            (Root::Checkpoint(one), Root::Checkpoint(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
     /// The host's own programs: its `/usr`, read-only, with the `/bin`, `/lib`,
     /// `/lib64` and `/sbin` that lead into it. Compilers and interpreters work as
     /// they do on the host; there's nothing to download.

@@ -2,6 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::landlock::{self, Ruleset};
 use super::scratch::Kept;
@@ -54,8 +55,8 @@ pub(crate) struct Wanted<'a> {
 pub(crate) enum Purpose<'a> {
     /// One command, with which it ends.
     Run(Wanted<'a>),
-    /// One command, which isn't known yet.
-    Later(&'a Grouped),
+    /// One command, which isn't known yet; how long its process waits to be looked at.
+    Later(&'a Grouped, Option<Duration>),
     /// Commands that come later.
     Live {
         /// What PID 1 gets of the group.
@@ -76,7 +77,7 @@ impl Purpose<'_> {
     fn kept(&self, sandbox: &Sandbox) -> Kept {
         match self {
             Purpose::Live { keeps_layer: true, .. } => Kept::Layer,
-            Purpose::Run(_) | Purpose::Later(_) if sandbox.keep_changes => Kept::Changes,
+            Purpose::Run(_) | Purpose::Later(..) if sandbox.keep_changes => Kept::Changes,
             _ => Kept::No,
         }
     }
@@ -140,10 +141,13 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
             draft.sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets);
             command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
-        Purpose::Later(group) => {
+        Purpose::Later(group, patience) => {
             await_group(&mut draft, group);
             draft.settings.flags |= wire::LAST_COMMAND;
             draft.sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets);
+            if let Some(patience) = patience {
+                wait_no_longer_than(&mut draft, patience);
+            }
             early(&mut draft, sandbox, facts, ids, group, ruleset, filter.as_deref())?;
         }
         Purpose::Live { group, .. } => {
@@ -310,6 +314,15 @@ fn terminal(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, (rows, columns): (u1
     slave
 }
 
+/// Has every wait for the host end in a failure then.
+fn wait_no_longer_than(draft: &mut Draft, patience: Duration) {
+    draft.area(Area::Setup);
+    // struct timeval
+    let time = draft.words(&[patience.as_secs(), patience.subsec_micros().into()]);
+    let args = [Arg::Slot(wire::slot::REPLY), libc::SOL_SOCKET.into(), libc::SO_RCVTIMEO.into(), time, 16.into()];
+    draft.step(libc::SYS_setsockopt, &args, "limit", "the wait for the host");
+}
+
 /// Takes the descriptors of the group, which the host has made meanwhile.
 fn await_group(draft: &mut Draft, group: &Grouped) {
     let watched = group.cpu.map(|(slot, _)| slot).into_iter().chain(group.oom.into_iter().flat_map(|(event, count)| [event, count]));
@@ -334,7 +347,7 @@ fn join(draft: &mut Draft, facts: &Facts, group: &Grouped) {
 
 /// What PID 1 is to watch.
 fn watch(sandbox: &Sandbox, group: &Grouped) -> wire::Watch {
-    let nanos = |time: Option<std::time::Duration>| time.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX));
+    let nanos = |time: Option<Duration>| time.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX));
     let cpus = sandbox.limits.cpus.map_or(group.cpus, |cpus| cpus.min(group.cpus));
     let mut watch = wire::Watch {
         cpu_rate: ((cpus * 1000.0).ceil() as u32).max(1),

@@ -111,6 +111,15 @@ pub struct SyscallPolicy {
     cache: Arc<Cache>,
 }
 
+/// Whether both say the same in the same words.
+impl PartialEq for SyscallPolicy {
+    fn eq(&self, other: &SyscallPolicy) -> bool {
+        (&self.base, &self.changes) == (&other.base, &other.changes)
+    }
+}
+
+impl Eq for SyscallPolicy {}
+
 impl SyscallPolicy {
     /// See [`Syscalls::allow`].
     pub fn allow(self, name: impl Into<String>) -> SyscallPolicy {

@@ -106,6 +106,64 @@ impl Sandbox {
         self
     }
 
+    /// Whether it's a recipe for the same, if the root is.
+    pub(crate) fn is_like_but_for_its_root(&self, other: &Sandbox) -> bool {
+        let Sandbox {
+            root: _,
+            mounts,
+            volumes,
+            files,
+            writable,
+            writable_files,
+            user,
+            entrypoint,
+            hostname,
+            network,
+            syscalls,
+            nesting,
+            speculation,
+            aslr,
+            capabilities,
+            rlimits,
+            limits,
+            cpu_time,
+            idle_time,
+            reuse_network,
+            wall_time,
+            output,
+            keep_output,
+            keep_tail,
+            id_base,
+            borrowed_proc,
+            keep_changes,
+            require,
+            prefer,
+            changes,
+            problem,
+        } = self;
+        (mounts, files, user, entrypoint, hostname) == (&other.mounts, &other.files, &other.user, &other.entrypoint, &other.hostname)
+            && (writable, writable_files, network, syscalls) == (&other.writable, &other.writable_files, &other.network, &other.syscalls)
+            && (nesting, speculation, aslr, capabilities) == (&other.nesting, &other.speculation, &other.aslr, &other.capabilities)
+            && (rlimits, limits, cpu_time, idle_time) == (&other.rlimits, &other.limits, &other.cpu_time, &other.idle_time)
+            && (reuse_network, wall_time, output) == (&other.reuse_network, &other.wall_time, &other.output)
+            && (keep_output, keep_tail, id_base) == (&other.keep_output, &other.keep_tail, &other.id_base)
+            && (borrowed_proc, keep_changes, require, prefer) == (&other.borrowed_proc, &other.keep_changes, &other.require, &other.prefer)
+            // Of these nobody asks for more than whether there are any.
+            && volumes.is_empty() && other.volumes.is_empty()
+            && changes.is_empty() && other.changes.is_empty()
+            && problem.is_none() && other.problem.is_none()
+    }
+
+    /// How many bytes its files have that are given by their contents.
+    pub(crate) fn size_of_files(&self) -> usize {
+        self.files.iter().map(|file| file.contents.len()).sum()
+    }
+
+    /// Whether nothing but its root is the host's.
+    pub(crate) fn has_own_files_only(&self) -> bool {
+        self.volumes.is_empty() && self.mounts.iter().all(|mount| matches!(mount.kind, MountKind::Tmpfs { .. }))
+    }
+
     /// Parents before what lies in them.
     pub(crate) fn sorted_mounts(&self) -> Vec<&Mount> {
         let mut mounts: Vec<&Mount> = self.mounts.iter().collect();

@@ -3,11 +3,13 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::live::Live;
+use super::next::Running;
 use super::place::Place;
-use super::{For, Passed, Pipes, ask, encoded, grouped, insist, monotonic, pass};
+use super::{For, Passed, Pipes, Question, SETUP_LIMIT, ask, encoded, grouped, insist, monotonic, next, pass, question};
 use crate::child::Child;
 use crate::command::{Command, Stdio, Stream};
 use crate::error::Result;
@@ -26,17 +28,37 @@ pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
     sandbox.validate()?;
     let began = monotonic();
     let volumes = sandbox.hold_volumes()?;
-    let mut asked = insist(|| ask(sandbox, For::LaterCommand, 0, &Passed::nothing()))?;
+    let mut asked = insist(|| ask(sandbox, For::LaterCommand(None), 0, &Passed::nothing()))?;
     let recipe = sandbox.with_changes(std::mem::take(&mut asked.later));
     let mut live = asked.live(began, Trace::of_nothing(), recipe, [None, None], volumes)?;
-    live.stands()?;
+    live.stands_within(SETUP_LIMIT)?;
     Ok(live)
+}
+
+/// The question for one, which ends by itself if it isn't looked at in time; with its group.
+pub(super) fn question_ahead(sandbox: &Sandbox) -> Result<Question> {
+    let mut question = question(sandbox, For::LaterCommand(Some(next::LIFE)), 0, &Passed::nothing())?;
+    question.group.make()?;
+    Ok(question)
+}
+
+/// Asks for that one, and waits for nothing.
+pub(super) fn ask_ahead(sandbox: &Sandbox, question: Question) -> Result<Live> {
+    let asked = question.ask(sandbox, &Passed::nothing())?;
+    asked.live(monotonic(), Trace::of_nothing(), sandbox.clone(), [None, None], sandbox.hold_volumes()?)
 }
 
 pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Output> {
     // Nobody asks when it was executed.
     let (mut live, _) = execute(live, sandbox, command, 0)?;
     live.wait(None)?;
+    live.finish()
+}
+
+/// The same for one that was asked for ahead: so is the next.
+pub(super) fn run_ahead(running: &Running, live: Live, sandbox: &Sandbox, command: Command) -> Result<Output> {
+    let (mut live, _) = execute(live, sandbox, command, 0)?;
+    next::wait_and_prepare(running, sandbox, &mut live)?;
     live.finish()
 }
 
@@ -72,9 +94,9 @@ fn execute(mut live: Live, sandbox: &Sandbox, command: Command, flags: u64) -> R
 
 impl Live {
     /// Waits until the process of a command that isn't known yet has been looked at.
-    fn stands(&mut self) -> Result<()> {
+    pub(super) fn stands_within(&mut self, limit: Duration) -> Result<()> {
         loop {
-            self.await_setup()?;
+            self.await_setup_for(limit)?;
             match self.setup_message()? {
                 Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
                     self.let_proceed(fds[0].as_fd())?;
@@ -91,6 +113,17 @@ impl Live {
     /// Whether it has said nothing since: it would be its end.
     pub(crate) fn still_stands(&self) -> bool {
         matches!(launch::wait_readable(self.reply.as_fd(), Duration::ZERO), Ok(false))
+    }
+
+    /// Whether it has ended, and init with it or before it; what it said before may still
+    /// be there to be read.
+    pub(super) fn is_lost(&self) -> bool {
+        let mut polled = [
+            PollFd::new(self.place.init().pidfd(), PollFlags::POLLIN),
+            // Its end and nothing else.
+            PollFd::new(self.reply.as_fd(), PollFlags::empty()),
+        ];
+        poll(&mut polled, PollTimeout::ZERO) != Ok(0)
     }
 
     /// Tells init that it's not wanted any more.

@@ -478,9 +478,14 @@ impl Live {
     }
 
     /// From now on `drop` waits for nothing.
-    #[cfg(feature = "tokio")]
     pub(crate) fn without_patience(mut self) -> Live {
         self.patience = Duration::ZERO;
+        self
+    }
+
+    /// It waits as ever.
+    pub(super) fn with_patience(mut self) -> Live {
+        self.patience = DROP_LIMIT;
         self
     }
 

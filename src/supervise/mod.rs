@@ -11,6 +11,7 @@ mod descriptors;
 mod epitaph;
 mod late;
 mod live;
+pub(crate) mod next;
 mod place;
 mod proof;
 mod request;
@@ -19,6 +20,7 @@ mod wait;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
@@ -70,9 +72,13 @@ pub(crate) fn refuse_piped(command: &Command) -> Result<()> {
 
 pub(crate) fn run(sandbox: &Sandbox, command: Command) -> Result<Output> {
     refuse_piped(&command)?;
+    let running = next::Running::new();
+    if let Some(live) = next::take(sandbox, &command) {
+        return late::run_ahead(&running, live, sandbox, command);
+    }
     let (mut live, _) = start(sandbox, command, wire::NOTIFY_START)?;
     live.started()?;
-    live.wait(None)?;
+    next::wait_and_prepare(&running, sandbox, &mut live)?;
     live.finish()
 }
 
@@ -245,7 +251,8 @@ pub(crate) fn start_empty(sandbox: &Sandbox, keep: Keep) -> Result<Asked> {
 #[derive(Clone, Copy)]
 enum For<'a> {
     Command(&'a Command),
-    LaterCommand,
+    /// That comes in time, if there's a limit: then a process waits no longer for the look.
+    LaterCommand(Option<Duration>),
     Commands(Keep),
 }
 
@@ -274,11 +281,29 @@ impl Asked {
     }
 }
 
+/// What init is to be asked: all of it that takes time.
+#[derive(Debug)]
+pub(crate) struct Question {
+    init: Arc<Init>,
+    draft: Draft,
+    plan: OwnedFd,
+    claim: Option<Arc<Claim>>,
+    ids: Ids,
+    group: Group,
+    expected: Expected,
+    later: Vec<Change>,
+    network: u32,
+}
+
 fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<Asked> {
+    question(sandbox, what, flags, passed)?.ask(sandbox, passed)
+}
+
+fn question(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<Question> {
     let init = launch::init()?;
     let keep = if let For::Commands(keep) = what { keep } else { Keep::Nothing };
     let (ids, claim) = ids(sandbox, &init, keep)?;
-    let mut group = init.ahead.take(group(sandbox, &init)?);
+    let group = init.ahead.take(group(sandbox, &init)?);
     let mut grouped = grouped(sandbox, &group, passed.fds.len());
     let purpose = match what {
         For::Command(command) => Purpose::Run(Wanted {
@@ -290,7 +315,7 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
             writable: &passed.writable,
             first: wire::slot::PASSED,
         }),
-        For::LaterCommand => Purpose::Later(&grouped),
+        For::LaterCommand(patience) => Purpose::Later(&grouped, patience),
         For::Commands(_) => {
             // Commands bring their own; PID 1 gets what is about all of them.
             (grouped.join, grouped.cpu) = (Vec::new(), None);
@@ -302,16 +327,14 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
     let mut draft = compile::sandbox(sandbox, &init.facts, ids, purpose)?;
     let (changes, later) = match what {
         For::Command(_) => (sandbox.changes.clone(), Vec::new()),
-        For::LaterCommand | For::Commands(_) => change::split(&sandbox.changes, draft.steps.len()),
+        For::LaterCommand(_) | For::Commands(_) => change::split(&sandbox.changes, draft.steps.len()),
     };
     draft.change(&changes)?;
     let expected = expected(sandbox, &init, ids, grouped.processes);
     draft.settings.flags |= flags;
     // Others may hold what they have of its network.
-    draft.reuses_network = sandbox.reuse_network && draft.sockets && matches!(what, For::Command(_));
+    draft.reuses_network = sandbox.reuse_network && draft.sockets && matches!(what, For::Command(_) | For::LaterCommand(_));
     let plan = encoded(&draft)?;
-    let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
-    fds.extend(sandbox.root.checkpoint().map(|frozen| frozen.mounts()));
     let network = match network_origin(sandbox, &init.facts) {
         // Unless a test has taken the filter away.
         Origin::Ahead if !draft.sockets && sandbox.changes.is_empty() => Request::UNREACHED_NETWORK,
@@ -319,9 +342,18 @@ fn ask(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Result<
         Origin::Ahead => Request::OWN_NETWORK,
         _ => Request::OTHER_NETWORK,
     };
-    let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
-    let ids = if sandbox.keep_changes { init.id_map(ids) } else { IdMap::default() };
-    Ok(Asked { reply, draft, claim, ids, group, init, expected, later })
+    Ok(Question { init, draft, plan, claim, ids, group, expected, later, network })
+}
+
+impl Question {
+    fn ask(self, sandbox: &Sandbox, passed: &Passed) -> Result<Asked> {
+        let Question { init, draft, plan, claim, ids, mut group, expected, later, network } = self;
+        let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
+        fds.extend(sandbox.root.checkpoint().map(|frozen| frozen.mounts()));
+        let reply = launch::start_sandbox(&init, plan.as_fd(), &fds, network, &mut group)?;
+        let ids = if sandbox.keep_changes { init.id_map(ids) } else { IdMap::default() };
+        Ok(Asked { reply, draft, claim, ids, group, init, expected, later })
+    }
 }
 
 /// What must be so before a command is executed.

@@ -1,6 +1,6 @@
 //! Waiting for a command in a thread: `poll`, and what [`Live`] does then.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollTimeout, poll};
@@ -37,7 +37,12 @@ impl Live {
 
     /// Waits for the next message of the set-up.
     pub(super) fn await_setup(&self) -> Result<()> {
-        match wait_readable(self.socket(), SETUP_LIMIT) {
+        self.await_setup_for(SETUP_LIMIT)
+    }
+
+    /// The same for so long.
+    pub(super) fn await_setup_for(&self, limit: Duration) -> Result<()> {
+        match wait_readable(self.socket(), limit) {
             Ok(true) => Ok(()),
             Ok(false) => Err(overdue()),
             Err(error) => Err(Error::io("wait for", "the sandbox", error)),

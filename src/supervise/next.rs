@@ -1,0 +1,299 @@
+//! The next sandbox of a recipe that's run again and again, made while nobody waits for it.
+//!
+//! What a run needs but its command is the same each time. So when a recipe is run for the
+//! second time in a row, and while its host waits for the command, the host asks for the next
+//! sandbox as a pool does: init, the outer child and PID 1 set it up to the point where it's
+//! looked at. The next run of the same recipe takes it, if it's still what the recipe says;
+//! a fresh run costs half then. It's used once, and nothing has run in it before.
+//!
+//! What it sees of the host was opened before the run was asked for, so that must not make a
+//! difference: recipes with binds, volumes or checkpoints aren't served, and that root's
+//! paths lead where they led, in an unchanged table of mounts, is looked at again. Nobody
+//! else's sandbox waits for it: it's asked for only by a host that has a single run at work,
+//! and so leaves a processor idle.
+//!
+//! It keeps nothing for long: if nobody takes it, it ends by itself (its process waits two
+//! seconds, [`LIFE`]), and with it all but a control group and a few descriptors. One per
+//! program is all there is.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::statfs::{self, FsType, statfs};
+
+use super::live::Live;
+use super::{Question, late, monotonic};
+use crate::command::Command;
+use crate::error::Result;
+use crate::image::{Image, Root};
+use crate::launch;
+use crate::sandbox::Sandbox;
+use crate::store::Imported;
+
+/// How long its process waits for the look.
+pub(crate) const LIFE: Duration = Duration::from_secs(2);
+/// How long after it was asked for it's taken: long before that.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A command that takes longer isn't short.
+const SHORT: Duration = Duration::from_millis(1);
+/// Of the thread that prepares the question.
+const STACK: usize = 256 << 10;
+
+/// A recipe to be recognised, and so without what others would miss: as long as somebody has
+/// an image its layers can't be removed.
+#[derive(Debug)]
+struct Known {
+    recipe: Sandbox,
+    image: Option<Weak<Imported>>,
+}
+
+impl Known {
+    fn of(sandbox: &Sandbox) -> Known {
+        match &sandbox.root.root {
+            Root::Layers(image) => Known { recipe: sandbox.clone().rootfs(Image::dir("/")), image: Some(Arc::downgrade(image)) },
+            _ => Known { recipe: sandbox.clone(), image: None },
+        }
+    }
+
+    fn is(&self, sandbox: &Sandbox) -> bool {
+        let root = match (&self.image, &sandbox.root.root) {
+            (Some(image), Root::Layers(other)) => std::ptr::eq(image.as_ptr(), Arc::as_ptr(other)),
+            (None, _) => self.recipe.root.is_like(&sandbox.root),
+            _ => false,
+        };
+        root && self.recipe.is_like_but_for_its_root(sandbox)
+    }
+}
+
+/// One that waits.
+#[derive(Debug)]
+struct Waiting {
+    recipe: Known,
+    live: Live,
+    asked: Instant,
+    view: View,
+}
+
+#[derive(Debug)]
+struct State {
+    waiting: Option<Waiting>,
+    /// The recipe of the latest run.
+    latest: Option<Known>,
+}
+
+static STATE: Mutex<State> = Mutex::new(State { waiting: None, latest: None });
+/// Whose that is. A forked child of the host, which may have inherited the lock as a thread
+/// held it, keeps away from it.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+/// Runs at work.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// How many had one that waited; for tests.
+pub(crate) static SERVED: AtomicU64 = AtomicU64::new(0);
+/// When the latest of them ended, on CLOCK_MONOTONIC.
+static ENDED: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds between two runs of a stream.
+const STREAM: u64 = 500_000;
+
+/// A run at work, as long as it lives.
+pub(super) struct Running {
+    /// Another one has just ended.
+    in_stream: bool,
+}
+
+impl Running {
+    pub(super) fn new() -> Running {
+        RUNNING.fetch_add(1, Ordering::Relaxed);
+        Running { in_stream: monotonic().saturating_sub(ENDED.load(Ordering::Relaxed)) < STREAM }
+    }
+
+    fn is_alone(&self) -> bool {
+        RUNNING.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        ENDED.store(monotonic(), Ordering::Relaxed);
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn state() -> Option<MutexGuard<'static, State>> {
+    let own = std::process::id();
+    match OWNER.compare_exchange(0, own, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(owner) if owner != own => None,
+        // Nobody waits here: who comes second does without.
+        _ => STATE.try_lock().ok(),
+    }
+}
+
+/// The one that waits, if it's for this recipe and command; it has been looked at, and goes
+/// on to wait for the command.
+pub(super) fn take(sandbox: &Sandbox, command: &Command) -> Option<Live> {
+    let waiting = state()?.waiting.take()?;
+    let suits = waiting.asked.elapsed() < FRESH
+        && waiting.recipe.is(sandbox)
+        && late::fits_prepared(sandbox, command)
+        && waiting.view.is_as_it_was();
+    let mut live = waiting.live;
+    live.sandbox = sandbox.clone();
+    // What keeps it from standing the caller will hear of a sandbox that it waits for.
+    if !suits || live.is_lost() || live.stands_within(FRESH).is_err() || live.is_lost() || !live.still_stands() {
+        return None;
+    }
+    SERVED.fetch_add(1, Ordering::Relaxed);
+    Some(live.with_patience())
+}
+
+/// Waits for the end of a command. If another run of the recipe is to be expected the next
+/// sandbox is asked for: when the command has ended or, if it takes its time, after a while.
+/// Set-up would be in the way of a short command, which waits for the same locks of the
+/// kernel, and on two processors for one of them. But in a stream of runs it's asked for at
+/// once, because the next run comes at once.
+pub(super) fn wait_and_prepare(running: &Running, sandbox: &Sandbox, live: &mut Live) -> Result<()> {
+    if !running.is_alone() || !is_expected(sandbox) {
+        return live.wait(None).map(drop);
+    }
+    let in_stream = running.in_stream;
+    thread::scope(|scope| {
+        // To make the question and the group takes a fifth of a millisecond, and we have
+        // just woken the command up, which is often on this very processor then. So it's
+        // another thread that does it; where there are none to be had there's no next one.
+        let work = || match prepare(sandbox) {
+            Some((question, view)) if in_stream => {
+                ask(sandbox, question, view);
+                None
+            }
+            prepared => prepared,
+        };
+        let ready = thread::Builder::new().name("cofferdam-next".into()).stack_size(STACK).spawn_scoped(scope, work);
+        let mut ended = live.wait((!in_stream).then(|| Instant::now() + SHORT))?;
+        if let Some((question, view)) = ready.ok().and_then(|ready| ready.join().ok().flatten()) {
+            ask(sandbox, question, view);
+        }
+        while !ended {
+            ended = live.wait(None)?;
+        }
+        Ok(())
+    })
+}
+
+/// Whether another run of this recipe is to be expected, and a sandbox for it needed.
+fn is_expected(sandbox: &Sandbox) -> bool {
+    if !suits(sandbox) {
+        return false;
+    }
+    let Some(mut state) = state() else { return false };
+    let again = state.latest.as_ref().is_some_and(|latest| latest.is(sandbox));
+    if !again {
+        *state = State { waiting: None, latest: Some(Known::of(sandbox)) };
+    }
+    again && state.waiting.is_none()
+}
+
+fn prepare(sandbox: &Sandbox) -> Option<(Question, View)> {
+    let view = View::of(sandbox)?;
+    Some((late::question_ahead(sandbox).ok()?, view))
+}
+
+fn ask(sandbox: &Sandbox, question: Question, view: View) {
+    let Some(mut state) = state() else { return };
+    if state.waiting.is_none()
+        && let Ok(live) = late::ask_ahead(sandbox, question)
+    {
+        let (recipe, mut live) = (Known::of(sandbox), live.without_patience());
+        live.sandbox = recipe.recipe.clone();
+        state.waiting = Some(Waiting { recipe, live, asked: Instant::now(), view });
+    }
+}
+
+/// Lets go of the one that waits.
+pub(crate) fn clear() {
+    if OWNER.load(Ordering::Relaxed) == std::process::id() {
+        let mut state = STATE.lock().unwrap_or_else(|e| e.into_inner());
+        *state = State { waiting: None, latest: None };
+    }
+}
+
+/// Whether nothing of the recipe depends on when it's made, and it can be kept in mind.
+fn suits(sandbox: &Sandbox) -> bool {
+    /// Bytes of files that are given by their contents.
+    const SMALL: usize = 256 << 10;
+    sandbox.has_own_files_only()
+        && sandbox.size_of_files() <= SMALL
+        && !sandbox.keep_changes
+        && sandbox.changes.is_empty()
+        && sandbox.root.checkpoint().is_none()
+}
+
+/// What paths of the root led to.
+#[derive(Debug)]
+struct View {
+    places: Vec<(PathBuf, Place)>,
+    /// Polled: tells of every change of the table (proc_pid_mountinfo(5)).
+    mounts: File,
+}
+
+/// A file or directory. If its own entries or attributes have changed it counts as another,
+/// because an overlay of it isn't made for that.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl View {
+    fn of(sandbox: &Sandbox) -> Option<View> {
+        // Before the look at the paths.
+        let mounts = File::open("/proc/thread-self/mountinfo").ok()?;
+        if !launch::init().ok()?.sees_what_we_see() {
+            return None;
+        }
+        let paths: Vec<&Path> = match sandbox.root.base() {
+            Root::Host(layout) => layout.parts.iter().map(|part| Path::new(&part.host)).collect(),
+            Root::Dir(path) => vec![path],
+            Root::Layers(image) => vec![image.store_path()],
+            Root::Checkpoint(_) => return None,
+        };
+        if !paths.iter().all(|path| is_local(path)) {
+            return None;
+        }
+        let places = paths.into_iter().map(|path| Some((path.to_path_buf(), Place::at(path)?))).collect::<Option<_>>()?;
+        Some(View { places, mounts })
+    }
+
+    fn is_as_it_was(&self) -> bool {
+        let mut polled = [PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI)];
+        let still = poll(&mut polled, PollTimeout::ZERO) == Ok(0);
+        still && self.places.iter().all(|(path, place)| Place::at(path).is_some_and(|now| now == *place))
+    }
+}
+
+impl Place {
+    fn at(path: &Path) -> Option<Place> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(Place { device: found.dev(), inode: found.ino(), changed: (found.ctime(), found.ctime_nsec()) })
+    }
+}
+
+/// Whether a file system is this machine's own: another may hang, and the caller with it.
+fn is_local(path: &Path) -> bool {
+    const LOCAL: [FsType; 6] = [
+        statfs::EXT4_SUPER_MAGIC,
+        statfs::XFS_SUPER_MAGIC,
+        statfs::BTRFS_SUPER_MAGIC,
+        statfs::F2FS_SUPER_MAGIC,
+        statfs::TMPFS_MAGIC,
+        statfs::OVERLAYFS_SUPER_MAGIC,
+    ];
+    statfs(path).is_ok_and(|found| LOCAL.contains(&found.filesystem_type()))
+}
