@@ -431,6 +431,13 @@ impl Sandbox {
     ///
     /// When this returns every process of the run is dead and its files are out of
     /// reach.
+    ///
+    /// A program that runs a recipe again and again, one run at a time, has the next sandbox
+    /// made for it ahead: after a run or, in a stream of runs, beside it, in a thread that
+    /// ends with the call. Each is used once and is what the recipe says when it's used; one
+    /// that nobody uses is gone after two seconds. Recipes with binds, volumes, a checkpoint as
+    /// root or [`keep_changes`](Self::keep_changes) have theirs made when they're run, and so
+    /// does everything but this function.
     pub fn run(&self, command: impl Into<Command>) -> Result<Output> {
         supervise::run(self, command.into())
     }

@@ -1,10 +1,10 @@
 //! The next sandbox of a recipe that's run again and again, made while nobody waits for it.
 //!
-//! What a run needs but its command is the same each time. So when a recipe is run for the
-//! second time in a row, and while its host waits for the command, the host asks for the next
-//! sandbox as a pool does: init, the outer child and PID 1 set it up to the point where it's
-//! looked at. The next run of the same recipe takes it, if it's still what the recipe says;
-//! a fresh run costs half then. It's used once, and nothing has run in it before.
+//! What a run needs but its command is the same each time. So when a recipe is run again,
+//! with few others in between, the host asks for the next sandbox as a pool does: init, the
+//! outer child and PID 1 set it up to the point where it's looked at. The next run of the
+//! same recipe takes it, if it's still what the recipe says, and costs two thirds of what it
+//! would cost otherwise. It's used once, and nothing has run in it before.
 //!
 //! What it sees of the host was opened before the run was asked for, so that must not make a
 //! difference: recipes with binds, volumes or checkpoints aren't served, and that root's
@@ -13,8 +13,8 @@
 //! and so leaves a processor idle.
 //!
 //! It keeps nothing for long: if nobody takes it, it ends by itself (its process waits two
-//! seconds, [`LIFE`]), and with it all but a control group and a few descriptors. One per
-//! program is all there is.
+//! seconds, [`LIFE`]), and with it all but a control group and a few descriptors. There's one
+//! for a recipe, and four at most.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -84,12 +84,27 @@ struct Waiting {
 
 #[derive(Debug)]
 struct State {
-    waiting: Option<Waiting>,
-    /// The recipe of the latest run.
-    latest: Option<Known>,
+    /// One for a recipe.
+    waiting: Vec<Waiting>,
+    /// The recipes of the latest runs, the latest last.
+    known: Vec<Known>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { waiting: None, latest: None });
+impl State {
+    /// So many recipes may take turns.
+    const MOST: usize = 4;
+    const NOTHING: State = State { waiting: Vec::new(), known: Vec::new() };
+
+    /// One that's for this recipe, and others that have had their time.
+    fn take(&mut self, sandbox: &Sandbox) -> (Option<Waiting>, Vec<Waiting>) {
+        let place = self.waiting.iter().position(|waiting| waiting.recipe.is(sandbox));
+        let found = place.map(|place| self.waiting.remove(place));
+        let late = self.waiting.extract_if(.., |waiting| waiting.asked.elapsed() >= FRESH).collect();
+        (found, late)
+    }
+}
+
+static STATE: Mutex<State> = Mutex::new(State::NOTHING);
 /// Whose that is. A forked child of the host, which may have inherited the lock as a thread
 /// held it, keeps away from it.
 static OWNER: AtomicU32 = AtomicU32::new(0);
@@ -138,11 +153,10 @@ fn state() -> Option<MutexGuard<'static, State>> {
 /// The one that waits, if it's for this recipe and command; it has been looked at, and goes
 /// on to wait for the command.
 pub(super) fn take(sandbox: &Sandbox, command: &Command) -> Option<Live> {
-    let waiting = state()?.waiting.take()?;
-    let suits = waiting.asked.elapsed() < FRESH
-        && waiting.recipe.is(sandbox)
-        && late::fits_prepared(sandbox, command)
-        && waiting.view.is_as_it_was();
+    let (found, late) = state()?.take(sandbox);
+    drop(late);
+    let waiting = found?;
+    let suits = waiting.asked.elapsed() < FRESH && late::fits_prepared(sandbox, command) && waiting.view.is_as_it_was();
     let mut live = waiting.live;
     live.sandbox = sandbox.clone();
     // What keeps it from standing the caller will hear of a sandbox that it waits for.
@@ -192,11 +206,17 @@ fn is_expected(sandbox: &Sandbox) -> bool {
         return false;
     }
     let Some(mut state) = state() else { return false };
-    let again = state.latest.as_ref().is_some_and(|latest| latest.is(sandbox));
-    if !again {
-        *state = State { waiting: None, latest: Some(Known::of(sandbox)) };
-    }
-    again && state.waiting.is_none()
+    let known = match state.known.iter().position(|known| known.is(sandbox)) {
+        Some(place) => Some(state.known.remove(place)),
+        None if state.known.len() >= State::MOST => {
+            state.known.remove(0);
+            None
+        }
+        None => None,
+    };
+    let again = known.is_some();
+    state.known.push(known.unwrap_or_else(|| Known::of(sandbox)));
+    again && state.waiting.len() < State::MOST && !state.waiting.iter().any(|waiting| waiting.recipe.is(sandbox))
 }
 
 fn prepare(sandbox: &Sandbox) -> Option<(Question, View)> {
@@ -206,20 +226,19 @@ fn prepare(sandbox: &Sandbox) -> Option<(Question, View)> {
 
 fn ask(sandbox: &Sandbox, question: Question, view: View) {
     let Some(mut state) = state() else { return };
-    if state.waiting.is_none()
+    if state.waiting.len() < State::MOST
         && let Ok(live) = late::ask_ahead(sandbox, question)
     {
         let (recipe, mut live) = (Known::of(sandbox), live.without_patience());
         live.sandbox = recipe.recipe.clone();
-        state.waiting = Some(Waiting { recipe, live, asked: Instant::now(), view });
+        state.waiting.push(Waiting { recipe, live, asked: Instant::now(), view });
     }
 }
 
 /// Lets go of the one that waits.
 pub(crate) fn clear() {
     if OWNER.load(Ordering::Relaxed) == std::process::id() {
-        let mut state = STATE.lock().unwrap_or_else(|e| e.into_inner());
-        *state = State { waiting: None, latest: None };
+        *STATE.lock().unwrap_or_else(|e| e.into_inner()) = State::NOTHING;
     }
 }
 
