@@ -19,6 +19,7 @@ use crate::command::{Command, FREE};
 use crate::helper::{Helper, NOBODY, report_failure};
 use crate::interpret::{Context, Failure};
 use crate::message::{Report, Request};
+use crate::reuse::Reuse;
 use crate::sys::*;
 use crate::wire::{self, NO_SLOT, Stage, slot};
 
@@ -35,6 +36,7 @@ struct Inside {
     commands: &'static mut [Command],
     helpers: [Helper; HELPERS],
     oom: Oom,
+    reuse: Reuse,
     /// More may have died than one turn reaps.
     more: bool,
     /// Nobody else is in the sandbox.
@@ -137,9 +139,21 @@ pub fn go_on(mut context: Context) -> ! {
     let watch = context.plan.watch();
     let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
     let oom = Oom { event: watched(watch.oom_event), count: watched(watch.oom_count), seen: 0 };
-    let (commands, helpers) = (places(1), [NOBODY; HELPERS]);
-    let mut inside =
-        Inside { reply, children, proc: -1, ruleset: -1, commands, helpers, oom, more: false, childless: false, paused: false, nudge: 0 };
+    let (commands, helpers, reuse) = (places(1), [NOBODY; HELPERS], Reuse::begin(&context));
+    let mut inside = Inside {
+        reply,
+        children,
+        proc: -1,
+        ruleset: -1,
+        commands,
+        helpers,
+        oom,
+        reuse,
+        more: false,
+        childless: false,
+        paused: false,
+        nudge: 0,
+    };
     if context.plan.flags() & wire::NO_COMMAND != 0 {
         let path = c"/proc".as_ptr() as usize;
         match call(nr::OPENAT, [AT_FDCWD as usize, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0]) {
@@ -147,7 +161,7 @@ pub fn go_on(mut context: Context) -> ! {
             Err(errno) => fail(reply, Failure::outside(errno)),
         }
         inside.ruleset = context.slots[slot::RULESET as usize];
-        report(reply, &Report { kind: Report::READY, missing: context.missing, ..Report::default() }, &[]);
+        report(reply, &Report { kind: Report::READY, missing: context.missing, detail: inside.reuse.state, ..Report::default() }, &[]);
     } else {
         match Command::start_first(&mut context, reply) {
             Ok(command) => inside.commands[0] = command,
@@ -171,9 +185,10 @@ fn fail(reply: i32, failure: Failure) -> ! {
 impl Inside {
     /// Closes everything but what PID 1 itself needs.
     fn close_foreign(&self) {
-        let mut keep = [-1i32; 6 + 8];
+        let mut keep = [-1i32; 6 + 8 + Reuse::KEPT];
         keep[..6].copy_from_slice(&[self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count]);
-        keep[6..].copy_from_slice(&self.commands[0].kept());
+        keep[6..14].copy_from_slice(&self.commands[0].kept());
+        self.reuse.kept(&mut keep[14..]);
         close_all_but(&mut keep);
     }
 
@@ -387,6 +402,7 @@ impl Inside {
     }
 
     fn died(&mut self, dead: &Dead, usage: Rusage) {
+        self.reuse.reaped(dead.pid, &usage);
         if let Some(command) =
             self.commands.iter_mut().filter(|c| c.pid != 0 && c.over == 0).find_map(|c| c.ends_with(dead.pid).then_some(c))
         {
@@ -417,7 +433,8 @@ impl Inside {
     }
 
     fn finish(&mut self, i: usize) {
-        self.commands[i].finish(None);
+        let used = self.reuse.ends(self.childless && self.is_alone(i));
+        self.commands[i].finish(used, self.reuse.state);
         if self.commands[i].reply != self.reply {
             close(self.commands[i].reply);
         }
@@ -430,7 +447,7 @@ impl Inside {
         let _ = kill(-1, SIGKILL);
         let mut each = Rusage::NONE;
         while reap(false, &mut each).is_ok() {}
-        self.commands[i].finish(Some(Rusage::of_children()));
+        self.commands[i].finish(Some(Rusage::of_children()), 0);
         exit(0)
     }
 
@@ -526,7 +543,7 @@ impl Inside {
             }
         }
         for command in self.commands.iter_mut().filter(|c| c.pid != 0) {
-            command.finish(None);
+            command.finish(None, 0);
         }
         exit(0)
     }
@@ -563,7 +580,9 @@ impl Inside {
             None if used < COMMANDS => used,
             None => return Err(EUSERS),
         };
+        self.reuse.starts(self.commands.iter().all(|c| c.pid == 0) && self.helpers.iter().all(|h| h.pid == 0));
         let mut command = Command::start_beside(context, reply, self.ruleset)?;
+        self.reuse.has_courier(if command.has_courier() { command.pid } else { 0 });
         command.tree.proc = self.proc;
         if place == used {
             self.commands = places(used + 1);
@@ -574,6 +593,7 @@ impl Inside {
 
     fn perform(&mut self, context: &mut Context, reply: i32) -> Result<()> {
         let place = self.helpers.iter().position(|h| h.pid == 0).ok_or(EUSERS)?;
+        self.reuse.spoil();
         self.helpers[place] = Helper::start(context, reply)?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::landlock::{self, Ruleset};
 use super::scratch::Kept;
 use super::wire::{self, Stage, op};
-use super::{Area, Arg, Draft, Mark, files, limits, namespaces, privileges};
+use super::{Area, Arg, Draft, Mark, again, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::policy::filter::{Circumstances, Filter};
@@ -150,6 +150,9 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
             await_group(&mut draft, group);
             draft.settings.watch = watch(sandbox, group);
             draft.settings.flags |= wire::NO_COMMAND;
+            if sandbox.serves_again {
+                draft.settings.flags |= wire::SERVES_AGAIN;
+            }
             // Any of its commands may have a limit of its own; init looks once a second.
             draft.settings.wall_limit = u64::MAX;
         }
@@ -169,6 +172,7 @@ fn command(
 ) -> Result<()> {
     let Wanted { command, group, .. } = wanted;
     enter(draft, sandbox, facts, group, ruleset)?;
+    again::queues(draft, sandbox, filter);
     descriptors(draft, sandbox, ids, wanted);
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());

@@ -18,6 +18,8 @@ pub(crate) struct Filter {
     pub(crate) closes_keyrings: bool,
     /// There's a way to a socket.
     pub(crate) sockets: bool,
+    /// There's a way to semaphores, shared memory or queues of an IPC namespace.
+    pub(crate) queues: bool,
     /// It lets through what a process needs that waits for its command under it.
     pub(crate) lets_wait: bool,
     /// A call that must pass for the command to be started, and doesn't.
@@ -113,7 +115,8 @@ fn compile(policy: &SyscallPolicy, circumstances: Circumstances) -> Result<Filte
     let lets_wait = !listens && WAITING.into_iter().all(plain);
     let hinders = NEEDED.into_iter().find(|name| !plain(name));
     let sockets = ["socket", "socketpair", "io_uring_setup"].into_iter().any(passes);
-    Ok(Filter { program, flags, listens, closes_keyrings, sockets, lets_wait, hinders })
+    let queues = ["semget", "shmget", "msgget", "mq_open"].into_iter().any(passes);
+    Ok(Filter { program, flags, listens, closes_keyrings, sockets, queues, lets_wait, hinders })
 }
 
 /// What a policy says about every number.
