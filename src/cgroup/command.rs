@@ -97,15 +97,17 @@ impl Group {
         counters.fork_failures = counters.fork_failures.filter(|n| *n > 0).or(since(whole.fork_failures, before.fork_failures));
         counters.throttled = whole.throttled.zip(before.throttled).map(|(now, then)| now.saturating_sub(then));
         counters.limit_hits = whole.limit_hits;
+        if self.takes_turns {
+            counters.peak_memory = counters.peak_memory.or(whole.peak_memory);
+            counters.page_cache = counters.page_cache.or(whole.page_cache);
+        }
         counters
     }
 
     /// Removes the group of a command whose processes are dead. One that is still busy
-    /// goes with the sandbox's.
-    pub(crate) fn remove_command(&self, own: &CommandGroup) {
-        if let Some(member) = self.counting() {
-            let _ = unlinkat(&member.directory, own.name.as_str(), UnlinkatFlags::RemoveDir);
-        }
+    /// goes with the sandbox's: false then.
+    pub(crate) fn remove_command(&self, own: &CommandGroup) -> bool {
+        self.counting().is_none_or(|member| unlinkat(&member.directory, own.name.as_str(), UnlinkatFlags::RemoveDir).is_ok())
     }
 
     /// Stops everything in the group, or lets it go on; false where no v2 tree can.

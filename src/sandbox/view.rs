@@ -54,7 +54,6 @@ impl Sandbox {
     }
 
     /// Whether there's anything that [`hold_volumes`](Self::hold_volumes) may wait for.
-    #[cfg(feature = "tokio")]
     pub(crate) fn has_volumes(&self) -> bool {
         !self.volumes.is_empty()
     }
