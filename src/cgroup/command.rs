@@ -49,9 +49,10 @@ impl Group {
         self.members.iter().find(|member| member.uses & controller::ACCOUNT != 0)
     }
 
-    /// Makes a group for one command; `None` where nothing counts CPU time.
+    /// Makes a group for one command; `None` where nothing counts CPU time, or where it
+    /// needs none.
     pub(crate) fn command(&self, number: u32) -> Result<Option<CommandGroup>> {
-        let Some(member) = self.counting() else { return Ok(None) };
+        let Some(member) = self.counting().filter(|_| !self.tells_by_difference()) else { return Ok(None) };
         let name = format!("cmd-{number}");
         let directory =
             make_directory(&member.directory, &name).map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
@@ -70,11 +71,12 @@ impl Group {
             let own = own.filter(|_| member.uses & controller::ACCOUNT != 0);
             let directory = own.map_or(&member.directory, |own| &own.directory);
             handles.join.push(open(directory, join, OFlag::O_WRONLY).map_err(failed(join))?);
-            let Some(own) = own else { continue };
-            if cpu_limit {
+            let counts = own.is_some() || member.uses & controller::ACCOUNT != 0 && self.tells_by_difference();
+            if cpu_limit && counts {
                 let (file, unit) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
                 handles.cpu = Some((open(directory, file, OFlag::O_RDONLY).map_err(failed(file))?, unit));
             }
+            let Some(own) = own else { continue };
             let kill = if v2 { Some(open(directory, v2::KILL, OFlag::O_WRONLY).map_err(failed(v2::KILL))?) } else { None };
             let copy = own.directory.as_fd().try_clone_to_owned().map_err(failed("a control group"))?;
             handles.own = Some((copy, kill));
@@ -97,9 +99,13 @@ impl Group {
         counters.fork_failures = counters.fork_failures.filter(|n| *n > 0).or(since(whole.fork_failures, before.fork_failures));
         counters.throttled = whole.throttled.zip(before.throttled).map(|(now, then)| now.saturating_sub(then));
         counters.limit_hits = whole.limit_hits;
-        if self.takes_turns {
+        if self.sets_peak_back {
             counters.peak_memory = counters.peak_memory.or(whole.peak_memory);
             counters.page_cache = counters.page_cache.or(whole.page_cache);
+        }
+        if self.tells_by_difference() {
+            // How it's divided PID 1 knows better: it's sampled on v1.
+            counters.cpu = whole.cpu.zip(before.cpu).map(|(now, then)| now.saturating_sub(then));
         }
         counters
     }

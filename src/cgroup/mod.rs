@@ -161,8 +161,10 @@ pub(crate) struct Group {
     limits: Limits,
     /// Once made: what the sandbox needs of it.
     ready: Option<Vec<OwnedFd>>,
-    /// Its commands come one after the other, and its peaks are each one's.
+    /// Its commands come one after the other.
     takes_turns: bool,
+    /// And its peak of memory is each one's.
+    sets_peak_back: bool,
 }
 
 #[derive(Debug)]
@@ -233,14 +235,36 @@ impl Group {
             }
         }
         let places = places.clone();
-        Ok(Group { places, number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None, takes_turns: false })
+        Ok(Group {
+            places,
+            number,
+            chosen,
+            members: Vec::new(),
+            missing,
+            handed_over: false,
+            limits,
+            ready: None,
+            takes_turns: false,
+            sets_peak_back: false,
+        })
     }
 
     /// Another one like it, still to be made.
     fn another(&self, number: u64) -> Group {
         let Group { missing, limits, .. } = *self;
         let (places, chosen) = (self.places.clone(), self.chosen.clone());
-        Group { places, number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None, takes_turns: false }
+        Group {
+            places,
+            number,
+            chosen,
+            members: Vec::new(),
+            missing,
+            handed_over: false,
+            limits,
+            ready: None,
+            takes_turns: false,
+            sets_peak_back: false,
+        }
     }
 
     /// Whether it can take that one's part.

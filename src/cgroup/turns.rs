@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::OFlag;
 
-use super::{Group, Setting, controller, open};
+use super::{Group, Member, Setting, controller, open};
 use crate::error::{Error, Result};
 
 /// What tells whether a group is as it was made.
@@ -77,8 +77,16 @@ impl Group {
                 }
             }
         }
-        self.takes_turns = turns.peak.is_some();
+        (self.takes_turns, self.sets_peak_back) = (true, turns.peak.is_some());
         Ok(turns)
+    }
+
+    /// Whether what it counts tells all about a command that's alone in it, so that the
+    /// command needs no group of its own. Only on v2 a peak of memory can't be set back
+    /// everywhere (`memory.peak` can be written from Linux 6.12 on).
+    pub(super) fn tells_by_difference(&self) -> bool {
+        let peaks = |member: &Member| self.places.hierarchies[member.hierarchy].v2 && member.uses & controller::MEMORY != 0;
+        self.takes_turns && !self.members.iter().any(peaks)
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Command {
     watch: Watch,
     /// Descriptor of the counter of CPU time, -1 for none.
     cpu: i32,
+    /// What it said before the command began, nanoseconds.
+    pub counted_before: u64,
     /// While a courier is at work: our end of its channel.
     channel: i32,
     /// Tells of calls that its filter forbids, and the first of them.
@@ -67,6 +69,7 @@ pub const FREE: Command = Command {
     wall_limit: 0,
     watch: Watch::NONE,
     cpu: -1,
+    counted_before: 0,
     channel: -1,
     listener: -1,
     syscall: 0,
@@ -392,7 +395,7 @@ impl Command {
     fn cpu_time(&self) -> u64 {
         if self.cpu >= 0 {
             let counted = counter(self.cpu).unwrap_or(0) * u64::from(self.watch.cpu_unit);
-            return counted.saturating_sub(self.progress.charged);
+            return counted.saturating_sub(self.counted_before + self.progress.charged);
         }
         // The clock of another process (CPUCLOCK_SCHED).
         let main = clock((!(self.pid as isize) << 3 | 2) as usize);

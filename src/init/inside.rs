@@ -580,10 +580,11 @@ impl Inside {
             None if used < COMMANDS => used,
             None => return Err(EUSERS),
         };
-        self.reuse.starts(self.commands.iter().all(|c| c.pid == 0) && self.helpers.iter().all(|h| h.pid == 0));
+        let alone = self.commands.iter().all(|c| c.pid == 0) && self.helpers.iter().all(|h| h.pid == 0);
+        let counted_before = self.reuse.starts(context, alone);
         let mut command = Command::start_beside(context, reply, self.ruleset)?;
         self.reuse.has_courier(if command.has_courier() { command.pid } else { 0 });
-        command.tree.proc = self.proc;
+        (command.tree.proc, command.counted_before) = (self.proc, counted_before);
         if place == used {
             self.commands = places(used + 1);
         }

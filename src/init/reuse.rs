@@ -10,7 +10,7 @@ use crate::census::Census;
 use crate::interpret::Context;
 use crate::message::Report;
 use crate::sys::*;
-use crate::wire::{self, slot};
+use crate::wire::{self, NO_SLOT, slot};
 
 pub struct Reuse {
     /// What [`Report::detail`] says: 0 where nobody asks, and as long as it's
@@ -38,9 +38,22 @@ impl Reuse {
         Reuse { state, numbers, used: Rusage::NONE, courier: 0, shared: false }
     }
 
-    /// A command is about to be started; `alone` in the sandbox, or not.
-    pub fn starts(&mut self, alone: bool) {
+    /// A command is about to be started; `alone` in the sandbox, or not. What CPU time its
+    /// counter has of earlier ones, if it's the sandbox's.
+    pub fn starts(&mut self, context: &Context, alone: bool) -> u64 {
+        if self.state == 0 {
+            return 0;
+        }
         (self.used, self.shared) = (Rusage::NONE, self.shared || !alone);
+        self.prepare(alone);
+        let watch = context.plan.watch();
+        match watch.cpu {
+            NO_SLOT => 0,
+            slot => counter(context.slots[slot as usize]).unwrap_or(0) * u64::from(watch.cpu_unit),
+        }
+    }
+
+    fn prepare(&mut self, alone: bool) {
         if self.state != Report::UNTOUCHED {
             return;
         }
