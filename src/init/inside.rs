@@ -435,6 +435,10 @@ impl Inside {
     fn finish(&mut self, i: usize) {
         let used = self.reuse.ends(self.childless && self.is_alone(i));
         self.commands[i].finish(used, self.reuse.state);
+        if !self.reuse.renew() {
+            // It may serve again, as the host has been told, and can't.
+            exit(1);
+        }
         if self.commands[i].reply != self.reply {
             close(self.commands[i].reply);
         }

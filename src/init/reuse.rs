@@ -18,6 +18,7 @@ pub struct Reuse {
     pub state: u32,
     /// /proc/sys/kernel/ns_last_pid, or -1.
     numbers: i32,
+    renews_queues: bool,
     /// Of all that have been reaped since the command began.
     used: Rusage,
     /// A process of our own, which isn't the command's; 0 for none.
@@ -35,7 +36,20 @@ impl Reuse {
             _ if numbers < 0 => Report::UNSEEN,
             _ => Census::get().seal(),
         };
-        Reuse { state, numbers, used: Rusage::NONE, courier: 0, shared: false }
+        let renews_queues = context.plan.flags() & wire::RENEWS_QUEUES != 0;
+        let mut reuse = Reuse { state, numbers, renews_queues, used: Rusage::NONE, courier: 0, shared: false };
+        if !reuse.renew() {
+            reuse.state = Report::UNSEEN;
+        }
+        reuse
+    }
+
+    /// After a command, when the host has been told: the next one's IPC namespace, because the
+    /// numbers of semaphores, shared memory and queues count up, and what is left of them
+    /// would stay. False if it can't be had.
+    pub fn renew(&self) -> bool {
+        const CLONE_NEWIPC: usize = 0x0800_0000;
+        self.state != Report::UNTOUCHED || !self.renews_queues || call(nr::UNSHARE, [CLONE_NEWIPC, 0, 0, 0, 0, 0]).is_ok()
     }
 
     /// A command is about to be started; `alone` in the sandbox, or not. What CPU time its

@@ -2,7 +2,7 @@
 //! and can count processes anew. See `../init/reuse.rs`.
 
 use super::files::HERE;
-use super::wire::{op, slot};
+use super::wire::{self, op, slot};
 use super::{Area, Arg, Draft, Mark};
 use crate::policy::filter::Filter;
 use crate::sandbox::Sandbox;
@@ -52,11 +52,8 @@ pub(super) fn census(draft: &mut Draft, sandbox: &Sandbox, roots: &[(u8, bool)])
     }
 }
 
-/// Semaphores, shared memory and queues of a command's own, which end with it: their numbers
-/// count up. Some 20 us, so not for nothing.
-pub(super) fn queues(draft: &mut Draft, sandbox: &Sandbox, filter: Option<&Filter>) {
-    if sandbox.serves_again && filter.is_none_or(|filter| filter.queues) {
-        draft.area(Area::Namespaces);
-        draft.step(libc::SYS_unshare, &[libc::CLONE_NEWIPC.into()], "make", "an IPC namespace");
-    }
+/// What PID 1 is to do for it. A new IPC namespace takes some 50 us, so not for nothing.
+pub(super) fn flags(sandbox: &Sandbox, filter: Option<&Filter>) -> u64 {
+    let queues = if filter.is_none_or(|filter| filter.queues) { wire::RENEWS_QUEUES } else { 0 };
+    if sandbox.serves_again { wire::SERVES_AGAIN | queues } else { 0 }
 }

@@ -149,10 +149,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
         Purpose::Live { group, .. } => {
             await_group(&mut draft, group);
             draft.settings.watch = watch(sandbox, group);
-            draft.settings.flags |= wire::NO_COMMAND;
-            if sandbox.serves_again {
-                draft.settings.flags |= wire::SERVES_AGAIN;
-            }
+            draft.settings.flags |= wire::NO_COMMAND | again::flags(sandbox, filter.as_deref());
             // Any of its commands may have a limit of its own; init looks once a second.
             draft.settings.wall_limit = u64::MAX;
         }
@@ -172,7 +169,6 @@ fn command(
 ) -> Result<()> {
     let Wanted { command, group, .. } = wanted;
     enter(draft, sandbox, facts, group, ruleset)?;
-    again::queues(draft, sandbox, filter);
     descriptors(draft, sandbox, ids, wanted);
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());

@@ -388,7 +388,7 @@ pub(crate) fn inner(
     if let Some(ruleset) = ruleset {
         ruleset.allow_root(draft, sandbox);
         ruleset.allow(draft, shm, right::WRITE, "/dev/shm");
-        if let Some(queues) = devices.queues {
+        if let Some(queues) = devices.queues.filter(|_| !sandbox.serves_again) {
             ruleset.allow(draft, queues, right::WRITE, "/dev/mqueue");
         }
     }

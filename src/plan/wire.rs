@@ -237,6 +237,9 @@ pub const LISTEN: u64 = 8;
 /// Flag: after each command PID 1 tells whether the sandbox is as it was.
 pub const SERVES_AGAIN: u64 = 16;
 
+/// Flag: and there's a new IPC namespace for each.
+pub const RENEWS_QUEUES: u64 = 32;
+
 /// A plan in its byte form, checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
