@@ -281,6 +281,21 @@ mod tests {
         assert_eq!(strict("clone", at(0, libc::CLONE_NEWUSER as u64)), END);
     }
 
+    /// What [`Pool::reusing`](crate::Pool::reusing) rests on.
+    #[test]
+    fn presets_refuse_what_outlives_processes_without_being_a_file() {
+        let names = "add_key keyctl request_key io_uring_setup bpf perf_event_open userfaultfd mount umount2 move_mount open_tree \
+            fsopen fsconfig fsmount fspick mount_setattr pivot_root chroot setns unshare sethostname setdomainname swapon quotactl acct \
+            fanotify_init clock_settime settimeofday";
+        for policy in [Syscalls::Default, Syscalls::Strict] {
+            for name in names.split_whitespace() {
+                assert_ne!(decide(policy.clone(), FREE, name, [0; 6]), ALLOW, "{policy:?}: {name}");
+            }
+            let filter = SyscallPolicy::from(policy.clone()).filter(FREE).expect("it compiles").expect("a filter");
+            assert_eq!(filter.queues, policy == Syscalls::Default);
+        }
+    }
+
     #[test]
     fn set_id_bits_pass_only_where_nothing_of_the_host_can_be_written() {
         let chmod = |circumstances| decide(Syscalls::Default, circumstances, "fchmodat", [0, 0, 0o4755, 0, 0, 0]);

@@ -143,7 +143,10 @@ impl Pool {
     ///
     /// Two things are different from a fresh sandbox. Reading a file doesn't change its access
     /// time. And `/dev/mqueue` is empty and read-only: POSIX message queues are each command's
-    /// own, and where [Landlock](crate::Layer::Landlock) is in force they are refused.
+    /// own, and where [Landlock](crate::Layer::Landlock) is in force they are refused. (If the
+    /// filter refuses `semget`, `shmget`, `msgget` and `mq_open`, as
+    /// [`Syscalls::Strict`](crate::Syscalls::Strict) does, the machine is spared a new IPC
+    /// namespace for each command.)
     ///
     /// While none is ready, a fresh sandbox is made, as for commands that don't suit. A child
     /// that was [spawned](Self::spawn) gives its sandbox back when it's waited for or dropped.
