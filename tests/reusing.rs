@@ -102,7 +102,7 @@ fn each_finds_what_a_fresh_one_finds() {
 
 /// What can be seen of any trace.
 const LOOK: &str =
-    "ls -aln / /tmp /etc /t /dev/shm /dev/mqueue /dev/pts | grep -v ' proc$' | sed -E 's/ [A-Z][a-z]{2} +[0-9]+ +[0-9:]+ / /'
+    "ls -aln / /tmp /etc /t /dev/shm /dev/mqueue /dev/pts | grep -v ' proc$' | sed -E 's/ [A-Z][a-z]{2} +[0-9]+ +[0-9:]+ / /; s/ +/ /g'
     ls /bin/; cat /etc/hosts /etc/hostname /f/given; /w/traces beyond && echo beyond; wc -l </proc/sysvipc/shm";
 
 /// Each leaves a trace, if it can at all: that it couldn't shows in its status.
@@ -240,7 +240,8 @@ fn queues_and_shared_memory_are_each_commands_own() {
 }
 
 fn verdicts_and_usage_are_each_commands_own() {
-    let limited = || recipe().bind(traces(), "/w").cpu_time(Duration::from_millis(300)).prefer(Layer::CpuAccount).output(1000);
+    let limit = support::patience(Duration::from_millis(300));
+    let limited = || recipe().bind(traces(), "/w").cpu_time(limit).prefer(Layer::CpuAccount).output(1000);
     let pool = pool(limited(), 1);
     warm(&pool, "/w/traces burn 0; /w/traces memory 1");
     let small = |what: &str| {

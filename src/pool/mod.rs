@@ -119,8 +119,8 @@ impl Pool {
     /// [`Instance`](crate::Instance), and finds what it would find in a fresh sandbox: nobody
     /// else, process ids from 2 on, an IPC namespace, filter and limits of its own, and the
     /// files as set-up has made them. It has its own verdict, and its own [`Usage`](crate::Usage);
-    /// with cgroup v1, a peak of memory may have up to 4 MiB in it that the kernel holds for
-    /// earlier commands, page cache above all.
+    /// with cgroup v1, a peak of memory may have up to 4 MiB in it of earlier commands: page
+    /// cache, and what the kernel is about to free.
     ///
     /// When a command has ended, and everything that it had started is dead, the first process,
     /// which no workload reaches, compares the sandbox with what it was before the first
