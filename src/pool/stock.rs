@@ -179,8 +179,13 @@ impl<T: Send + 'static> Stock<T> {
 
     /// What gives one back that was taken.
     pub(super) fn returns(&self) -> impl FnOnce(T, bool) + Send + Sync + 'static {
-        let shared = self.shared.clone();
-        move |one, good| shared.take_back(one, good)
+        let (shared, owner) = (self.shared.clone(), self.owner);
+        move |one, good| {
+            // A forked child's copy means nothing, and its lock may be nobody's.
+            if owner == std::process::id() {
+                shared.take_back(one, good);
+            }
+        }
     }
 
     pub(super) fn refill(&self) {
