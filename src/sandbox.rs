@@ -74,6 +74,8 @@ pub struct Sandbox {
     /// one that can't be mounted.
     pub(crate) borrowed_proc: bool,
     pub(crate) keep_changes: bool,
+    /// Of [`Pool::reusing`](crate::Pool::reusing): see `plan/again.rs`.
+    pub(crate) serves_again: bool,
     require: u64,
     prefer: u64,
     pub(crate) changes: Vec<Change>,
@@ -145,6 +147,7 @@ impl Sandbox {
             id_base: ID_BASE,
             borrowed_proc: false,
             keep_changes: false,
+            serves_again: false,
             require: 0,
             prefer: 0,
             changes: Vec::new(),

@@ -47,8 +47,9 @@ trait Host {
     fn talk(&self, talk: Interaction) -> Result<Conversation>;
     /// Has it killed by another thread when `ready` says so.
     fn talk_until(&self, talk: Interaction, ready: Box<dyn Fn() + Send>) -> Result<Conversation>;
-    /// One command after the other, in a pool of two; and how that served.
-    fn run_pooled(&self, sandbox: &Sandbox, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats);
+    /// One command after the other, in a pool of two, which may reuse them; and how that
+    /// served.
+    fn run_pooled(&self, sandbox: &Sandbox, reuse: bool, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats);
     /// From a pool that's full and has ended since.
     fn take_pooled(&self, sandbox: &Sandbox) -> Result<Box<dyn Live + '_>>;
 }
@@ -115,8 +116,9 @@ impl Host for Threads {
         });
         talk.wait()
     }
-    fn run_pooled(&self, sandbox: &Sandbox, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats) {
-        let pool = cofferdam::Pool::new(sandbox.clone(), 2).expect("a pool");
+    fn run_pooled(&self, sandbox: &Sandbox, reuse: bool, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats) {
+        let new = if reuse { cofferdam::Pool::reusing } else { cofferdam::Pool::new };
+        let pool = new(sandbox.clone(), 2).expect("a pool");
         assert!(pool.wait_full(support::patience(LONG)).expect("prepared"));
         let outputs = commands.into_iter().map(|command| pool.run(command)).collect();
         assert!(pool.spawn("true").expect("it starts").wait().expect("its end").success());
@@ -248,9 +250,13 @@ impl Host for Tasks {
             talk.wait().await
         })
     }
-    fn run_pooled(&self, sandbox: &Sandbox, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats) {
+    fn run_pooled(&self, sandbox: &Sandbox, reuse: bool, commands: Vec<Command>) -> (Vec<Result<Output>>, PoolStats) {
         self.0.block_on(async {
-            let pool = tasks::Pool::new(sandbox.clone(), 2).await.expect("a pool");
+            let pool = match reuse {
+                true => tasks::Pool::reusing(sandbox.clone(), 2).await,
+                false => tasks::Pool::new(sandbox.clone(), 2).await,
+            };
+            let pool = pool.expect("a pool");
             assert!(pool.wait_full(support::patience(LONG)).await.expect("prepared"));
             let mut outputs = Vec::new();
             for command in commands {
@@ -571,15 +577,19 @@ fn a_talk_can_be_killed(host: &dyn Host) {
 }
 
 fn pools_serve(host: &dyn Host) {
-    let commands = ["exit 3", "touch /tmp/left; ls /tmp", "ls /tmp", "kill -ABRT $$"].map(shell);
-    let long = shell("sleep 1000").wall_time(Duration::from_millis(50));
-    let (outputs, stats) = host.run_pooled(&sandbox(), commands.into_iter().chain([long, Command::new("no-such-program")]).collect());
-    let ends: Vec<_> = outputs.iter().map(|out| out.as_ref().map(|out| out.status).map_err(|error| error.kind())).collect();
-    let code = |code| Ok(Exit::Code(code));
-    let wanted = [code(3), code(0), code(0), Ok(Exit::Signal(6)), Ok(Exit::Limit(Limit::WallTime)), Err(ErrorKind::NotFound)];
-    assert_eq!(ends, wanted);
-    assert_eq!(outputs[2].as_ref().expect("it ran").text(), "", "another's files");
-    assert!(stats.hits >= 2 && stats.misses >= 1 && stats.hits + stats.misses == 7, "{stats:?}");
+    for reuse in [false, true] {
+        let commands = ["exit 3", "touch /tmp/left; ls /tmp", "ls /tmp", "kill -ABRT $$"].map(shell);
+        let long = shell("sleep 1000").wall_time(Duration::from_millis(50));
+        let commands = commands.into_iter().chain([long, Command::new("no-such-program")]).collect();
+        let (outputs, stats) = host.run_pooled(&sandbox(), reuse, commands);
+        let ends: Vec<_> = outputs.iter().map(|out| out.as_ref().map(|out| out.status).map_err(|error| error.kind())).collect();
+        let code = |code| Ok(Exit::Code(code));
+        let wanted = [code(3), code(0), code(0), Ok(Exit::Signal(6)), Ok(Exit::Limit(Limit::WallTime)), Err(ErrorKind::NotFound)];
+        assert_eq!(ends, wanted);
+        assert_eq!(outputs[2].as_ref().expect("it ran").text(), "", "another's files");
+        assert!(stats.hits >= 2 && stats.misses >= 1 && stats.hits + stats.misses == 7, "{stats:?}");
+        assert_eq!(stats.reused > 0, reuse, "{stats:?}");
+    }
     let live = host.take_pooled(&sandbox()).expect("one that's ready");
     assert!(live.run(shell("touch /tmp/file; test -e /tmp/file")).expect("it runs").success());
 }

@@ -81,24 +81,38 @@ fn side_by_side(
     rows
 }
 
-/// Commands that find their sandbox ready: from a pool, used once, and in a live one.
+/// Commands that find their sandbox ready: from a pool, used once or again, and in a live
+/// one.
 pub(crate) fn ready(options: &Options, place: &Place, lines: &mut Vec<Line>) {
     let sandbox = place.sandbox();
     let (pool, instance) = (Pool::new(sandbox.clone(), 4).expect("a pool"), sandbox.start().expect("it starts"));
+    let reusing = Pool::reusing(sandbox, 4).expect("a pool");
     let full = || {
-        assert!(pool.wait_full(QUIET).expect("prepared"), "the pool isn't full after {QUIET:?}");
+        for pool in [&pool, &reusing] {
+            assert!(pool.wait_full(QUIET).expect("prepared"), "the pool isn't full after {QUIET:?}");
+        }
         std::thread::sleep(Duration::from_millis(2));
     };
-    let mut launchers = [
+    let bwrap = which("bwrap");
+    let mut launchers = vec![
         Launcher::new("std::process::Command", || plain(place)).resting(full),
         Launcher::new("Command, output captured", || captured(place)).resting(full),
         Launcher::new("from a pool, output captured", || assert!(pool.run("/bin/true").expect("it runs").success())).resting(full),
         Launcher::new("in a live sandbox", || assert!(instance.run(silent()).expect("it runs").success())).resting(full),
+        Launcher::new("from a pool that reuses", || assert!(reusing.run(silent()).expect("it runs").success())).resting(full),
     ];
+    if let Some(bwrap) = &bwrap {
+        launchers.push(Launcher::new("bwrap", || bubblewrap(bwrap, place)).resting(full));
+    }
     interleave(&mut launchers, options.rounds, options.chunk);
-    let [bare, captured, pooled, live] = launchers.map(|launcher| Figures::of(&launcher.times));
+    let figures: Vec<Figures> = launchers.iter().map(|launcher| Figures::of(&launcher.times)).collect();
+    let (bare, captured, pooled, live, again) = (figures[0], figures[1], figures[2], figures[3], figures[4]);
     lines.push(Line::ratio("from a pool, output captured / Command with output", pooled, captured, Goal::AtMost(1.4)));
     lines.push(Line::ratio("in a live sandbox / std::process::Command", live, bare, Goal::AtMost(1.5)));
+    lines.push(Line::ratio("from a pool that reuses / std::process::Command", again, bare, Goal::AtMost(3.0)));
+    if let Some(bwrap) = figures.get(5) {
+        lines.push(Line::ratio("from a pool that reuses / bwrap", again, *bwrap, Goal::AtMost(0.3)));
+    }
 }
 
 /// After a pause, against a stream, each relative to itself: what gets cold. On cgroup
@@ -178,12 +192,17 @@ pub(crate) fn throughput(options: &Options, place: &Place, lines: &mut Vec<Line>
     let bwrap = which("bwrap");
     for at_once in [1, 2, 8, 32] {
         let run_ours = || ours(&sandbox);
-        let (mut mine, mut kept, mut theirs, mut bare) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
+        let (mut mine, mut kept, mut again, mut theirs, mut bare) = (0.0f64, 0.0f64, 0.0f64, 0.0f64, 0.0f64);
         for _ in 0..3 {
             mine = mine.max(rate(options.seconds, at_once, &run_ours));
             settle();
             if at_once == 8 {
                 kept = kept.max(rate(options.seconds, at_once, &|| ours(&reusing)));
+                settle();
+                let pool = Pool::reusing(sandbox.clone(), at_once).expect("a pool");
+                assert!(pool.wait_full(QUIET).expect("prepared"), "the pool isn't full after {QUIET:?}");
+                again = again.max(rate(options.seconds, at_once, &|| assert!(pool.run(silent()).expect("it runs").success())));
+                drop(pool);
                 settle();
             }
             bare = bare.max(rate(options.seconds, at_once, &|| plain(place)));
@@ -199,7 +218,10 @@ pub(crate) fn throughput(options: &Options, place: &Place, lines: &mut Vec<Line>
         });
         if kept > 0.0 && theirs > 0.0 {
             let note = format!("{kept:.0} runs/s of ours");
-            lines.push(Line::single("the same with network namespaces kept", kept / theirs, Goal::AtLeast(3.5), note));
+            lines.push(Line::single("the same with network namespaces kept", kept / theirs, Goal::None, note));
+            let note = format!("{again:.0} runs/s of ours");
+            let goal = Goal::AtLeast(3.5);
+            lines.push(Line::single("the same with kept namespaces and groups / bwrap's", again / theirs, goal, note));
         }
     }
 }

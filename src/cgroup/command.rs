@@ -80,9 +80,10 @@ impl Group {
         self.members.iter().find(|member| member.uses & controller::ACCOUNT != 0)
     }
 
-    /// Makes a group for one command; `None` where nothing counts CPU time.
+    /// Makes a group for one command; `None` where nothing counts CPU time, or where it
+    /// needs none.
     pub(crate) fn command(&self, number: u32) -> Result<Option<CommandGroup>> {
-        let Some(member) = self.counting() else { return Ok(None) };
+        let Some(member) = self.counting().filter(|_| !self.tells_by_difference()) else { return Ok(None) };
         let name = format!("cmd-{number}");
         let directory =
             make_directory(&member.directory, &name).map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
@@ -101,11 +102,12 @@ impl Group {
             let own = own.filter(|_| member.uses & controller::ACCOUNT != 0);
             let directory = own.map_or(&member.directory, |own| &own.directory);
             handles.join.push(open(directory, join, OFlag::O_WRONLY).map_err(failed(join))?);
-            let Some(own) = own else { continue };
-            if cpu_limit {
+            let counts = own.is_some() || member.uses & controller::ACCOUNT != 0 && self.tells_by_difference();
+            if cpu_limit && counts {
                 let (file, unit) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
                 handles.cpu = Some((open(directory, file, OFlag::O_RDONLY).map_err(failed(file))?, unit));
             }
+            let Some(own) = own else { continue };
             let kill = if v2 { Some(open(directory, v2::KILL, OFlag::O_WRONLY).map_err(failed(v2::KILL))?) } else { None };
             let copy = own.directory.as_fd().try_clone_to_owned().map_err(failed("a control group"))?;
             handles.own = Some((copy, kill));
@@ -130,12 +132,16 @@ impl Group {
         if counters.oom_kills.is_some_and(|kills| kills > 0) {
             counters.limit_hits = self.counters().limit_hits;
         }
+        if self.takes_turns {
+            self.count_turn(&mut counters, before);
+        }
         counters
     }
 
     /// How often limits stood in the way so far: of the [`counters`](Self::counters), those
     /// that are no peaks and no times but of the group's own bandwidth. Each file that is
-    /// read costs a command in a live sandbox some 3 us, twice.
+    /// read costs a command in a live sandbox some 3 us, twice. Where commands take turns
+    /// CPU time too, which is told by difference then.
     pub(crate) fn events(&self) -> Counters {
         let mut counters = Counters::default();
         for member in &self.members {
@@ -144,16 +150,17 @@ impl Group {
             } else {
                 v1::events(&member.directory, member.uses, &mut counters);
             }
+            if self.takes_turns && member.uses & controller::ACCOUNT != 0 {
+                counters.cpu = self.cpu_time(member);
+            }
         }
         counters
     }
 
     /// Removes the group of a command whose processes are dead. One that is still busy
-    /// goes with the sandbox's.
-    pub(crate) fn remove_command(&self, own: &CommandGroup) {
-        if let Some(member) = self.counting() {
-            let _ = unlinkat(&member.directory, own.name.as_str(), UnlinkatFlags::RemoveDir);
-        }
+    /// goes with the sandbox's: false then.
+    pub(crate) fn remove_command(&self, own: &CommandGroup) -> bool {
+        self.counting().is_none_or(|member| unlinkat(&member.directory, own.name.as_str(), UnlinkatFlags::RemoveDir).is_ok())
     }
 
     /// Stops everything in the group, or lets it go on; false where no v2 tree can.

@@ -22,6 +22,7 @@ mod ahead;
 mod command;
 pub(crate) mod place;
 mod remedy;
+mod turns;
 mod v1;
 mod v2;
 
@@ -42,6 +43,7 @@ use crate::probe::Layer;
 pub(crate) use ahead::Ahead;
 pub(crate) use command::{CommandGroup, Handles};
 pub(crate) use place::{Hierarchy, Places};
+pub(crate) use turns::Turns;
 
 /// What a hierarchy can do, as bits.
 pub(crate) mod controller {
@@ -159,6 +161,10 @@ pub(crate) struct Group {
     limits: Limits,
     /// Once made: what the sandbox needs of it.
     ready: Option<Vec<OwnedFd>>,
+    /// Its commands come one after the other.
+    takes_turns: bool,
+    /// And its peak of memory is each one's.
+    sets_peak_back: bool,
 }
 
 #[derive(Debug)]
@@ -228,14 +234,37 @@ impl Group {
                 None => chosen.push((index, wanted)),
             }
         }
-        Ok(Group { places: places.clone(), number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None })
+        let places = places.clone();
+        Ok(Group {
+            places,
+            number,
+            chosen,
+            members: Vec::new(),
+            missing,
+            handed_over: false,
+            limits,
+            ready: None,
+            takes_turns: false,
+            sets_peak_back: false,
+        })
     }
 
     /// Another one like it, still to be made.
     fn another(&self, number: u64) -> Group {
         let Group { missing, limits, .. } = *self;
         let (places, chosen) = (self.places.clone(), self.chosen.clone());
-        Group { places, number, chosen, members: Vec::new(), missing, handed_over: false, limits, ready: None }
+        Group {
+            places,
+            number,
+            chosen,
+            members: Vec::new(),
+            missing,
+            handed_over: false,
+            limits,
+            ready: None,
+            takes_turns: false,
+            sets_peak_back: false,
+        }
     }
 
     /// Whether it can take that one's part.
@@ -448,6 +477,7 @@ impl Drop for Group {
 }
 
 /// A file of a group to be written, and what it must say afterwards.
+#[derive(Debug)]
 pub(crate) struct Setting {
     pub(crate) file: &'static str,
     pub(crate) value: String,

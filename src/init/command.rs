@@ -272,6 +272,11 @@ impl Command {
         Command { pid, name, flags, reply, wall_limit, watch, cpu, tree, ..FREE }
     }
 
+    /// Its first process isn't the command's own.
+    pub fn has_courier(&self) -> bool {
+        self.channel >= 0
+    }
+
     pub fn is_last(&self) -> bool {
         self.flags & wire::LAST_COMMAND != 0
     }
@@ -434,8 +439,8 @@ impl Command {
     }
 
     /// Reports the end, and makes room. `all` is the usage of everybody, where that's
-    /// this command's.
-    pub fn finish(&mut self, all: Option<Rusage>) {
+    /// this command's, and `sandbox` what it has left of its sandbox: see [`Report::detail`].
+    pub fn finish(&mut self, all: Option<Rusage>, sandbox: u32) {
         let usage = all.unwrap_or(self.usage);
         let Progress { began, executed, charged, missing, .. } = self.progress;
         let (scratch, scratch_files, full) = usage_of_root();
@@ -445,7 +450,7 @@ impl Command {
             command: self.name,
             status: self.status,
             errno: 0,
-            detail: 0,
+            detail: sandbox,
             cause: self.cause,
             missing,
             began,

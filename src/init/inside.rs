@@ -19,6 +19,7 @@ use crate::command::{Command, FREE};
 use crate::helper::{Helper, NOBODY, report_failure};
 use crate::interpret::{Context, Failure};
 use crate::message::{Report, Request};
+use crate::reuse::Reuse;
 use crate::sys::*;
 use crate::wire::{self, NO_SLOT, Stage, slot};
 
@@ -35,6 +36,7 @@ struct Inside {
     commands: &'static mut [Command],
     helpers: [Helper; HELPERS],
     oom: Oom,
+    reuse: Reuse,
     /// More may have died than one turn reaps.
     more: bool,
     /// Nobody else is in the sandbox.
@@ -137,9 +139,21 @@ pub fn go_on(mut context: Context) -> ! {
     let watch = context.plan.watch();
     let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
     let oom = Oom { event: watched(watch.oom_event), count: watched(watch.oom_count), seen: 0 };
-    let (commands, helpers) = (places(1), [NOBODY; HELPERS]);
-    let mut inside =
-        Inside { reply, children, proc: -1, ruleset: -1, commands, helpers, oom, more: false, childless: false, paused: false, nudge: 0 };
+    let (commands, helpers, reuse) = (places(1), [NOBODY; HELPERS], Reuse::begin(&context));
+    let mut inside = Inside {
+        reply,
+        children,
+        proc: -1,
+        ruleset: -1,
+        commands,
+        helpers,
+        oom,
+        reuse,
+        more: false,
+        childless: false,
+        paused: false,
+        nudge: 0,
+    };
     if context.plan.flags() & wire::NO_COMMAND != 0 {
         let path = c"/proc".as_ptr() as usize;
         match call(nr::OPENAT, [AT_FDCWD as usize, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0]) {
@@ -147,7 +161,7 @@ pub fn go_on(mut context: Context) -> ! {
             Err(errno) => fail(reply, Failure::outside(errno)),
         }
         inside.ruleset = context.slots[slot::RULESET as usize];
-        report(reply, &Report { kind: Report::READY, missing: context.missing, ..Report::default() }, &[]);
+        report(reply, &Report { kind: Report::READY, missing: context.missing, detail: inside.reuse.state, ..Report::default() }, &[]);
     } else {
         let ruleset = context.slots[slot::RULESET as usize];
         match Command::start_alone(&mut context, reply, ruleset) {
@@ -172,9 +186,10 @@ fn fail(reply: i32, failure: Failure) -> ! {
 impl Inside {
     /// Closes everything but what PID 1 itself needs.
     fn close_foreign(&self) {
-        let mut keep = [-1i32; 6 + 8];
+        let mut keep = [-1i32; 6 + 8 + Reuse::KEPT];
         keep[..6].copy_from_slice(&[self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count]);
-        keep[6..].copy_from_slice(&self.commands[0].kept());
+        keep[6..14].copy_from_slice(&self.commands[0].kept());
+        self.reuse.kept(&mut keep[14..]);
         close_all_but(&mut keep);
     }
 
@@ -388,6 +403,7 @@ impl Inside {
     }
 
     fn died(&mut self, dead: &Dead, usage: Rusage) {
+        self.reuse.reaped(dead.pid, &usage);
         if let Some(command) =
             self.commands.iter_mut().filter(|c| c.pid != 0 && c.over == 0).find_map(|c| c.ends_with(dead.pid).then_some(c))
         {
@@ -418,7 +434,12 @@ impl Inside {
     }
 
     fn finish(&mut self, i: usize) {
-        self.commands[i].finish(None);
+        let used = self.reuse.ends(self.childless && self.is_alone(i));
+        self.commands[i].finish(used, self.reuse.state);
+        if !self.reuse.renew() {
+            // It may serve again, as the host has been told, and can't.
+            exit(1);
+        }
         if self.commands[i].reply != self.reply {
             close(self.commands[i].reply);
         }
@@ -431,7 +452,7 @@ impl Inside {
         let _ = kill(-1, SIGKILL);
         let mut each = Rusage::NONE;
         while reap(false, &mut each).is_ok() {}
-        self.commands[i].finish(Some(Rusage::of_children()));
+        self.commands[i].finish(Some(Rusage::of_children()), 0);
         exit(0)
     }
 
@@ -527,7 +548,7 @@ impl Inside {
             }
         }
         for command in self.commands.iter_mut().filter(|c| c.pid != 0) {
-            command.finish(None);
+            command.finish(None, 0);
         }
         exit(0)
     }
@@ -569,11 +590,13 @@ impl Inside {
             None => return Err(Failure::outside(EUSERS)),
         };
         let alone = self.is_empty();
+        self.reuse.starts(alone);
         let mut command = if alone {
             Command::start_alone(context, reply, self.ruleset)?
         } else {
             Command::start_beside(context, reply, self.ruleset).map_err(Failure::outside)?
         };
+        self.reuse.has_courier(if command.has_courier() { command.pid } else { 0 });
         command.tree.proc = self.proc;
         if place == used {
             self.commands = places(used + 1);
@@ -600,6 +623,7 @@ impl Inside {
 
     fn perform(&mut self, context: &mut Context, reply: i32) -> Result<()> {
         let place = self.helpers.iter().position(|h| h.pid == 0).ok_or(EUSERS)?;
+        self.reuse.spoil();
         self.helpers[place] = Helper::start(context, reply)?;
         Ok(())
     }

@@ -13,6 +13,8 @@
 //! | `inside.rs` | PID 1 of a sandbox: polls, reaps, keeps time, reports |
 //! | `command.rs` | one command: its way to exec, its clocks, its end |
 //! | `tree.rs` | all processes that a command has started |
+//! | `reuse.rs` | whether a sandbox may serve again |
+//! | `census.rs` | what set-up has made, and whether it's still so |
 //! | `files.rs` | what is done to files of an ordinary user's subordinate ids |
 //! | `helper.rs` | steps in a process of its own that return descriptors |
 //! | `network.rs` | network namespaces, made ahead |
@@ -33,6 +35,7 @@ mod ahead;
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 #[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
 mod arch;
+mod census;
 mod command;
 mod files;
 mod helper;
@@ -46,6 +49,7 @@ mod memory;
 mod message;
 mod network;
 mod outer;
+mod reuse;
 mod server;
 mod sys;
 mod tree;

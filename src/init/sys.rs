@@ -193,6 +193,19 @@ impl Rusage {
         usage
     }
 
+    /// Takes in what another has used.
+    pub fn add(&mut self, other: &Rusage) {
+        for (ours, theirs) in [(&mut self.user, other.user), (&mut self.system, other.system)] {
+            // Seconds and microseconds.
+            let sum = ours[1] + theirs[1];
+            *ours = [ours[0] + theirs[0] + sum / 1_000_000, sum % 1_000_000];
+        }
+        self.maxrss_kib = self.maxrss_kib.max(other.maxrss_kib);
+        for (ours, theirs) in self.rest.iter_mut().zip(other.rest) {
+            *ours += theirs;
+        }
+    }
+
     pub fn user_ns(&self) -> u64 {
         self.user[0] as u64 * 1_000_000_000 + self.user[1] as u64 * 1000
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::landlock::{self, Ruleset};
 use super::scratch::Kept;
 use super::wire::{self, Stage, op};
-use super::{Area, Arg, Draft, Mark, files, limits, namespaces, privileges};
+use super::{Area, Arg, Draft, Mark, again, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::policy::filter::{Circumstances, Filter};
@@ -153,7 +153,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
         Purpose::Live { group, .. } => {
             await_group(&mut draft, group);
             draft.settings.watch = watch(sandbox, group);
-            draft.settings.flags |= wire::NO_COMMAND;
+            draft.settings.flags |= wire::NO_COMMAND | again::flags(sandbox, filter.as_deref());
             // Any of its commands may have a limit of its own; init looks once a second.
             draft.settings.wall_limit = u64::MAX;
         }

@@ -195,6 +195,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::COPY, "copy file"),
     (op::TERMINAL, "pass the terminal"),
     (op::STACK, "open_tree or copy"),
+    (op::CENSUS, "take a census"),
 ];
 
 fn name(op: u32) -> &'static str {

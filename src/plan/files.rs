@@ -19,7 +19,7 @@ use super::landlock::{self, Ruleset};
 use super::overlay::{Lower, overlay};
 use super::scratch::{Kept, bare_root, open_checkpoint};
 use super::wire::{AT_FDCWD, op, slot};
-use super::{Area, Arg, Draft, Mark, namespaces, proc};
+use super::{Area, Arg, Draft, Mark, again, namespaces, proc};
 use crate::image::{HostLayout, Root};
 use crate::policy::landlock::right;
 use crate::probe::{Facts, Layer};
@@ -225,7 +225,8 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, kept: 
 /// The tmpfs that holds all that a workload writes.
 pub(super) fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode: &str) {
     let (size, inodes) = (sandbox.writable.to_string(), sandbox.writable_files.to_string());
-    new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", mode)], BASE);
+    let attributes = BASE | again::attributes(sandbox);
+    new_filesystem_into(draft, slot, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", mode)], attributes);
 }
 
 /// Mounts that PID 1 made while it was [`alone`].
@@ -262,7 +263,8 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devi
     let dev = Tree { path, recursive: true }.clone_into(draft, "/dev");
     // The file system that mq_open(2) uses behind the scenes. In view, because Landlock
     // allows only what a rule leads to.
-    let queues = facts.message_queues.then(|| new_filesystem(draft, "mqueue", &[], BASE | libc::MOUNT_ATTR_NOEXEC));
+    let attributes = BASE | libc::MOUNT_ATTR_NOEXEC | again::queue_attributes(sandbox);
+    let queues = facts.message_queues.then(|| new_filesystem(draft, "mqueue", &[], attributes));
     let closed = (!sandbox.nesting && !sandbox.borrowed_proc).then(|| (&facts.proc, proc::covers(draft, &facts.proc)));
     draft.area(Area::Mount);
     let slash = draft.text("/");
@@ -271,6 +273,7 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devi
     draft.close(procfs);
     if let Some((present, covers)) = closed {
         namespaces::limits(draft);
+        again::numbers(draft, sandbox);
         proc::close(draft, present, &covers);
     }
     Devices { dev, queues }
@@ -290,7 +293,9 @@ pub(crate) fn inner(
     if terminal_group {
         options.push(("gid", "5"));
     }
-    let pts = new_filesystem(draft, "devpts", &options, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC);
+    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | again::attributes(sandbox);
+    let pts = new_filesystem(draft, "devpts", &options, attributes);
+    let mut taken = vec![(slot::SCRATCH, false), (pts, true)];
 
     if outside.shm.is_none() {
         // Nobody but us puts anything into `/` itself: see landlock.rs.
@@ -298,6 +303,9 @@ pub(crate) fn inner(
     }
     let slash = draft.text("/");
     attach(draft, slot::ROOT, slash, "the root");
+    if outside.shm.is_none() {
+        again::show_scratch(draft, sandbox, slot::ROOT);
+    }
     draft.step(libc::SYS_fchdir, &[Arg::Slot(slot::ROOT)], "enter", "the new root");
     for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
         directory(draft, name, mode);
@@ -340,7 +348,9 @@ pub(crate) fn inner(
             }
             MountKind::Tmpfs { bytes } => {
                 let (size, inodes) = (bytes.to_string(), (bytes / 4096).clamp(16, 1 << 20).to_string());
-                let source = new_filesystem(draft, "tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", "1777")], BASE);
+                let options = [("size", &*size), ("nr_inodes", &*inodes), ("mode", "1777")];
+                let source = new_filesystem(draft, "tmpfs", &options, BASE | again::attributes(sandbox));
+                taken.push((source, false));
                 (source, 0.into())
             }
         };
@@ -378,10 +388,11 @@ pub(crate) fn inner(
     if let Some(ruleset) = ruleset {
         ruleset.allow_root(draft, sandbox);
         ruleset.allow(draft, shm, right::WRITE, "/dev/shm");
-        if let Some(queues) = devices.queues {
+        if let Some(queues) = devices.queues.filter(|_| !sandbox.serves_again) {
             ruleset.allow(draft, queues, right::WRITE, "/dev/mqueue");
         }
     }
+    again::census(draft, sandbox, &taken);
     draft.close(slot::ROOT);
 }
 

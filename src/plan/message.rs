@@ -111,7 +111,8 @@ pub struct Report {
     pub status: u32,
     /// Failed: the errno.
     pub errno: u32,
-    /// Failed: `st_mode` of the program, where it exists.
+    /// Failed: `st_mode` of the program, where it exists. Ready and ended, of a sandbox that
+    /// is to serve again: [`UNTOUCHED`](Self::UNTOUCHED), or why it can't.
     pub detail: u32,
     /// Ended: [`WALL`](Self::WALL) and its like, latched before the kill.
     pub cause: u32,
@@ -194,6 +195,17 @@ impl Report {
     pub const MEMORY: u32 = 16;
     /// It made a system call that its filter doesn't forgive.
     pub const SYSCALL: u32 = 32;
+
+    /// The sandbox is as it was when it stood.
+    pub const UNTOUCHED: u32 = 1;
+    /// It isn't, or nobody can tell.
+    pub const TOUCHED: u32 = 2;
+    /// It can't be told: set-up has made more files and directories than PID 1 keeps an eye on.
+    pub const TOO_MANY_FILES: u32 = 3;
+    /// It can't be told: the contents of files that may be written are too long.
+    pub const TOO_LONG_FILES: u32 = 4;
+    /// PID 1 can't look at everything that it would have to, or count processes anew.
+    pub const UNSEEN: u32 = 5;
 
     /// A number that isn't known, where it could be.
     pub const UNKNOWN: u64 = u64::MAX;

@@ -9,10 +9,11 @@
 //! | stage | performed by | files |
 //! | --- | --- | --- |
 //! | start | init, once | `start.rs` |
-//! | outer | a child of init's, with the host's files in view | `namespaces.rs`, `files.rs`, `scratch.rs`, `overlay.rs` |
+//! | outer | a child of init's, with the host's files in view | `namespaces.rs`, `files.rs`, `scratch.rs`, `overlay.rs`, `again.rs` |
 //! | inner | PID 1 of the sandbox | `namespaces.rs`, `files.rs` |
 //! | command | the workload's process, up to exec | `privileges.rs`, `limits.rs` |
 
+mod again;
 pub(crate) mod change;
 pub(crate) mod compile;
 pub(crate) mod explain;

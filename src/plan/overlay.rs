@@ -7,7 +7,7 @@ use super::files::{BASE, HERE, Owners, SCRATCH, display, set_attributes};
 use super::message::Report;
 use super::scratch::{Below, Kept, LOWER, make_directory, scratch, shared_memory, show_directory};
 use super::wire::{op, slot};
-use super::{Area, Arg, Draft, Mark};
+use super::{Area, Arg, Draft, Mark, again};
 use crate::image::{Image, Root};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
@@ -157,7 +157,7 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     // them unless told otherwise).
     options.push_str(if owners.ordinary { ",userxattr" } else { ",redirect_dir=nofollow,metacopy=off,index=off" });
     let (name, place, text) = (draft.text("overlay"), draft.text(SCRATCH), draft.text(&options));
-    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | again::mount_flags(sandbox);
     // By mount(2), because fsconfig(2) takes 255 bytes of a value, which are some 80
     // layers, and several values only from Linux 6.7 on (`lowerdir+`).
     draft.step(libc::SYS_mount, &[name, place, name, flags.into(), text], "mount", "the overlay").layer(Layer::Overlay, copies);

@@ -23,7 +23,7 @@
 use super::files::{BASE, HERE, Owners, SCRATCH, attach, map_ids, scratch_into, set_attributes};
 use super::message::Report;
 use super::wire::{op, slot};
-use super::{Arg, Draft, Mark};
+use super::{Arg, Draft, Mark, again};
 use crate::checkpoint::Frozen;
 use crate::sandbox::Sandbox;
 
@@ -56,9 +56,12 @@ pub(super) fn scratch(draft: &mut Draft, sandbox: &Sandbox, below: Option<&Below
     let place = draft.text(SCRATCH);
     attach(draft, scratch, place, "the writable layer");
     draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
-    for (directory, mode) in [(LOWER, 0o700), ("upper", mode), ("work", 0o700), ("shm", 0o1777)] {
+    // PID 1 looks into all of them, if it's to tell whether they are as they were.
+    let closed = if sandbox.serves_again { 0o755 } else { 0o700 };
+    for (directory, mode) in [(LOWER, closed), ("upper", mode), ("work", closed), ("shm", 0o1777)] {
         make_directory(draft, directory, mode);
     }
+    again::show_scratch(draft, sandbox, scratch);
     if let Some(Below { tree, name }) = below {
         let place = draft.text(LOWER);
         attach(draft, *tree, place, name.clone());

@@ -56,6 +56,10 @@ pub mod slot {
     pub const LISTENER: u8 = 9;
     /// The Landlock ruleset, which PID 1 of a live sandbox keeps.
     pub const RULESET: u8 = 10;
+    /// In a sandbox that serves again: what says which number the next process gets.
+    pub const NUMBERS: u8 = 11;
+    /// In a sandbox that serves again: the root of its scratch.
+    pub const SCRATCH: u8 = 12;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
     /// The first of those that came with a command that was told late.
@@ -169,8 +173,12 @@ pub mod op {
     /// its plan in place of this one, and go on with the command stage of that; its
     /// descriptors are in slots from (0) on.
     pub const AWAIT_COMMAND: u32 = 0x1_001a;
+    /// Inner: take down everything below directory (0), which stays on one file system, for
+    /// a sandbox that serves again. With 1 in (1) also what names are in the directory
+    /// itself.
+    pub const CENSUS: u32 = 0x1_001b;
     /// The last of them.
-    pub const LAST: u32 = 0x1_001a;
+    pub const LAST: u32 = 0x1_001b;
 }
 
 /// How an argument is to be read.
@@ -225,6 +233,12 @@ pub const LAST_COMMAND: u64 = 4;
 
 /// Flag: the command's filter tells forbidden calls to a listener.
 pub const LISTEN: u64 = 8;
+
+/// Flag: after each command PID 1 tells whether the sandbox is as it was.
+pub const SERVES_AGAIN: u64 = 16;
+
+/// Flag: and there's a new IPC namespace for each.
+pub const RENEWS_QUEUES: u64 = 32;
 
 /// A plan in its byte form, checked.
 #[derive(Clone, Copy, Debug)]
@@ -322,6 +336,7 @@ impl<'a> Plan<'a> {
             op::AWAIT_GROUP => step.args[1] <= MAX_FDS as u64 && step.args[0] <= (SLOTS - MAX_FDS) as u64,
             op::ALLOW => step.kinds[..3] == [Kind::Slot, Kind::Slot, Kind::Blob],
             op::LIKE => step.kinds[0] == Kind::Slot && step.kinds[1] == Kind::Slot,
+            op::CENSUS => step.kinds[0] == Kind::Slot,
             _ => true,
         }
     }

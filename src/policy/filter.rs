@@ -18,6 +18,8 @@ pub(crate) struct Filter {
     pub(crate) closes_keyrings: bool,
     /// There's a way to a socket.
     pub(crate) sockets: bool,
+    /// There's a way to semaphores, shared memory or queues of an IPC namespace.
+    pub(crate) queues: bool,
     /// It lets through what a process needs that waits for its command under it.
     pub(crate) lets_wait: bool,
     /// A call that must pass for the command to be started, and doesn't.
@@ -113,7 +115,8 @@ fn compile(policy: &SyscallPolicy, circumstances: Circumstances) -> Result<Filte
     let lets_wait = !listens && WAITING.into_iter().all(plain);
     let hinders = NEEDED.into_iter().find(|name| !plain(name));
     let sockets = ["socket", "socketpair", "io_uring_setup"].into_iter().any(passes);
-    Ok(Filter { program, flags, listens, closes_keyrings, sockets, lets_wait, hinders })
+    let queues = ["semget", "shmget", "msgget", "mq_open"].into_iter().any(passes);
+    Ok(Filter { program, flags, listens, closes_keyrings, sockets, queues, lets_wait, hinders })
 }
 
 /// What a policy says about every number.
@@ -276,6 +279,21 @@ mod tests {
         }
         assert_eq!(strict("socket", at(0, libc::AF_UNIX as u64)), errno(libc::EAFNOSUPPORT));
         assert_eq!(strict("clone", at(0, libc::CLONE_NEWUSER as u64)), END);
+    }
+
+    /// What [`Pool::reusing`](crate::Pool::reusing) rests on.
+    #[test]
+    fn presets_refuse_what_outlives_processes_without_being_a_file() {
+        let names = "add_key keyctl request_key io_uring_setup bpf perf_event_open userfaultfd mount umount2 move_mount open_tree \
+            fsopen fsconfig fsmount fspick mount_setattr pivot_root chroot setns unshare sethostname setdomainname swapon quotactl acct \
+            fanotify_init clock_settime settimeofday";
+        for policy in [Syscalls::Default, Syscalls::Strict] {
+            for name in names.split_whitespace() {
+                assert_ne!(decide(policy.clone(), FREE, name, [0; 6]), ALLOW, "{policy:?}: {name}");
+            }
+            let filter = SyscallPolicy::from(policy.clone()).filter(FREE).expect("it compiles").expect("a filter");
+            assert_eq!(filter.queues, policy == Syscalls::Default);
+        }
     }
 
     #[test]

@@ -139,6 +139,11 @@ impl SyscallPolicy {
 
     /// It may let a workload mount file systems.
     pub(crate) fn may_mount(&self) -> bool {
+        self.allows_more()
+    }
+
+    /// It may allow what neither [`Syscalls::Default`] nor [`Syscalls::Strict`] does.
+    pub(crate) fn allows_more(&self) -> bool {
         !matches!(self.base, Syscalls::Default | Syscalls::Strict) || self.changes.iter().any(|(_, allowed)| *allowed)
     }
 

@@ -44,7 +44,8 @@ impl InstancePool {
     /// own begins to start. The first one is started here: a recipe that can't be had is
     /// an error at once.
     pub fn new(sandbox: Sandbox, size: usize) -> Result<InstancePool> {
-        let ware = Ware { make: Sandbox::start, stands: Instance::stands, let_go: Instance::let_go };
+        let (stands, let_go) = (Instance::stands, Instance::let_go);
+        let ware = Ware { make: Sandbox::start, stands, let_go, returns: false, is_used: |_| false };
         Ok(InstancePool { stock: Stock::new(sandbox, size, ware)? })
     }
 

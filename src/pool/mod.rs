@@ -1,6 +1,7 @@
 //! Sandboxes prepared ahead.
 
 mod instances;
+mod reusing;
 mod stock;
 
 use std::time::Duration;
@@ -10,9 +11,9 @@ use crate::command::Command;
 use crate::error::Result;
 use crate::outcome::Output;
 use crate::sandbox::Sandbox;
+use crate::supervise::{self, Kept, Live, Loan};
 #[cfg(feature = "tokio")]
-use crate::supervise::Pipes;
-use crate::supervise::{self, Live};
+use crate::{plan::wire::NOTIFY_START, supervise::Pipes};
 pub use instances::InstancePool;
 use stock::{Stock, Ware};
 
@@ -21,7 +22,8 @@ use stock::{Stock, Ware};
 /// A command then costs little more than its own start: namespaces, mounts, control group,
 /// identity and limits are there, and the process that will be the command has been looked
 /// at. Each sandbox is used once, so what a command finds is as fresh as with
-/// [`Sandbox::run`]; a thread prepares the next one meanwhile.
+/// [`Sandbox::run`]; a thread prepares the next one meanwhile. With
+/// [`Pool::reusing`] those that commands leave untouched are used again.
 ///
 /// If none is ready, and for a command that a prepared sandbox doesn't suit (one with
 /// [limits of its own](Command::wall_time), a terminal, inherited streams or descriptors),
@@ -49,7 +51,43 @@ use stock::{Stock, Ware};
 /// ```
 #[derive(Debug)]
 pub struct Pool {
-    stock: Stock<Live>,
+    stock: Stock<Ready>,
+}
+
+/// A sandbox that waits for a command.
+#[derive(Debug)]
+enum Ready {
+    /// For its only one.
+    Once(Box<Live>),
+    /// For the next one.
+    Again(Kept),
+}
+
+impl Ready {
+    fn stands(&self) -> bool {
+        match self {
+            Ready::Once(live) => live.still_stands(),
+            Ready::Again(kept) => kept.stands(),
+        }
+    }
+
+    fn has_served(&self) -> bool {
+        matches!(self, Ready::Again(kept) if kept.has_served())
+    }
+
+    fn let_go(&self) {
+        match self {
+            Ready::Once(live) => live.let_go(),
+            Ready::Again(kept) => kept.let_go(),
+        }
+    }
+}
+
+/// One that has been taken for a command.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Once(Box<Live>),
+    Again(Loan),
 }
 
 /// How a pool has served.
@@ -62,6 +100,8 @@ pub struct PoolStats {
     pub misses: u64,
     /// Sandboxes that are ready now.
     pub ready: usize,
+    /// How often a sandbox served again: see [`Pool::reusing`].
+    pub reused: u64,
 }
 
 impl Pool {
@@ -69,7 +109,77 @@ impl Pool {
     /// begins to prepare. The first one is prepared here: a recipe that can't be had is an
     /// error at once.
     pub fn new(sandbox: Sandbox, size: usize) -> Result<Pool> {
-        let ware = Ware { make: supervise::prepare, stands: Live::still_stands, let_go: Live::let_go };
+        Pool::of(sandbox, size, false, |sandbox| supervise::prepare(sandbox).map(|live| Ready::Once(Box::new(live))))
+    }
+
+    /// A pool whose sandboxes serve again, as long as nothing shows of what they have served.
+    ///
+    /// What they are made of is kept: the user, mount, PID, network and UTS namespaces, the
+    /// first process and the control group. A command then costs little more than one in an
+    /// [`Instance`](crate::Instance), and finds what it would find in a fresh sandbox: nobody
+    /// else, process ids from 2 on, an IPC namespace, filter and limits of its own, and the
+    /// files as set-up has made them. It has its own verdict, and its own [`Usage`](crate::Usage);
+    /// with cgroup v1, a peak of memory may have up to 4 MiB in it of earlier commands: page
+    /// cache, and what the kernel is about to free.
+    ///
+    /// When a command has ended, and everything that it had started is dead, the first process,
+    /// which no workload reaches, compares the sandbox with what it was before the first
+    /// command: all that stat(2) tells of each file and directory in the scratch layer, `/tmp`,
+    /// `/dev/shm`, `/dev/pts` and the recipe's [tmpfs mounts](Sandbox::tmpfs); the contents of
+    /// files that may be written; how full these file systems are; its own priorities,
+    /// processors, resource limits and signals. If anything is different the sandbox is thrown away,
+    /// even if a file was only made and removed again, and so it is when memory has run out
+    /// in it. A thread starts another one. So this is for commands that mostly read and
+    /// write streams, such as a judge's test cases: those that write files get a sandbox that
+    /// nobody has used, and make the pool slower than one of [`new`](Self::new).
+    ///
+    /// What shows of earlier commands all the same:
+    ///
+    /// * in the network namespace, what [`reuse_network`](Sandbox::reuse_network) names;
+    /// * numbers that the kernel counts up, such as those of inodes, and hints on a file's
+    ///   lifetime (`F_SET_RW_HINT` of fcntl(2));
+    /// * in [writable binds](Sandbox::bind_rw), what they have written there, as ever;
+    /// * how fast something is: what caches hold.
+    ///
+    /// Two things are different from a fresh sandbox. Reading a file doesn't change its access
+    /// time. And `/dev/mqueue` is empty and read-only: POSIX message queues are each command's
+    /// own, and where [Landlock](crate::Layer::Landlock) is in force they are refused. (If the
+    /// filter refuses `semget`, `shmget`, `msgget` and `mq_open`, as
+    /// [`Syscalls::Strict`](crate::Syscalls::Strict) does, the machine is spared a new IPC
+    /// namespace for each command.)
+    ///
+    /// While none is ready, a fresh sandbox is made, as for commands that don't suit. A child
+    /// that was [spawned](Self::spawn) gives its sandbox back when it's waited for or dropped.
+    ///
+    /// ```
+    /// use cofferdam::{Command, Pool, Sandbox};
+    ///
+    /// let pool = Pool::reusing(Sandbox::new(), 2)?;
+    /// for n in 1..4 {
+    ///     let out = pool.run(Command::new("wc").arg("-c").stdin("x".repeat(n)))?;
+    ///     assert_eq!(out.text(), format!("{n}\n"));
+    /// }
+    /// # Ok::<(), cofferdam::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a recipe with which it could not be
+    /// told: with [capabilities](Sandbox::capabilities), [nesting](Sandbox::nesting),
+    /// [volumes](Sandbox::volume), [kept changes](Sandbox::keep_changes) or a system call
+    /// filter that allows more than [`Syscalls::Default`](crate::Syscalls::Default) or
+    /// [`Strict`](crate::Syscalls::Strict); if set-up makes more than 96 files and directories; or if
+    /// the files that it writes, and the workload may too, have more than 64 KiB together:
+    /// [without write permission](Sandbox::file_mode) they don't count.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) on a kernel without
+    /// `kernel.ns_last_pid`.
+    pub fn reusing(sandbox: Sandbox, size: usize) -> Result<Pool> {
+        sandbox.validate()?;
+        reusing::fits(&sandbox)?;
+        Pool::of(sandbox, size, true, |sandbox| Kept::start(sandbox).map(Ready::Again))
+    }
+
+    fn of(sandbox: Sandbox, size: usize, returns: bool, make: fn(&Sandbox) -> Result<Ready>) -> Result<Pool> {
+        let ware = Ware { make, stands: Ready::stands, let_go: Ready::let_go, returns, is_used: Ready::has_served };
         Ok(Pool { stock: Stock::new(sandbox, size, ware)? })
     }
 
@@ -79,7 +189,8 @@ impl Pool {
         let command = command.into();
         supervise::refuse_piped(&command)?;
         match self.take(&command) {
-            Some(live) => self.stock.busy(|| supervise::run_in(live, self.stock.recipe(), command)),
+            Some(Taken::Once(live)) => self.stock.busy(|| supervise::run_in(*live, self.stock.recipe(), command)),
+            Some(Taken::Again(loan)) => supervise::run_again(loan, command),
             None => {
                 self.stock.refill();
                 self.stock.recipe().run(command)
@@ -91,15 +202,23 @@ impl Pool {
     pub fn spawn(&self, command: impl Into<Command>) -> Result<Child> {
         let command = command.into();
         let child = match self.take(&command) {
-            Some(live) => supervise::spawn_in(live, self.stock.recipe(), command),
+            Some(Taken::Once(live)) => supervise::spawn_in(*live, self.stock.recipe(), command),
+            Some(Taken::Again(loan)) => return supervise::spawn_again(loan, command),
             None => self.stock.recipe().spawn(command),
         };
         self.stock.refill();
         child
     }
 
-    fn take(&self, command: &Command) -> Option<Live> {
-        self.stock.take(supervise::fits_prepared(self.stock.recipe(), command))
+    fn take(&self, command: &Command) -> Option<Taken> {
+        let ready = self.stock.take(supervise::fits_prepared(self.stock.recipe(), command))?;
+        Some(match ready {
+            Ready::Once(live) => Taken::Once(live),
+            Ready::Again(kept) => {
+                let back = self.stock.returns();
+                Taken::Again(kept.lend(move |kept, good| back(Ready::Again(kept), good)))
+            }
+        })
     }
 
     /// How it has served so far.
@@ -125,16 +244,20 @@ impl Pool {
     }
 
     /// One that suits the command, if it's ready; [`begin_in`](Self::begin_in) comes next.
-    pub(crate) fn take_ready(&self, command: &Command) -> Option<Live> {
-        let live = self.take(command);
-        if live.is_none() {
+    pub(crate) fn take_ready(&self, command: &Command) -> Option<Taken> {
+        let taken = self.take(command);
+        if taken.is_none() {
             self.stock.refill();
         }
-        live
+        taken
     }
 
     /// Doesn't wait for the command's exec.
-    pub(crate) fn begin_in(&self, live: Live, command: Command) -> Result<(Live, Pipes)> {
+    pub(crate) fn begin_in(&self, taken: Taken, command: Command) -> Result<(Live, Pipes)> {
+        let live = match taken {
+            Taken::Once(live) => *live,
+            Taken::Again(loan) => return loan.begin(command, NOTIFY_START),
+        };
         let begun = supervise::begin_in(live, self.stock.recipe(), command);
         self.stock.refill();
         begun

@@ -12,7 +12,7 @@ use crate::sandbox::Sandbox;
 /// The most sandboxes of one pool.
 const MOST: usize = 4096;
 
-/// So many of a recipe's sandboxes, each made ahead and given away once.
+/// So many of a recipe's sandboxes, each made ahead, and given away once or lent.
 #[derive(Debug)]
 pub(super) struct Stock<T: Send + 'static> {
     shared: Arc<Shared<T>>,
@@ -27,6 +27,10 @@ pub(super) struct Ware<T> {
     pub(super) stands: fn(&T) -> bool,
     /// Has it ended, and doesn't wait for that, as its drop does.
     pub(super) let_go: fn(&T),
+    /// Each is [given back](Stock::returns) after its use.
+    pub(super) returns: bool,
+    /// It has been used and given back before.
+    pub(super) is_used: fn(&T) -> bool,
 }
 
 #[derive(Debug)]
@@ -43,6 +47,13 @@ struct State<T> {
     ready: VecDeque<T>,
     hits: u64,
     misses: u64,
+    reused: u64,
+    /// Those that will be given back.
+    lent: usize,
+    /// What came back and isn't used any more: the thread ends it.
+    spent: Vec<T>,
+    /// Somebody waits until all are ready.
+    awaited: usize,
     /// Commands that somebody waits for.
     running: usize,
     /// The last attempt to prepare one failed: the next is made when one is wanted.
@@ -62,12 +73,19 @@ impl<T> Shared<T> {
     fn fill(&self) {
         loop {
             let mut state = self.state();
-            while !state.ended && (state.ready.len() >= self.size || state.failed.is_some()) {
+            let is_full = |state: &State<T>| state.ready.len() + state.lent >= self.size || state.failed.is_some();
+            while !state.ended && state.spent.is_empty() && is_full(&state) {
                 state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+            }
+            let spent = std::mem::take(&mut state.spent);
+            if !spent.is_empty() {
+                drop(state);
+                spent.iter().for_each(self.ware.let_go);
+                continue;
             }
             // A short command's own time is not the time to prepare the next one.
             let since = Instant::now();
-            while state.running > 0 && !state.ready.is_empty() && !state.ended && since.elapsed() < Self::PATIENCE {
+            while state.running + state.lent > 0 && !state.ready.is_empty() && !state.ended && since.elapsed() < Self::PATIENCE {
                 state = self.changed.wait_timeout(state, Self::PATIENCE).map_or_else(|e| e.into_inner().0, |(state, _)| state);
             }
             if state.ended {
@@ -91,13 +109,40 @@ impl<T> Shared<T> {
         let mut state = self.state();
         // Perhaps it works again.
         state.failed = None;
-        let one = if fits { std::iter::from_fn(|| state.ready.pop_front()).find(self.ware.stands) } else { None };
-        if one.is_some() {
-            state.hits += 1;
-        } else {
-            state.misses += 1;
+        while let Some(one) = if fits { state.ready.pop_front() } else { None } {
+            if (self.ware.stands)(&one) {
+                state.hits += 1;
+                state.reused += u64::from((self.ware.is_used)(&one));
+                state.lent += usize::from(self.ware.returns);
+                return Some(one);
+            }
+            state.spent.push(one);
+            self.changed.notify_all();
         }
-        one
+        state.misses += 1;
+        None
+    }
+
+    /// Takes one back. The thread is only told if that isn't used any more.
+    fn take_back(&self, one: T, good: bool) {
+        let mut state = self.state();
+        state.lent -= 1;
+        if state.ended {
+            // Ended here, when nobody waits for the state.
+            drop(state);
+            return;
+        }
+        if good {
+            // The latest is the warmest.
+            state.ready.push_front(one);
+        } else {
+            state.spent.push(one);
+        }
+        let tell = !good || state.awaited > 0;
+        drop(state);
+        if tell {
+            self.changed.notify_all();
+        }
     }
 }
 
@@ -107,7 +152,9 @@ impl<T: Send + 'static> Stock<T> {
             return Err(Error::invalid(format!("a pool has 1 to {MOST} sandboxes, not {size}")));
         }
         let ready = VecDeque::from([(ware.make)(&recipe)?]);
-        let state = Mutex::new(State { ready, hits: 0, misses: 0, running: 0, failed: None, ended: false });
+        let state =
+            State { ready, hits: 0, misses: 0, reused: 0, lent: 0, spent: Vec::new(), awaited: 0, running: 0, failed: None, ended: false };
+        let state = Mutex::new(state);
         let shared = Arc::new(Shared { recipe, ware, size, state, changed: Condvar::new() });
         let thread = thread::Builder::new().name("cofferdam-pool".into());
         let filler = {
@@ -130,6 +177,17 @@ impl<T: Send + 'static> Stock<T> {
         self.shared.take(fits)
     }
 
+    /// What gives one back that was taken.
+    pub(super) fn returns(&self) -> impl FnOnce(T, bool) + Send + Sync + 'static {
+        let (shared, owner) = (self.shared.clone(), self.owner);
+        move |one, good| {
+            // A forked child's copy means nothing, and its lock may be nobody's.
+            if owner == std::process::id() {
+                shared.take_back(one, good);
+            }
+        }
+    }
+
     pub(super) fn refill(&self) {
         self.shared.changed.notify_all();
     }
@@ -145,11 +203,18 @@ impl<T: Send + 'static> Stock<T> {
 
     pub(super) fn stats(&self) -> PoolStats {
         let state = self.shared.state();
-        PoolStats { hits: state.hits, misses: state.misses, ready: state.ready.len() }
+        PoolStats { hits: state.hits, misses: state.misses, ready: state.ready.len(), reused: state.reused }
     }
 
     pub(super) fn wait_full(&self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now().checked_add(limit);
+        self.shared.state().awaited += 1;
+        let full = self.wait_until_full(deadline);
+        self.shared.state().awaited -= 1;
+        full
+    }
+
+    fn wait_until_full(&self, deadline: Option<Instant>) -> Result<bool> {
         let mut state = self.shared.state();
         state.failed = None;
         self.shared.changed.notify_all();
@@ -178,9 +243,12 @@ impl<T: Send + 'static> Drop for Stock<T> {
         if let Some(filler) = self.filler.take() {
             let _ = filler.join();
         }
-        let waiting = std::mem::take(&mut self.shared.state().ready);
+        let (waiting, spent) = {
+            let mut state = self.shared.state();
+            (std::mem::take(&mut state.ready), std::mem::take(&mut state.spent))
+        };
         // All are told before the first is waited for.
-        waiting.iter().for_each(self.shared.ware.let_go);
-        drop(waiting);
+        waiting.iter().chain(&spent).for_each(self.shared.ware.let_go);
+        drop((waiting, spent));
     }
 }

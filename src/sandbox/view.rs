@@ -54,7 +54,6 @@ impl Sandbox {
     }
 
     /// Whether there's anything that [`hold_volumes`](Self::hold_volumes) may wait for.
-    #[cfg(feature = "tokio")]
     pub(crate) fn has_volumes(&self) -> bool {
         !self.volumes.is_empty()
     }
@@ -140,6 +139,7 @@ impl Sandbox {
             prefer,
             changes,
             problem,
+            serves_again,
         } = self;
         (mounts, files, user, entrypoint, hostname) == (&other.mounts, &other.files, &other.user, &other.entrypoint, &other.hostname)
             && (writable, writable_files, network, syscalls) == (&other.writable, &other.writable_files, &other.network, &other.syscalls)
@@ -148,6 +148,7 @@ impl Sandbox {
             && (reuse_network, wall_time, output) == (&other.reuse_network, &other.wall_time, &other.output)
             && (keep_output, keep_tail, id_base) == (&other.keep_output, &other.keep_tail, &other.id_base)
             && (borrowed_proc, keep_changes, require, prefer) == (&other.borrowed_proc, &other.keep_changes, &other.require, &other.prefer)
+            && *serves_again == other.serves_again
             // Of these nobody asks for more than whether there are any.
             && volumes.is_empty() && other.volumes.is_empty()
             && changes.is_empty() && other.changes.is_empty()

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
 
+use super::again::Loan;
 use super::applied;
 use super::broken::{lost, out_of_memory, overslept};
 use super::capture::Capture;
@@ -87,6 +88,8 @@ pub(crate) struct Live {
     /// The process that started it. A forked child has a copy of this value, whose
     /// end means nothing.
     owner: u32,
+    /// The sandbox goes back to its pool. Behind `place`, whose end comes first.
+    pub(super) loan: Option<Loan>,
 }
 
 impl Live {
@@ -128,6 +131,7 @@ impl Live {
             epitaph: None,
             patience: DROP_LIMIT,
             owner: std::process::id(),
+            loan: None,
         }
     }
 
@@ -317,6 +321,9 @@ impl Live {
         self.volumes = None;
         if let Place::Shared(share) = &mut self.place {
             share.ended();
+        }
+        if let Some(loan) = &mut self.loan {
+            loan.ended(&report, &self.counters);
         }
         let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
     }

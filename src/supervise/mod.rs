@@ -4,6 +4,7 @@
 //! that waits, and none in between: what must happen without the host's attention (the
 //! wall clock, the killing of leftovers) is PID 1's business.
 
+mod again;
 mod broken;
 pub(crate) mod capture;
 mod check;
@@ -45,6 +46,7 @@ use crate::sandbox::Sandbox;
 use crate::trace::Trace;
 use crate::volume::Hold;
 
+pub(crate) use again::{Kept, Loan, run_again, spawn_again};
 #[cfg(feature = "tokio")]
 pub(crate) use broken::overdue;
 use capture::Capture;

@@ -11,8 +11,8 @@ use std::os::fd::AsRawFd;
 use super::broken::lost;
 use super::place::Place;
 use super::request::send_group;
-use super::{Keep, Live, Pipes, SETUP_LIMIT, cpus, encoded, expected, monotonic, pass, start_empty};
-use crate::cgroup::{CommandGroup, Counters, Group, Handles};
+use super::{Keep, Live, Pipes, SETUP_LIMIT, again, cpus, encoded, expected, monotonic, pass, start_empty};
+use crate::cgroup::{CommandGroup, Counters, Group, Handles, Turns};
 use crate::changes::Upper;
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +58,10 @@ pub(crate) struct Session {
     pub(crate) began: u64,
     trace: Trace,
     pub(crate) paused: Mutex<bool>,
+    /// If it's to serve again: of its group.
+    turns: Option<Turns>,
+    /// The group of a command could not be removed.
+    crowded: AtomicBool,
     ended: AtomicBool,
     /// The process that started it: a forked child's copy means nothing.
     owner: u32,
@@ -183,6 +187,27 @@ impl Session {
         Ok(session)
     }
 
+    /// Starts one that serves one command after another, as long as each leaves it as it was.
+    pub(super) fn start_to_serve_again(sandbox: &Sandbox) -> Result<Session> {
+        let mut sandbox = sandbox.clone();
+        sandbox.serves_again = true;
+        let mut session = Session::attempt(&sandbox, Keep::Nothing, None)?;
+        let turns = session.group().take_turns()?;
+        session.turns = Some(turns);
+        Ok(session)
+    }
+
+    /// Whether the next command would find it as the first one did, as far as the host can
+    /// tell: PID 1 has told the rest.
+    pub(super) fn is_as_it_was(&self) -> bool {
+        self.turns.as_ref().is_some_and(Turns::next) && !self.crowded.load(Ordering::Relaxed) && self.stands()
+    }
+
+    /// It has had a command.
+    pub(super) fn has_served(&self) -> bool {
+        self.commands.load(Ordering::Relaxed) > 1
+    }
+
     fn attempt(sandbox: &Sandbox, keep: Keep, held: Option<Arc<Hold>>) -> Result<Session> {
         let began = monotonic();
         let mut trace = Trace::of_instance(sandbox);
@@ -228,6 +253,8 @@ impl Session {
             layer: Mutex::new(shown),
             began,
             paused: Mutex::new(false),
+            turns: None,
+            crowded: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             owner: std::process::id(),
         })
@@ -395,11 +422,12 @@ impl Session {
         if !self.is_ours() {
             return;
         }
-        let Some(own) = &mut joined.own else { return };
-        if own.serves_again() {
+        if joined.own.as_mut().is_none_or(CommandGroup::serves_again) {
             *lock(&self.spare) = Some(joined);
-        } else {
-            self.group().remove_command(own);
+        } else if let Some(own) = &joined.own
+            && !self.group().remove_command(own)
+        {
+            self.crowded.store(true, Ordering::Relaxed);
         }
     }
 
@@ -488,7 +516,10 @@ fn stands(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) 
         }
     };
     match report {
-        Some((report, _)) if report.kind == Report::READY => Ok((report.missing, mounts.zip(upper))),
+        Some((report, _)) if report.kind == Report::READY => {
+            again::can_be_told(report.detail)?;
+            Ok((report.missing, mounts.zip(upper)))
+        }
         Some((report, _)) if report.kind == Report::FAILED => {
             if draft.notes.get(report.status as usize).is_none() {
                 group.take_back();

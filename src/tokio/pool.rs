@@ -42,6 +42,13 @@ impl Pool {
         Ok(Pool { inner: Kept::new(blocking(move || crate::Pool::new(sandbox, size)).await?) })
     }
 
+    /// A pool whose sandboxes serve again: [`Pool::reusing`](crate::Pool::reusing). One whose
+    /// future or [`Child`] was dropped before the end doesn't.
+    pub async fn reusing(sandbox: Sandbox, size: usize) -> Result<Pool> {
+        have_init().await?;
+        Ok(Pool { inner: Kept::new(blocking(move || crate::Pool::reusing(sandbox, size)).await?) })
+    }
+
     /// Runs a command in one of the sandboxes and waits for its end:
     /// [`Pool::run`](crate::Pool::run). If the future is dropped before, it's killed.
     pub async fn run(&self, command: impl Into<Command>) -> Result<Output> {
@@ -58,8 +65,8 @@ impl Pool {
 
     async fn begin(&self, command: Command) -> Result<(Run, Pipes)> {
         match self.inner.take_ready(&command) {
-            Some(live) => {
-                let (live, pipes) = self.inner.begin_in(live, command)?;
+            Some(taken) => {
+                let (live, pipes) = self.inner.begin_in(taken, command)?;
                 Ok((Run::new(live)?, pipes))
             }
             None => begin(self.inner.recipe(), command).await,

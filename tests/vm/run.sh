@@ -191,6 +191,7 @@ make_scratch() {
     compile euid -static
     compile swapper -static
     compile leftovers -static
+    compile traces -static
     compile lost -Wl,--dynamic-linker=/no/such/ld.so
     cp tests/vm/guest "$tree/guest"
     chmod 755 "$tree/guest"

@@ -64,6 +64,12 @@ pub mod nr {
     pub const EXECVE: usize = 221;
     pub const FSETXATTR: usize = 7;
     pub const STATFS: usize = 43;
+    pub const FSTATFS: usize = 44;
+    pub const MADVISE: usize = 233;
+    pub const RT_SIGPENDING: usize = 136;
+    pub const SCHED_GETAFFINITY: usize = 123;
+    pub const SCHED_GETATTR: usize = 275;
+    pub const IOPRIO_GET: usize = 31;
     pub const STATX: usize = 291;
     pub const PIDFD_OPEN: usize = 434;
     pub const CLONE3: usize = 435;

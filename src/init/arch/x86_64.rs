@@ -67,6 +67,12 @@ pub mod nr {
     pub const EXECVE: usize = 59;
     pub const FSETXATTR: usize = 190;
     pub const STATFS: usize = 137;
+    pub const FSTATFS: usize = 138;
+    pub const MADVISE: usize = 28;
+    pub const RT_SIGPENDING: usize = 127;
+    pub const SCHED_GETAFFINITY: usize = 204;
+    pub const SCHED_GETATTR: usize = 315;
+    pub const IOPRIO_GET: usize = 252;
     pub const STATX: usize = 332;
     pub const PIDFD_OPEN: usize = 434;
     pub const CLONE3: usize = 435;
