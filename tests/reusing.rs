@@ -115,7 +115,7 @@ fn each_finds_what_a_fresh_one_finds() {
 
 /// What can be seen of any trace.
 const LOOK: &str =
-    "ls -aln / /tmp /etc /t /dev/shm /dev/mqueue /dev/pts | grep -v ' proc$' | sed -E 's/ [A-Z][a-z]{2} +[0-9]+ +[0-9:]+ / /; s/ +/ /g'
+    "ls -aln / /tmp /etc /t /dev/shm /dev/mqueue /dev/pts | grep -vE ' (proc|w)$' | sed -E 's/ [A-Z][a-z]{2} +[0-9]+ +[0-9:]+ / /; s/ +/ /g'
     ls /bin/; cat /etc/hosts /etc/hostname /f/given; /w/traces beyond && echo beyond; wc -l </proc/sysvipc/shm";
 
 /// Each leaves a trace, if it can at all: that it couldn't shows in its status.
