@@ -22,6 +22,9 @@ pub struct Context {
     /// Address of the blob area.
     base: usize,
     mapping: (*mut u8, usize),
+    /// That of the plan before, where another took its place and nobody was to wait for
+    /// its end.
+    stale: Option<(*mut u8, usize)>,
     pub slots: [i32; SLOTS],
     /// Slots that outer steps filled, to be handed over.
     made: [bool; SLOTS],
@@ -125,6 +128,7 @@ impl Context {
             plan,
             base,
             mapping: (at, size),
+            stale: None,
             slots,
             made: [false; SLOTS],
             pid1: 0,
@@ -143,7 +147,9 @@ impl Context {
 
     /// Gives the mapping back; nothing of the plan may be used afterwards.
     pub fn drop_plan(&mut self) {
-        unmap(self.mapping.0, self.mapping.1);
+        for (at, size) in self.stale.take().into_iter().chain([self.mapping]) {
+            unmap(at, size);
+        }
     }
 
     /// Closes the plan and what came with it.

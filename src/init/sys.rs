@@ -477,7 +477,15 @@ pub fn map_shared(size: usize) -> Result<*mut u8> {
     call(nr::MMAP, [0, size, 3, 0x21, usize::MAX, 0]).map(|at| at as *mut u8)
 }
 
-/// The contents of a file, private and writable (for relocation).
+/// Room for one small file at a time: to map a file, to touch it and to unmap it takes as
+/// long as ten other calls, and a command in a sandbox that stands waits for that.
+#[repr(align(16))]
+struct Room([u8; ROOM]);
+const ROOM: usize = 8 << 10;
+static mut SMALL: Room = Room([0; ROOM]);
+static mut TAKEN: bool = false;
+
+/// The contents of a file, private and writable (for relocation), until [`unmap`].
 pub fn map_file(fd: i32) -> Result<(*mut u8, usize)> {
     const STATX_SIZE_AT: usize = 10;
     let mut buffer = [0u32; 64];
@@ -486,9 +494,27 @@ pub fn map_file(fd: i32) -> Result<(*mut u8, usize)> {
     if size == 0 {
         return Err(EINVAL);
     }
-    call(nr::MMAP, [0, size, 3, 2, fd as usize, 0]).map(|at| (at as *mut u8, size))
+    // SAFETY: this program has no threads, and a process that shares its memory runs while
+    // the other one is suspended.
+    let taken = unsafe { (&raw const TAKEN).read() };
+    if size > ROOM || taken {
+        return call(nr::MMAP, [0, size, 3, 2, fd as usize, 0]).map(|at| (at as *mut u8, size));
+    }
+    let room: *mut u8 = (&raw mut SMALL).cast();
+    if call(nr::PREAD64, [fd as usize, room as usize, size, 0, 0, 0])? != size {
+        return Err(EIO);
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut TAKEN).write(true) };
+    Ok((room, size))
 }
 
 pub fn unmap(at: *mut u8, size: usize) {
-    let _ = call(nr::MUNMAP, [at as usize, size, 0, 0, 0, 0]);
+    let room: *mut u8 = (&raw mut SMALL).cast();
+    if at == room {
+        // SAFETY: see `map_file`.
+        unsafe { (&raw mut TAKEN).write(false) };
+    } else {
+        let _ = call(nr::MUNMAP, [at as usize, size, 0, 0, 0, 0]);
+    }
 }

@@ -75,7 +75,7 @@ impl Context {
             Some((request, received)) if request.kind == Request::EXECUTE && !received.truncated && received.count >= 1 => {
                 let [plan, passed @ ..] = received.fds() else { return Err(EPROTO) };
                 let new = Context::map(*plan)?;
-                self.drop_plan();
+                self.stale = Some(self.mapping);
                 (self.plan, self.base, self.mapping) = (new.plan, new.base, new.mapping);
                 self.slots[slot::PLAN as usize] = *plan;
                 self.slots[first..first + passed.len()].copy_from_slice(passed);
