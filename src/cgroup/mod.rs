@@ -234,25 +234,10 @@ impl Group {
                 None => chosen.push((index, wanted)),
             }
         }
-        let places = places.clone();
-        Ok(Group {
-            places,
-            number,
-            chosen,
-            members: Vec::new(),
-            missing,
-            handed_over: false,
-            limits,
-            ready: None,
-            takes_turns: false,
-            sets_peak_back: false,
-        })
+        Ok(Group::unmade(places.clone(), number, chosen, missing, limits))
     }
 
-    /// Another one like it, still to be made.
-    fn another(&self, number: u64) -> Group {
-        let Group { missing, limits, .. } = *self;
-        let (places, chosen) = (self.places.clone(), self.chosen.clone());
+    fn unmade(places: Arc<Places>, number: u64, chosen: Vec<(usize, u8)>, missing: u64, limits: Limits) -> Group {
         Group {
             places,
             number,
@@ -265,6 +250,11 @@ impl Group {
             takes_turns: false,
             sets_peak_back: false,
         }
+    }
+
+    /// Another one like it, still to be made.
+    fn another(&self, number: u64) -> Group {
+        Group::unmade(self.places.clone(), number, self.chosen.clone(), self.missing, self.limits)
     }
 
     /// Whether it can take that one's part.
