@@ -391,9 +391,42 @@ fn a_killed_pid_1_is_told_at_once() {
     }
 }
 
+/// A lease that another sandbox has on a program in a directory that both may write to holds
+/// up its exec. Not the first process, which goes on to serve others.
+fn nobody_elsewhere_holds_up_the_others() {
+    const LEASE: &str = "import fcntl, os, signal, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+open('/work/program', 'wb').write(open('/bin/true', 'rb').read())
+os.chmod('/work/program', 0o755)
+fcntl.fcntl(os.open('/work/program', os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('leased', flush=True)
+time.sleep(60)";
+    let shared = support::fresh_dir("shared-");
+    fs::set_permissions(&shared, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("a mode");
+    let recipe = sandbox().bind_rw(&shared, "/work");
+    let (holder, instance) = (recipe.start().expect("it starts"), recipe.start().expect("it starts"));
+    let mut child = holder.spawn(Command::new("python3").args(["-c", LEASE]).stdout(Stdio::piped())).expect("it starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    assert_eq!(line, "leased\n");
+    thread::scope(|scope| {
+        let held = scope.spawn(|| instance.run("/work/program"));
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(1) {
+            assert!(instance.run("true").expect("it runs").success());
+        }
+        assert!(began.elapsed() < support::patience(Duration::from_secs(20)), "it was held up");
+        instance.kill().expect("told");
+        // It was on its way or, without the lease's file system, already done.
+        drop(held.join().expect("a thread"));
+    });
+    drop(child);
+}
+
 fn main() {
     support::main(vec![
         test!(commands_follow_each_other_in_the_same_files),
+        test!(nobody_elsewhere_holds_up_the_others, Need::Tool("python3")),
         test!(each_command_has_its_own_outcome),
         test!(limits_of_a_command_end_that_command_alone),
         test!(a_command_leaves_nobody_behind_and_takes_nobody_along),

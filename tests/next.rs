@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -144,6 +145,82 @@ fn changes_of_the_root_are_seen() {
     });
 }
 
+/// What set-up has passed on its way may lead elsewhere in the next run: directories and
+/// links that are switched, modes.
+fn what_lies_below_the_root_is_looked_up_again() {
+    alone("what_lies_below_the_root_is_looked_up_again", || {
+        let path = root("next-", "");
+        for version in ["v1", "v2"] {
+            fs::create_dir_all(path.join("app").join(version)).expect("a directory");
+            fs::write(path.join("app").join(version).join("name"), version).expect("a file");
+        }
+        let app = path.join("app");
+        let current = app.join("current");
+        fs::rename(app.join("v1"), &current).expect("renamed");
+        let recipe = sandbox().rootfs(Image::dir(&path)).file("/app/current/config", "x");
+        warm(&recipe);
+        fs::rename(&current, app.join("v1")).expect("renamed");
+        fs::rename(app.join("v2"), &current).expect("renamed");
+        assert_eq!(said(&recipe, "cat /app/current/name /app/current/config"), "v2x");
+        fs::rename(&current, app.join("v2")).expect("renamed");
+        std::os::unix::fs::symlink("v1", &current).expect("a link");
+        assert_eq!(said(&recipe, "cat /app/current/name"), "v1");
+        std::thread::sleep(Duration::from_millis(50));
+        std::os::unix::fs::symlink("v2", app.join("new")).expect("a link");
+        fs::rename(app.join("new"), &current).expect("renamed");
+        assert_eq!(said(&recipe, "cat /app/current/name"), "v2");
+
+        // An ordinary user's sandboxes have an /etc of their own over it.
+        if !support::is_root() {
+            return;
+        }
+        let path = root("modes-", "");
+        fs::create_dir(path.join("etc")).expect("a directory");
+        let recipe = sandbox().rootfs(Image::dir(&path));
+        warm(&recipe);
+        for mode in [0o700, 0o755, 0o711] {
+            fs::set_permissions(path.join("etc"), fs::Permissions::from_mode(mode)).expect("a mode");
+            assert_eq!(said(&recipe, "stat -c %a /etc"), format!("{mode:o}"));
+        }
+    });
+}
+
+/// A mount of the recipe's in the host's /usr stays where the recipe says.
+fn mounts_stay_in_their_place() {
+    alone("mounts_stay_in_their_place", || {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("private");
+        let place = Path::new("/usr/local/share");
+        mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
+        for name in ["a", "b"] {
+            fs::create_dir(place.join(name)).expect("a directory");
+            fs::write(place.join(name).join("hosts"), "").expect("a file");
+        }
+        let recipe = sandbox().tmpfs("/usr/local/share/a", MIB);
+        for _ in 0..6 {
+            assert_eq!(said(&recipe, "ls /usr/local/share/a"), "");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        fs::rename(place.join("a"), place.join("c")).expect("renamed");
+        fs::rename(place.join("b"), place.join("a")).expect("renamed");
+        assert_eq!(said(&recipe, "ls /usr/local/share/a"), "");
+    });
+}
+
+/// Who needs the last range of ids has it.
+fn it_keeps_nothing_from_others() {
+    alone("it_keeps_nothing_from_others", || {
+        let two = sandbox().id_base(0xfffd_0000);
+        warm(&two);
+        let one = two.start().expect("a range is free");
+        let other = two.start().expect("so is the other");
+        assert_eq!(two.start().expect_err("there are two").kind(), ErrorKind::Exhausted);
+        drop((one, other));
+    });
+}
+
 /// A recipe that differs in anything isn't the same recipe.
 fn another_recipe_has_its_own() {
     alone("another_recipe_has_its_own", || {
@@ -166,9 +243,6 @@ fn another_recipe_has_its_own() {
 
 /// A mount that the host makes below its /usr shows in the next run.
 fn the_hosts_mounts_are_seen() {
-    if !support::is_root() {
-        return;
-    }
     alone("the_hosts_mounts_are_seen", || {
         use nix::mount::{MsFlags, mount};
         use nix::sched::{CloneFlags, unshare};
@@ -247,8 +321,11 @@ fn main() {
         test!(each_is_fresh),
         test!(another_root_is_seen),
         test!(changes_of_the_root_are_seen),
+        test!(what_lies_below_the_root_is_looked_up_again),
+        test!(mounts_stay_in_their_place, root),
+        test!(it_keeps_nothing_from_others, root),
         test!(another_recipe_has_its_own),
-        test!(the_hosts_mounts_are_seen),
+        test!(the_hosts_mounts_are_seen, root),
         test!(it_does_not_wait_for_long),
         test!(one_that_was_killed_is_no_loss),
         test!(threads_do_not_mix),

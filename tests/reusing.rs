@@ -97,8 +97,8 @@ fn each_finds_what_a_fresh_one_finds() {
     // As for prepared ones (tests/pool.rs); and numbers that count up.
     let script = "echo $$; id; umask; hostname; pwd; env | sort; ulimit -a; ls -l /proc/self/fd | sed 's/.* -> //; s/[0-9]//g'
         grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig|Shd|NSpid|NSsid|Cpus_allowed)' /proc/self/status
-        sed 's/^[0-9]* [0-9]* [0-9:]* //; s/noatime/relatime/; /mqueue/s/ro,/rw,/' /proc/self/mountinfo | sed 's/[ug]id=[0-9]*//g' | sort
-        cat /proc/self/oom_score_adj /proc/1/comm; ls -a / /tmp /dev /dev/shm /dev/mqueue /etc; echo /proc/[0-9]*; cat /proc/sysvipc/*; ls -a /dev/pts";
+        sed '/ \\/proc\\/1 /d; s/^[0-9]* [0-9]* [0-9:]* //; s/noatime/relatime/; /mqueue/s/ro,/rw,/' /proc/self/mountinfo | sed 's/[ug]id=[0-9]*//g' | sort
+        cat /proc/self/oom_score_adj; ls -a / /tmp /dev /dev/shm /dev/mqueue /etc; echo /proc/[0-9]*; cat /proc/sysvipc/*; ls -a /dev/pts";
     let other = recipe().user(1000, 1000).hostname("other").processes(50);
     for recipe in [recipe(), if support::is_root() { other.memory(64 * MIB) } else { other }] {
         let fresh = text(&recipe.run(sh(script)).expect("it runs"));
@@ -442,8 +442,20 @@ fn recipes_that_leave_traces_unseen_are_refused() {
     assert!(!again && out.success(), "{out}");
 }
 
+/// The first process counts what all commands have used, and isn't to be seen.
+fn the_first_process_tells_nothing() {
+    let pool = pool(recipe(), 1);
+    for _ in 0..2 {
+        let out = pool
+            .run(sh("cat /proc/1/stat /proc/1/status /proc/1/sched /proc/1/schedstat 2>/dev/null; ls -A /proc/1; echo $$"))
+            .expect("it runs");
+        assert_eq!(out.text(), "2\n");
+    }
+}
+
 fn main() {
     support::main(vec![
+        test!(the_first_process_tells_nothing),
         test!(what_leaves_nothing_serves_again),
         test!(each_finds_what_a_fresh_one_finds),
         test!(nothing_is_left_in_the_hosts_own_root, Need::Program("traces")),

@@ -218,7 +218,8 @@ impl Command {
         command.progress = Progress {
             pid,
             began: context.began,
-            executed: context.executed + courier,
+            // Only of the last command all children's time is told, this one's among it.
+            executed: context.executed + if context.plan.flags() & wire::LAST_COMMAND == 0 { 0 } else { courier },
             charged: context.charged(),
             missing: context.missing,
             ..Progress::NONE

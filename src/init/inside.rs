@@ -591,7 +591,8 @@ impl Inside {
         };
         let alone = self.is_empty();
         self.reuse.starts(alone);
-        let mut command = if alone {
+        let waits = alone && context.plan.flags() & wire::ALONE != 0;
+        let mut command = if waits {
             Command::start_alone(context, reply, self.ruleset)?
         } else {
             Command::start_beside(context, reply, self.ruleset).map_err(Failure::outside)?
@@ -602,7 +603,7 @@ impl Inside {
             self.commands = places(used + 1);
         }
         self.commands[place] = command;
-        if alone {
+        if waits {
             self.promise();
             self.commands[place].say_started();
         }

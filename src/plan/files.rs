@@ -265,7 +265,8 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devi
     // allows only what a rule leads to.
     let attributes = BASE | libc::MOUNT_ATTR_NOEXEC | again::queue_attributes(sandbox);
     let queues = facts.message_queues.then(|| new_filesystem(draft, "mqueue", &[], attributes));
-    let closed = (!sandbox.nesting && !sandbox.borrowed_proc).then(|| (&facts.proc, proc::covers(draft, &facts.proc)));
+    let closed =
+        (!sandbox.nesting && !sandbox.borrowed_proc).then(|| (&facts.proc, proc::covers(draft, &facts.proc, sandbox.serves_again)));
     draft.area(Area::Mount);
     let slash = draft.text("/");
     attach(draft, procfs, slash, "/proc");

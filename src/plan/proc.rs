@@ -55,10 +55,13 @@ impl Present {
 
 /// Copies of what will lie over the masked places; taken as long as init's root is in
 /// view.
-pub(crate) fn covers(draft: &mut Draft, present: &Present) -> Vec<(&'static str, u8)> {
+pub(crate) fn covers(draft: &mut Draft, present: &Present, first_process: bool) -> Vec<(&'static str, u8)> {
     draft.area(Area::Proc);
     let masked = MASKED.iter().filter(|(name, _)| present.0.contains(name));
+    // It counts what all have used that it has reaped.
+    let first = first_process.then_some(&("1", Kind::Directory));
     masked
+        .chain(first)
         .map(|(name, kind)| {
             let path = draft.text(if *kind == Kind::File { COVER_FILE } else { COVER_DIRECTORY });
             let cover = Tree { path, recursive: false }.clone_into(draft, "a mask");

@@ -236,6 +236,9 @@ pub const LISTEN: u64 = 8;
 
 /// Flag: after each command PID 1 tells whether the sandbox is as it was.
 pub const SERVES_AGAIN: u64 = 16;
+/// PID 1 may wait for this command's exec, if nobody else is in the sandbox: nobody can hold
+/// that up, and its host won't.
+pub const ALONE: u64 = 64;
 
 /// Flag: and there's a new IPC namespace for each.
 pub const RENEWS_QUEUES: u64 = 32;

@@ -141,8 +141,9 @@ impl Pool {
     /// * in [writable binds](Sandbox::bind_rw), what they have written there, as ever;
     /// * how fast something is: what caches hold.
     ///
-    /// Two things are different from a fresh sandbox. Reading a file doesn't change its access
-    /// time. And `/dev/mqueue` is empty and read-only: POSIX message queues are each command's
+    /// Three things are different from a fresh sandbox. Reading a file doesn't change its access
+    /// time. `/proc/1` is empty: the first process counts what earlier commands have used. And
+    /// `/dev/mqueue` is empty and read-only: POSIX message queues are each command's
     /// own, and where [Landlock](crate::Layer::Landlock) is in force they are refused. (If the
     /// filter refuses `semget`, `shmget`, `msgget` and `mq_open`, as
     /// [`Syscalls::Strict`](crate::Syscalls::Strict) does, the machine is spared a new IPC

@@ -113,7 +113,9 @@ impl Loan {
     pub(super) fn ended(&mut self, report: &Report, counters: &Counters) {
         // What a group does that has run out of memory may not be over.
         let had_memory = [counters.oom_kills, counters.limit_hits].iter().all(|count| count.unwrap_or(0) == 0);
-        self.untouched = report.detail == Report::UNTOUCHED && report.cause & Report::MEMORY == 0 && had_memory;
+        // Who was over its bandwidth leaves a debt, which the next one would pay.
+        let in_debt = counters.throttled.is_some_and(|time| !time.is_zero());
+        self.untouched = report.detail == Report::UNTOUCHED && report.cause & Report::MEMORY == 0 && had_memory && !in_debt;
     }
 }
 

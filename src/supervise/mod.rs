@@ -17,6 +17,7 @@ mod place;
 mod proof;
 mod request;
 pub(crate) mod share;
+mod view;
 mod wait;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -239,6 +240,8 @@ impl Prepared {
 fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
     match attempt() {
         Err(error) if error.kind() == ErrorKind::Lost => attempt(),
+        // Those that were made ahead may have had it.
+        Err(error) if error.kind() == ErrorKind::Exhausted && next::clear() => attempt(),
         other => other,
     }
 }

@@ -7,33 +7,28 @@
 //! would cost otherwise. It's used once, and nothing has run in it before.
 //!
 //! What it sees of the host was opened before the run was asked for, so that must not make a
-//! difference: recipes with binds, volumes or checkpoints aren't served, and that root's
-//! paths lead where they led, in an unchanged table of mounts, is looked at again. Nobody
-//! else's sandbox waits for it: it's asked for only by a host that has a single run at work,
-//! and so leaves a processor idle.
+//! difference: recipes with binds, volumes or checkpoints aren't served, and whatever set-up
+//! has passed below the root must be the same and unchanged (`view.rs`). Nor does anybody go
+//! without for it: it's asked for only by a host that has a single run at work, and so leaves
+//! a processor idle; and who can't have something that is used up gets what it holds.
 //!
 //! It keeps nothing for long: if nobody takes it, it ends by itself (its process waits two
 //! seconds, [`LIFE`]), and with it all but a control group and a few descriptors. There's one
 //! for a recipe, and four at most.
 
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::statfs::{self, FsType, statfs};
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::live::Live;
+use super::view::View;
 use super::{Question, late, monotonic};
 use crate::command::Command;
 use crate::error::Result;
 use crate::image::{Image, Root};
-use crate::launch;
 use crate::sandbox::Sandbox;
 use crate::store::Imported;
 
@@ -188,7 +183,12 @@ pub(super) fn wait_and_prepare(running: &Running, sandbox: &Sandbox, live: &mut 
             }
             prepared => prepared,
         };
+        // The host's signal handlers have no business there: it begins with our mask.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let ready = thread::Builder::new().name("cofferdam-next".into()).stack_size(STACK).spawn_scoped(scope, work);
+        if let Ok(mask) = mask {
+            let _ = mask.thread_set_mask();
+        }
         let mut ended = live.wait((!in_stream).then(|| Instant::now() + SHORT))?;
         if let Some((question, view)) = ready.ok().and_then(|ready| ready.join().ok().flatten()) {
             ask(sandbox, question, view);
@@ -220,8 +220,9 @@ fn is_expected(sandbox: &Sandbox) -> bool {
 }
 
 fn prepare(sandbox: &Sandbox) -> Option<(Question, View)> {
-    let view = View::of(sandbox)?;
-    Some((late::question_ahead(sandbox).ok()?, view))
+    let question = late::question_ahead(sandbox).ok()?;
+    let view = View::of(sandbox, &question.draft)?;
+    Some((question, view))
 }
 
 fn ask(sandbox: &Sandbox, question: Question, view: View) {
@@ -235,11 +236,18 @@ fn ask(sandbox: &Sandbox, question: Question, view: View) {
     }
 }
 
-/// Lets go of the one that waits.
-pub(crate) fn clear() {
-    if OWNER.load(Ordering::Relaxed) == std::process::id() {
-        *STATE.lock().unwrap_or_else(|e| e.into_inner()) = State::NOTHING;
+/// Lets go of those that wait, with all that they hold, and waits for their end; whether
+/// there were any.
+pub(crate) fn clear() -> bool {
+    if OWNER.load(Ordering::Relaxed) != std::process::id() {
+        return false;
     }
+    let State { waiting, .. } = std::mem::replace(&mut *STATE.lock().unwrap_or_else(|e| e.into_inner()), State::NOTHING);
+    let any = !waiting.is_empty();
+    // All are told before the first is waited for.
+    waiting.iter().for_each(|waiting| waiting.live.let_go());
+    waiting.into_iter().for_each(|waiting| drop(waiting.live.with_patience()));
+    any
 }
 
 /// Whether nothing of the recipe depends on when it's made, and it can be kept in mind.
@@ -251,68 +259,4 @@ fn suits(sandbox: &Sandbox) -> bool {
         && !sandbox.keep_changes
         && sandbox.changes.is_empty()
         && sandbox.root.checkpoint().is_none()
-}
-
-/// What paths of the root led to.
-#[derive(Debug)]
-struct View {
-    places: Vec<(PathBuf, Place)>,
-    /// Polled: tells of every change of the table (proc_pid_mountinfo(5)).
-    mounts: File,
-}
-
-/// A file or directory. If its own entries or attributes have changed it counts as another,
-/// because an overlay of it isn't made for that.
-#[derive(Debug, PartialEq, Eq)]
-struct Place {
-    device: u64,
-    inode: u64,
-    changed: (i64, i64),
-}
-
-impl View {
-    fn of(sandbox: &Sandbox) -> Option<View> {
-        // Before the look at the paths.
-        let mounts = File::open("/proc/thread-self/mountinfo").ok()?;
-        if !launch::init().ok()?.sees_what_we_see() {
-            return None;
-        }
-        let paths: Vec<&Path> = match sandbox.root.base() {
-            Root::Host(layout) => layout.parts.iter().map(|part| Path::new(&part.host)).collect(),
-            Root::Dir(path) => vec![path],
-            Root::Layers(image) => vec![image.store_path()],
-            Root::Checkpoint(_) => return None,
-        };
-        if !paths.iter().all(|path| is_local(path)) {
-            return None;
-        }
-        let places = paths.into_iter().map(|path| Some((path.to_path_buf(), Place::at(path)?))).collect::<Option<_>>()?;
-        Some(View { places, mounts })
-    }
-
-    fn is_as_it_was(&self) -> bool {
-        let mut polled = [PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI)];
-        let still = poll(&mut polled, PollTimeout::ZERO) == Ok(0);
-        still && self.places.iter().all(|(path, place)| Place::at(path).is_some_and(|now| now == *place))
-    }
-}
-
-impl Place {
-    fn at(path: &Path) -> Option<Place> {
-        let found = std::fs::metadata(path).ok()?;
-        Some(Place { device: found.dev(), inode: found.ino(), changed: (found.ctime(), found.ctime_nsec()) })
-    }
-}
-
-/// Whether a file system is this machine's own: another may hang, and the caller with it.
-fn is_local(path: &Path) -> bool {
-    const LOCAL: [FsType; 6] = [
-        statfs::EXT4_SUPER_MAGIC,
-        statfs::XFS_SUPER_MAGIC,
-        statfs::BTRFS_SUPER_MAGIC,
-        statfs::F2FS_SUPER_MAGIC,
-        statfs::TMPFS_MAGIC,
-        statfs::OVERLAYFS_SUPER_MAGIC,
-    ];
-    statfs(path).is_ok_and(|found| LOCAL.contains(&found.filesystem_type()))
 }

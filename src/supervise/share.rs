@@ -389,6 +389,11 @@ impl Session {
         let mut draft = compile::beside(&sandbox, &self.init.facts, self.ids, &wanted)?;
         draft.change(&sandbox.changes)?;
         draft.settings.flags |= flags;
+        // A host that wants no notice looks at once. And what a bind leads to may hold up an
+        // exec: a lease that somebody elsewhere has on the program (fcntl(2)), or a server.
+        if flags & wire::NOTIFY_START == 0 && sandbox.has_own_files_only() {
+            draft.settings.flags |= wire::ALONE;
+        }
         draft.settings.command = number;
         let expected = expected(&sandbox, &self.init, self.ids, group.processes);
         let reply = self.ask(Request::RUN, number, &draft, &fds)?;
