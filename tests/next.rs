@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cofferdam::internals::runs_with_next;
-use cofferdam::{Command, ErrorKind, Exit, Image, Layer, Limit, MIB, Sandbox};
+use cofferdam::{Command, ErrorKind, Exit, Image, Layer, Limit, MIB, Pool, Sandbox};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::host::alone;
@@ -77,17 +77,25 @@ fn verdicts_are_the_same() {
 }
 
 fn limits_hold_each_time() {
+    let hungry = || shell("head -c 60M /dev/zero | tail -c 60M >/dev/null; sleep 0.3; echo survived");
     alone("limits_hold_each_time", || {
         let recipe = sandbox().memory(32 * MIB).prefer(Layer::MemoryLimit);
         for _ in 0..4 {
-            let hungry = recipe.run(shell("head -c 60M /dev/zero | tail -c 60M >/dev/null; true")).expect("it runs");
+            let hungry = recipe.run(hungry()).expect("it runs");
             if hungry.missing.contains(&Layer::MemoryLimit) {
                 return;
             }
             assert_eq!(hungry.status, Exit::Limit(Limit::Memory), "{hungry}");
+            assert_eq!(hungry.text(), "", "everything dies together");
             let small = recipe.run("true").expect("it runs");
             assert!(small.success() && small.usage.peak_memory.is_some_and(|peak| peak < 16 * MIB), "{:?}", small.usage);
         }
+        let pool = Pool::new(recipe.clone(), 1).expect("a pool");
+        for _ in 0..2 {
+            let hungry = pool.run(hungry()).expect("it runs");
+            assert_eq!((hungry.status, hungry.text().as_ref()), (Exit::Limit(Limit::Memory), ""), "everything dies together");
+        }
+        drop(pool);
         let recipe = recipe.cpu_time(Duration::from_millis(300));
         for _ in 0..4 {
             let busy = recipe.run(shell("while :; do :; done")).expect("it runs");

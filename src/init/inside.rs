@@ -136,9 +136,7 @@ pub fn go_on(mut context: Context) -> ! {
     if let Err(failure) = context.run(Stage::Inner) {
         fail(reply, failure);
     }
-    let watch = context.plan.watch();
-    let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
-    let oom = Oom { event: watched(watch.oom_event), count: watched(watch.oom_count), seen: 0 };
+    let oom = Oom { event: -1, count: -1, seen: 0 };
     let (commands, helpers, reuse) = (places(1), [NOBODY; HELPERS], Reuse::begin(&context));
     let mut inside = Inside {
         reply,
@@ -172,6 +170,11 @@ pub fn go_on(mut context: Context) -> ! {
         inside.commands[0].say_started();
     }
     crate::network::started(context.slots[slot::MAKER as usize]);
+    // A command that has been waited for has brought a plan of its own, which says what is
+    // to be watched. What has happened since is in the event's counter.
+    let watch = context.plan.watch();
+    let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
+    (inside.oom.event, inside.oom.count) = (watched(watch.oom_event), watched(watch.oom_count));
     context.drop_plan();
     // Pipe ends and sources belong to the command.
     inside.close_foreign();
