@@ -480,7 +480,7 @@ pub fn map_shared(size: usize) -> Result<*mut u8> {
 /// Room for one small file at a time: to map a file, to touch it and to unmap it takes as
 /// long as ten other calls, and a command in a sandbox that stands waits for that.
 #[repr(align(16))]
-struct Room([u8; ROOM]);
+struct Room(#[allow(dead_code, reason = "only its address is used")] [u8; ROOM]);
 const ROOM: usize = 8 << 10;
 static mut SMALL: Room = Room([0; ROOM]);
 static mut TAKEN: bool = false;
