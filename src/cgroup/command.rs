@@ -119,7 +119,7 @@ impl Group {
     /// counts something, what came to pass there since `before`, its
     /// [`events`](Self::events) at the start.
     pub(crate) fn command_counters(&self, own: Option<&mut CommandGroup>, before: &Counters) -> Counters {
-        let whole = self.events();
+        let whole = if self.takes_turns { self.counters() } else { self.events() };
         let mut counters = Counters::default();
         if let Some(own) = own {
             counters = own.count();
@@ -133,7 +133,7 @@ impl Group {
             counters.limit_hits = self.counters().limit_hits;
         }
         if self.takes_turns {
-            self.count_turn(&mut counters, before);
+            self.count_turn(&mut counters, &whole, before);
         }
         counters
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
-use super::{Counters, Group, Member, Setting, controller, open, read, v1, v2};
+use super::{Counters, Group, Member, Setting, controller, open, v1, v2};
 use crate::error::{Error, Result};
 
 /// What tells whether a group is as it was made.
@@ -83,8 +83,7 @@ impl Group {
     }
 
     /// What only the sandbox's group tells of a command that was alone in it, from `before` on.
-    pub(super) fn count_turn(&self, counters: &mut Counters, before: &Counters) {
-        let whole = self.counters();
+    pub(super) fn count_turn(&self, counters: &mut Counters, whole: &Counters, before: &Counters) {
         if self.sets_peak_back {
             counters.peak_memory = counters.peak_memory.or(whole.peak_memory);
             counters.page_cache = counters.page_cache.or(whole.page_cache);
@@ -98,11 +97,7 @@ impl Group {
 
     /// What its processes have used so far.
     pub(super) fn cpu_time(&self, member: &Member) -> Option<Duration> {
-        let (file, unit) = if self.places.hierarchies[member.hierarchy].v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
-        let text = read(&member.directory, file).ok()?;
-        let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
-        let number = digits.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok()?;
-        Some(Duration::from_nanos(number.saturating_mul(unit)))
+        if self.places.hierarchies[member.hierarchy].v2 { v2::cpu_time(&member.directory) } else { v1::cpu_time(&member.directory) }
     }
 
     /// Whether what it counts tells all about a command that's alone in it, so that the

@@ -69,7 +69,7 @@ pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
 
 pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {
-        let used = number(directory, "cpuacct.usage");
+        let used = number(directory, CPU_COUNTER.0);
         counters.cpu = used.map(Duration::from_nanos);
         // Sampled at ticks, unlike their sum, which is what the scheduler counted: only
         // their proportion is used, as the kernel does for a process (cputime_adjust).
@@ -106,6 +106,11 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.peak_processes = number(directory, "pids.peak");
     }
     events(directory, uses, counters);
+}
+
+/// What [`count`] counts of time, undivided.
+pub(super) fn cpu_time(directory: &OwnedFd) -> Option<Duration> {
+    number(directory, CPU_COUNTER.0).map(Duration::from_nanos)
 }
 
 /// What [`count`] counts of limits that stood in the way.

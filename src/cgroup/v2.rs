@@ -87,7 +87,14 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
     if uses & controller::PIDS != 0 {
         counters.peak_processes = number(directory, "pids.peak");
     }
-    events(directory, uses, counters);
+    // Time has been counted, what was throttled among it.
+    let rest = if uses & controller::ACCOUNT == 0 { uses } else { uses & !controller::CPU };
+    events(directory, rest, counters);
+}
+
+/// What [`count`] counts of time, undivided.
+pub(super) fn cpu_time(directory: &OwnedFd) -> Option<Duration> {
+    read(directory, CPU_COUNTER.0).ok().and_then(|text| field(&text, "usage_usec")).map(Duration::from_micros)
 }
 
 /// What [`count`] counts of limits that stood in the way.

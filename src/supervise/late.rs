@@ -93,7 +93,7 @@ fn execute(mut live: Live, sandbox: &Sandbox, command: Command, flags: u64) -> R
 }
 
 impl Live {
-    /// Waits until the process of a command that isn't known yet has been looked at.
+    /// Waits until the process of a command, which may not be known yet, has been looked at.
     pub(super) fn stands_within(&mut self, limit: Duration) -> Result<()> {
         loop {
             self.await_setup_for(limit)?;

@@ -184,27 +184,6 @@ impl Live {
         Ok(None)
     }
 
-    /// Takes the next message of a set-up whose end is the look, if there's one; true when
-    /// that has been.
-    pub(super) fn arrives_looked_at(&mut self) -> Result<bool> {
-        let message = self.setup_message().inspect_err(|error| self.trace.failed(error))?;
-        match message {
-            Some((report, fds)) if report.kind == Report::STANDING && !fds.is_empty() => {
-                self.let_proceed(fds[0].as_fd()).inspect_err(|error| self.trace.failed(error))?;
-                if self.doubt.is_some() {
-                    return Ok(false);
-                }
-                self.proceeded = Some(super::monotonic());
-                if let Some(checkpoint) = self.sandbox.root.checkpoint() {
-                    checkpoint.has_been_sealed();
-                }
-                Ok(true)
-            }
-            Some(_) => Err(self.lost(None)).inspect_err(|error| self.trace.failed(error)),
-            None => Ok(false),
-        }
-    }
-
     /// When it was executed, as far as that's known, and the layers that it does without.
     pub(super) fn began(&self) -> Option<(u64, u64)> {
         self.started.map(|report| (report.began, report.missing)).or(self.proceeded.map(|began| (began, 0)))
