@@ -28,6 +28,7 @@ use crate::cgroup::{Ahead, Group, Places};
 use crate::error::{Error, ErrorKind, Result, is_exhaustion};
 use crate::ids::Ranges;
 use crate::layer::IdMap;
+use crate::net::count::Counter;
 use crate::plan::failure;
 use crate::plan::message::{Report, Request};
 use crate::plan::namespaces::Ids;
@@ -226,7 +227,7 @@ pub(crate) fn timeout_until(deadline: Instant) -> PollTimeout {
 impl Init {
     fn start() -> Result<Init> {
         spare_descriptors()?;
-        let facts = Facts::gather();
+        let mut facts = Facts::gather();
         if !facts.privileged && !facts.nested && facts.uid == 0 {
             return Err(Error::unsupported(
                 "cannot start as root without CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_FOWNER, CAP_DAC_OVERRIDE and CAP_SYS_CHROOT \
@@ -235,12 +236,15 @@ impl Init {
         }
         let ranges = if facts.privileged { Some(Arc::new(Ranges::open()?)) } else { None };
         let places = Arc::new(Places::find(facts.privileged));
+        // Without it every run has a network namespace of its own.
+        let counter = facts.privileged.then(|| Counter::start(&places).ok()).flatten();
+        facts.counts_sockets = counter.is_some();
         // And so it was meanwhile.
         spare_descriptors()?;
         let mut why = String::from("/etc/subuid or /etc/subgid gives this user no ids (add a line with usermod --add-subuids)");
         let mut last = None;
         for (start, ids) in starts(&facts) {
-            match attempt(start, ids, ranges.as_deref(), &places) {
+            match attempt(start, ids, ranges.as_deref(), &places, counter.as_ref()) {
                 Ok((control, process, pidfd)) => {
                     let subordinate = match (start, ids) {
                         (Start::Subordinate, Some(ids)) => Ok(ids),
@@ -372,11 +376,17 @@ fn spare_descriptors() -> Result<()> {
 }
 
 /// Starts init one way and greets it.
-fn attempt(start: Start, ids: Option<Subordinate>, ranges: Option<&Ranges>, places: &Places) -> Result<(OwnedFd, Child, OwnedFd)> {
+fn attempt(
+    start: Start,
+    ids: Option<Subordinate>,
+    ranges: Option<&Ranges>,
+    places: &Places,
+    counter: Option<&Counter>,
+) -> Result<(OwnedFd, Child, OwnedFd)> {
     let (control, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let mut process = execute(theirs)?;
     let pidfd = sys::pidfd::of(process.id()).map_err(|e| Error::io("open", "a pidfd of init (Linux 5.3)", e));
-    match pidfd.and_then(|pidfd| greet(&control, &process, start, ids, ranges, places).map(|()| pidfd)) {
+    match pidfd.and_then(|pidfd| greet(&control, &process, start, ids, ranges, places, counter).map(|()| pidfd)) {
         Ok(pidfd) => Ok((control, process, pidfd)),
         Err(error) => {
             drop(control);
@@ -394,14 +404,17 @@ fn greet(
     ids: Option<Subordinate>,
     ranges: Option<&Ranges>,
     places: &Places,
+    counter: Option<&Counter>,
 ) -> Result<()> {
     let draft = start_plan(start);
     let plan = sealed(c"cofferdam-plan", &draft.encode())?;
     let host = sys::pidfd::of_this_process().map_err(|e| Error::io("open", "a pidfd of this process (Linux 5.3)", e))?;
     let mut fds = vec![plan.as_fd(), host.as_fd()];
+    fds.extend(counter.iter().flat_map(|counter| [counter.map.as_fd(), counter.link.as_fd()]));
     fds.extend(ranges.map(Ranges::as_fd));
     let directories = places.fds();
-    let hello = Request { kind: Request::HELLO, command: directories.len() as u32 / 2, value: build(), time: places.nonce };
+    let counts = counter.map_or(0, |_| Request::COUNTS_SOCKETS);
+    let hello = Request { kind: Request::HELLO, command: (directories.len() as u32 / 2) | counts, value: build(), time: places.nonce };
     fds.extend(directories);
     let ended = || Error::new(ErrorKind::Setup, "cannot start init: it ended at once (was it killed?)");
     let talk = |e: io::Error| if is_gone(&e) { ended() } else { Error::io("talk to", "init", e) };

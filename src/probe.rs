@@ -287,6 +287,8 @@ pub(crate) struct Facts {
     pub(crate) message_queues: bool,
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
+    /// Sockets are counted: see `net/count.rs`.
+    pub(crate) counts_sockets: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
     pub(crate) cpu: cpu::Facts,
     /// Parts of /proc that can be masked.
@@ -306,6 +308,7 @@ impl Facts {
         Facts {
             privileged,
             network_admin: !privileged || effective & NET_ADMIN != 0,
+            counts_sockets: false,
             nested,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -333,6 +336,7 @@ impl Facts {
             cgroup_namespace: true,
             message_queues: true,
             network_admin: true,
+            counts_sockets: true,
             hard_limits: Vec::new(),
             cpu: cpu::Facts::all(),
             proc: Present::all(),

@@ -334,8 +334,12 @@ impl Sandbox {
     ///
     /// It's about [`run`](Self::run) and [`spawn`](Self::spawn) with [`Network::None`] and
     /// without [capabilities](Self::capabilities); elsewhere each has one of its own as ever.
-    /// [`Syscalls::Strict`](crate::Syscalls::Strict) reuses namespaces in any case, because
-    /// nothing can have happened in them.
+    ///
+    /// Namespaces in which nothing can have happened serve again in any case, each in one
+    /// sandbox at a time: those of [`Syscalls::Strict`](crate::Syscalls::Strict), which has no
+    /// sockets, and those of the default filter in which the kernel has counted none. That takes
+    /// a program that runs as root with CAP_BPF and CAP_NET_ADMIN, Linux 5.14, a cgroup2 tree
+    /// in view, and a recipe without [binds](Self::bind) and [volumes](Self::volume).
     pub fn reuse_network(mut self, reuse: bool) -> Sandbox {
         self.reuse_network = reuse;
         self

@@ -4,13 +4,18 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cofferdam::{ErrorKind, Exit, Layer, Limit, MIB, Sandbox, Syscalls};
+use cofferdam::{Command, ErrorKind, Exit, Layer, Limit, MIB, Sandbox, Stdio, Syscalls};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use support::Need;
 use support::host::alone;
 use support::processes::{self, Process};
 
@@ -220,6 +225,69 @@ fn a_used_network_is_for_those_that_ask() {
     });
 }
 
+/// Runs a script that says something and ends with its input, and has its network namespace,
+/// which nobody else can have the number of as long as it's held.
+fn network_of(recipe: &Sandbox, command: Command) -> File {
+    let mut child = recipe.spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped())).expect("it starts");
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut said).expect("it says something");
+    let network = File::open(format!("/proc/{}/ns/net", child.id().expect("it lives"))).expect("its network");
+    drop(child.stdin.take());
+    let output = child.wait().expect("it ends");
+    assert!(output.success() && said == "done\n", "{output}: {said:?}");
+    network
+}
+
+/// Whether one of those that come after it has the same.
+fn is_had_again(recipe: &Sandbox, network: &File) -> bool {
+    let number = format!("net:[{}]", network.metadata().expect("a number").ino());
+    (0..30).any(|_| recipe.run(["readlink", "/proc/self/ns/net"]).expect("it runs").text().trim() == number)
+}
+
+/// A network namespace serves again if no socket was ever made in it that could leave anything
+/// behind, however hidden, and only then.
+fn a_network_with_a_socket_is_used_once() {
+    alone("a_network_with_a_socket_is_used_once", || {
+        let recipe = sandbox();
+        // Some are made by the sandbox's own outer process, which are used once.
+        let idle = || Command::new("sh").args(["-c", "echo done; read line || true"]);
+        let serves_again = |recipe: &Sandbox| (0..20).any(|_| is_had_again(recipe, &network_of(recipe, idle())));
+        let without = recipe.clone().syscalls(Syscalls::Default.deny("socket").deny("socketpair"));
+        assert!(serves_again(&recipe) && serves_again(&recipe.clone().syscalls(Syscalls::Strict)), "none of them served again");
+        assert!(!serves_again(&recipe.clone().bind("/usr/bin", "/bound")), "it could be seen by others");
+        // By a socket that leads to others something of its network could be theirs.
+        for recipe in [&recipe, &without] {
+            for _ in 0..4 {
+                let (ours, theirs) = UnixStream::pair().expect("sockets");
+                let network = network_of(recipe, idle().socket(5, OwnedFd::from(theirs)));
+                assert!(!is_had_again(recipe, &network), "it had a socket of ours");
+                drop(ours);
+            }
+        }
+        let ways = [
+            "socket()",
+            "socket(AF_INET6, SOCK_DGRAM)",
+            "socket().close()",
+            "thread = Thread(target=socket); thread.start(); thread.join()",
+            "pid = os.fork()\nif pid == 0: os.setsid(); socket(); os._exit(0)\nos.waitpid(pid, 0)",
+            "s = socket(AF_INET, 1, 262)",
+            "l = socket(AF_UNIX); l.bind('\\0name'); l.listen(); a, b = socketpair()\n\
+             a.sendmsg([b'x'], [(SOL_SOCKET, SCM_RIGHTS, pack('iii', l.fileno(), a.fileno(), b.fileno()))])",
+        ];
+        for way in ways {
+            let script = format!(
+                "import os, sys\nfrom socket import *\nfrom struct import pack\nfrom threading import Thread\n\
+                 try:\n {}\nexcept OSError as e: print(e, file=sys.stderr)\nprint('done', flush=True)\nsys.stdin.read()",
+                way.replace('\n', "\n ")
+            );
+            for _ in 0..4 {
+                let network = network_of(&recipe, Command::new("python3").args(["-c", &script]));
+                assert!(!is_had_again(&recipe, &network), "after {way}");
+            }
+        }
+    });
+}
+
 fn main() {
     support::main(vec![
         test!(quiet_takes_nothing_from_a_run),
@@ -229,5 +297,6 @@ fn main() {
         test!(groups_begin_at_nothing),
         test!(a_network_that_serves_again_is_as_new),
         test!(a_used_network_is_for_those_that_ask),
+        test!(a_network_with_a_socket_is_used_once, root, Need::Tool("python3")),
     ])
 }

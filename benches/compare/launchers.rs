@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cofferdam::{Image, MIB, Sandbox};
+use nix::sched::{CloneFlags, setns, unshare};
 
 pub(crate) struct Launcher<'a> {
     pub(crate) name: &'static str,
@@ -151,8 +152,44 @@ pub(crate) fn bubblewrap(program: &Path, place: &Place) {
     );
 }
 
+/// crun refuses a cgroup2 tree beside v1 hierarchies: two mount namespaces, the thread's own
+/// and one without that tree, where there is one.
+pub(crate) struct Views([fs::File; 2]);
+
+impl Views {
+    /// For one thread only: others may not share its working directory.
+    pub(crate) fn make() -> Option<Views> {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        if !unified.join("cgroup.procs").exists() {
+            return None;
+        }
+        let view = || fs::File::open("/proc/thread-self/ns/mnt").ok();
+        let own = view()?;
+        unshare(CloneFlags::CLONE_NEWNS).ok()?;
+        let private = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>);
+        let hidden = private.and_then(|()| umount2(unified, MntFlags::MNT_DETACH)).ok().and_then(|()| view());
+        setns(&own, CloneFlags::CLONE_NEWNS).expect("it was its own");
+        Some(Views([own, hidden?]))
+    }
+
+    fn without_the_tree(&self, run: impl FnOnce()) {
+        let Views([own, hidden]) = self;
+        setns(hidden, CloneFlags::CLONE_NEWNS).expect("it was its own");
+        run();
+        setns(own, CloneFlags::CLONE_NEWNS).expect("it was its own");
+    }
+}
+
 /// crun or runc.
-pub(crate) fn runtime(program: &Path, place: &Place) {
+pub(crate) fn runtime(program: &Path, place: &Place, views: Option<&Views>) {
+    match views {
+        Some(views) => views.without_the_tree(|| run_bundle(program, place)),
+        None => run_bundle(program, place),
+    }
+}
+
+fn run_bundle(program: &Path, place: &Place) {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("compare-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));

@@ -69,21 +69,6 @@ impl Options {
     }
 }
 
-/// crun refuses a cgroup2 tree beside v1 hierarchies, so this process and all that it
-/// launches do without that tree.
-fn hide_hybrid_tree() {
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    use nix::sched::{CloneFlags, unshare};
-    let unified = Path::new("/sys/fs/cgroup/unified");
-    if !unified.join("cgroup.procs").exists() || unshare(CloneFlags::CLONE_NEWNS).is_err() {
-        return;
-    }
-    let private = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>);
-    if private.is_ok() {
-        let _ = umount2(unified, MntFlags::MNT_DETACH);
-    }
-}
-
 fn main() -> ExitCode {
     let options = match Options::parse() {
         Ok(options) => options,
@@ -96,7 +81,6 @@ fn main() -> ExitCode {
         println!("nothing measured: there's no busybox (Debian: busybox-static), which everything here runs");
         return ExitCode::SUCCESS;
     };
-    hide_hybrid_tree();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = Place::make(directory.path(), &busybox).expect("a root file system");
 

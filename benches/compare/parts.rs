@@ -9,7 +9,7 @@ use cofferdam::{Command, GIB, Pool, Sandbox, Syscalls, quiesce};
 
 use crate::Options;
 use crate::figures::{Figures, Goal, Line};
-use crate::launchers::{Launcher, Place, bubblewrap, captured, hakoniwa, interleave, ours, plain, runtime, silent, which};
+use crate::launchers::{Launcher, Place, Views, bubblewrap, captured, hakoniwa, interleave, ours, plain, runtime, silent, which};
 
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -37,6 +37,8 @@ fn side_by_side(
 ) -> Vec<(&'static str, Figures)> {
     let (sandbox, host) = (place.sandbox(), Sandbox::new());
     let strict = sandbox.clone().syscalls(Syscalls::Strict);
+    let views = Views::make();
+    let views = views.as_ref();
     let mut launchers = vec![
         Launcher::new("std::process::Command", || plain(place)),
         Launcher::new("cofferdam", || ours(&sandbox)),
@@ -56,7 +58,7 @@ fn side_by_side(
     for (name, goal) in [("crun", Goal::AtMost(0.2)), ("runc", Goal::None)] {
         match which(name) {
             Some(program) if is_root => {
-                launchers.push(Launcher::new(name, move || runtime(&program, place)));
+                launchers.push(Launcher::new(name, move || runtime(&program, place, views)));
                 goals.push((name, goal));
             }
             Some(_) => {}

@@ -51,6 +51,8 @@ impl Hierarchy {
 #[derive(Debug)]
 pub(crate) struct Places {
     pub(crate) hierarchies: Vec<Hierarchy>,
+    /// The v2 group that this process is in, if it's in view.
+    pub(crate) unified: Option<PathBuf>,
     /// The number in the name of our directories.
     pub(crate) nonce: u64,
     /// What stood in the way, for errors.
@@ -99,12 +101,13 @@ impl Places {
     pub(crate) fn find(privileged: bool) -> Places {
         let nonce = nonce();
         let (owner, exposed) = (std::process::id(), !privileged);
-        let mut places = Places { hierarchies: Vec::new(), nonce, obstacles: Vec::new(), held_by_v1: 0, owner, exposed };
+        let mut places = Places { hierarchies: Vec::new(), unified: None, nonce, obstacles: Vec::new(), held_by_v1: 0, owner, exposed };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
         let mut covered = 0;
         let mounted = mounted(&mounts, &groups);
         places.held_by_v1 = mounted.iter().filter(|m| !m.v2).fold(0, |all, m| all | m.controllers);
+        places.unified = mounted.iter().find(|m| m.v2).map(|m| join(&m.point, &m.own));
         for mounted in mounted {
             let useful = mounted.v2 || mounted.controllers & !covered != 0;
             if !useful {

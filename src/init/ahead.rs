@@ -10,6 +10,7 @@
 
 use crate::arch::nr;
 use crate::interpret::Context;
+use crate::network::Network;
 use crate::sys::*;
 use crate::wire::{Stage, op, slot};
 
@@ -23,8 +24,8 @@ pub struct Ahead {
     kind: u64,
     /// Our end of its channel.
     channel: i32,
-    /// Its network namespace, if that's to be given back.
-    network: i32,
+    /// Its network namespace, if that may be given back.
+    network: Network,
     /// Whose outer child is making it, by index.
     maker: Option<usize>,
     refused: u32,
@@ -34,13 +35,13 @@ pub struct Ahead {
 pub struct Waiting {
     pub pid: i32,
     pub channel: i32,
-    pub network: i32,
+    pub network: Network,
 }
 
 impl Ahead {
     /// `place` is zeroed memory shared with our children, for as long as we live.
     pub fn new(place: *mut Place) -> Ahead {
-        Ahead { place, kind: 0, channel: -1, network: -1, maker: None, refused: 0 }
+        Ahead { place, kind: 0, channel: -1, network: Network::NONE, maker: None, refused: 0 }
     }
 
     /// The memory that [`new`](Self::new) was given.
@@ -97,7 +98,7 @@ impl Ahead {
         Some(theirs)
     }
 
-    pub fn keep_network(&mut self, network: i32) {
+    pub fn keep_network(&mut self, network: Network) {
         self.network = network;
     }
 
@@ -122,7 +123,7 @@ impl Ahead {
 
     fn close(&mut self) {
         close(self.channel);
-        close(self.network);
+        self.network.close();
         self.forget();
     }
 

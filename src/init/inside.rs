@@ -36,6 +36,8 @@ struct Inside {
     commands: &'static mut [Command],
     helpers: [Helper; HELPERS],
     oom: Oom,
+    /// Counts the sockets of its network namespace, where that may serve again.
+    sockets: i32,
     reuse: Reuse,
     /// More may have died than one turn reaps.
     more: bool,
@@ -146,6 +148,7 @@ pub fn go_on(mut context: Context) -> ! {
         commands,
         helpers,
         oom,
+        sockets: context.slots[slot::SOCKETS as usize],
         reuse,
         more: false,
         childless: false,
@@ -189,10 +192,11 @@ fn fail(reply: i32, failure: Failure) -> ! {
 impl Inside {
     /// Closes everything but what PID 1 itself needs.
     fn close_foreign(&self) {
-        let mut keep = [-1i32; 6 + 8 + Reuse::KEPT];
-        keep[..6].copy_from_slice(&[self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count]);
-        keep[6..14].copy_from_slice(&self.commands[0].kept());
-        self.reuse.kept(&mut keep[14..]);
+        let own = [self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count, self.sockets];
+        let mut keep = [-1i32; 7 + 8 + Reuse::KEPT];
+        keep[..7].copy_from_slice(&own);
+        keep[7..15].copy_from_slice(&self.commands[0].kept());
+        self.reuse.kept(&mut keep[15..]);
         close_all_but(&mut keep);
     }
 
@@ -455,6 +459,10 @@ impl Inside {
         let _ = kill(-1, SIGKILL);
         let mut each = Rusage::NONE;
         while reap(false, &mut each).is_ok() {}
+        // Before the host knows, because init ends what the host has let go of.
+        if self.sockets >= 0 && crate::sockets::none_is_left(self.sockets) {
+            crate::server::no_socket_is_left();
+        }
         self.commands[i].finish(Some(Rusage::of_children()), 0);
         exit(0)
     }

@@ -213,7 +213,7 @@ impl Context {
             op::LIKE => plain(like(a[0] as i32, a[1] as i32, a[2] == 1)),
             op::DROP_BOUNDING => plain(drop_bounding(a[0] as u64)),
             op::DIE_WITH_INIT => plain(self.die_with_init()),
-            op::FDS => plain(self.arrange(a[0] as *const u32, a[1])),
+            op::FDS => plain(self.arrange(a[0] as *const u32, a[1], a[2] == 1)),
             op::JOIN => plain(self.join(a[0])),
             op::AWAIT_GROUP => plain(self.await_group(a[0], a[1])),
             op::EXEC => {
@@ -237,6 +237,10 @@ impl Context {
             op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
             op::TERMINAL => plain(self.pass_terminal(a[0] as i32)),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
+            op::MAKE_SOCKET => {
+                crate::sockets::make_one();
+                Ok(0)
+            }
             op::CENSUS => plain(crate::census::take(a[0] as i32, a[1] == 1)),
             number => plain(call(number as usize, a)),
         }

@@ -18,6 +18,7 @@
 //! | `files.rs` | what is done to files of an ordinary user's subordinate ids |
 //! | `helper.rs` | steps in a process of its own that return descriptors |
 //! | `network.rs` | network namespaces, made ahead |
+//! | `sockets.rs` | whether there was a socket in one of them |
 //! | `listener.rs` | commands whose filter tells PID 1 of forbidden calls |
 //! | `sys.rs`, `arch/` | system calls |
 //! | `memory.rs` | what the compiler takes from a C library elsewhere |
@@ -51,6 +52,7 @@ mod network;
 mod outer;
 mod reuse;
 mod server;
+mod sockets;
 mod sys;
 mod tree;
 #[path = "../plan/wire.rs"]

@@ -8,15 +8,38 @@
 //! the outer child of the sandbox makes one itself.
 //!
 //! Each is used by one sandbox, unless the caller doesn't mind (`Sandbox::reuse_network`) or
-//! its system call filter leaves no way to a socket: nothing can have happened in such a
-//! namespace, so it serves again. That nobody *seems* to have used one wouldn't be enough:
-//! with no socket left, no packet sent and all counters at zero there may still be a timer,
-//! of a multicast group that was left, which sends its report into the next run.
+//! there was no socket in it, because the system call filter leaves no way to one or because
+//! they are counted (`sockets.rs`): nothing can have happened in such a namespace, so it serves
+//! again.
 
 use crate::arch::nr;
 use crate::sys::*;
 
 const CLONE_NEWNET: usize = 0x4000_0000;
+
+/// One that was made ahead.
+#[derive(Clone, Copy)]
+pub struct Network {
+    /// -1 for none.
+    pub fd: i32,
+    /// By which its sockets are counted.
+    cookie: u64,
+}
+
+impl Network {
+    pub const NONE: Network = Network { fd: -1, cookie: 0 };
+
+    /// It's used no more, at least not as one that is counted.
+    pub fn close(self) {
+        close(self.fd);
+        crate::sockets::end(self.cookie);
+    }
+
+    /// Whether there was just the one that set-up makes, to be counted.
+    pub fn had_one_socket(self) -> bool {
+        crate::sockets::count(self.cookie) == Some(1)
+    }
+}
 
 /// Moves into `ready`, or into a new one.
 pub fn enter(ready: i32) -> Result<usize> {
@@ -57,42 +80,46 @@ pub struct Maker {
     /// An eventfd that says when: see [`started`] and [`Maker::sandbox_ended`].
     pub signal: i32,
     /// Those that came back, and nothing has happened in.
-    kept: [i32; KEPT],
+    kept: [Network; KEPT],
     /// Those that came back, for those that don't mind.
-    used: [i32; USED],
+    used: [Network; USED],
 }
 
 /// How many may wait to be used again.
-const KEPT: usize = 4;
+const KEPT: usize = 16;
 const USED: usize = 16;
 
 impl Maker {
-    pub const NONE: Maker = Maker { pid: 0, channel: -1, signal: -1, kept: [-1; KEPT], used: [-1; USED] };
+    pub const NONE: Maker = Maker { pid: 0, channel: -1, signal: -1, kept: [Network::NONE; KEPT], used: [Network::NONE; USED] };
 
     /// A namespace, if one is ready: one of the `used`, if those will do. Starts the maker if
     /// need be; failing to is harmless, because sandboxes can do without.
-    pub fn take(&mut self, init: i32, used: bool) -> i32 {
+    pub fn take(&mut self, init: i32, used: bool) -> Network {
         let came_back = if used { &mut self.used[..] } else { &mut self.kept[..] };
-        if let Some(kept) = came_back.iter_mut().find(|kept| **kept >= 0) {
-            return core::mem::replace(kept, -1);
+        if let Some(kept) = came_back.iter_mut().find(|kept| kept.fd >= 0) {
+            return core::mem::replace(kept, Network::NONE);
         }
         if self.pid == 0 {
             let _ = self.start(init);
-            return -1;
+            return Network::NONE;
         }
-        match receive(self.channel, &mut [0], false) {
-            Ok(received) if received.count == 1 => received.fds[0],
-            _ => -1,
+        let mut cookie = [0; 8];
+        match receive(self.channel, &mut cookie, false) {
+            Ok(received) if received.count == 1 => Network { fd: received.fds[0], cookie: u64::from_ne_bytes(cookie) },
+            _ => Network::NONE,
         }
     }
 
     /// The sandbox that had it is gone, and can't have done anything to it unless it's
     /// `used`.
-    pub fn give_back(&mut self, namespace: i32, used: bool) {
+    pub fn give_back(&mut self, network: Network, used: bool) {
         let places = if used { &mut self.used[..] } else { &mut self.kept[..] };
-        match places.iter_mut().find(|kept| **kept < 0) {
-            Some(place) => *place = namespace,
-            None => close(namespace),
+        match places.iter_mut().find(|kept| kept.fd < 0) {
+            Some(place) => {
+                crate::sockets::begin(network.cookie);
+                *place = network;
+            }
+            None => network.close(),
         }
     }
 
@@ -158,7 +185,7 @@ fn serve(channel: i32, signal: i32, init: i32) -> ! {
     const POLLIN: u64 = 1;
     let _ = prctl(PR_SET_NAME, c"cofferdam-net".as_ptr() as usize);
     end_with_parent(init);
-    close_all_but(&mut [channel, signal]);
+    close_all_but(&mut [channel, signal, crate::sockets::map()]);
     let _ = prctl(PR_SET_TIMERSLACK, 1000);
     loop {
         let mut count = 0u64;
@@ -180,9 +207,11 @@ fn serve(channel: i32, signal: i32, init: i32) -> ! {
         let Ok(socket) = make() else { exit(1) };
         // The namespace of a socket (ioctl_ns(2) knows /proc only).
         let namespace = call(nr::IOCTL, [socket as usize, SIOCGSKNS, 0, 0, 0, 0]);
+        let cookie = crate::sockets::cookie(socket);
         close(socket);
+        crate::sockets::begin(cookie);
         let Ok(namespace) = namespace else { exit(1) };
-        let sent = send(channel, &[0], &[namespace as i32]);
+        let sent = send(channel, &cookie.to_ne_bytes(), &[namespace as i32]);
         close(namespace as i32);
         if sent.is_err() {
             exit(0);

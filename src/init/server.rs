@@ -19,12 +19,12 @@ use crate::arch::nr;
 use crate::helper::report_failure;
 use crate::interpret::{Context, Failure};
 use crate::message::{Report, Request};
-use crate::network::Maker;
+use crate::network::{Maker, Network};
 use crate::outer::{Job, Spare, outer};
 use crate::sys::*;
 use crate::wire::{AHEAD, Stage, WALL_LIMIT, slot};
 use entry::{BUSY, Entry, UNUSED};
-pub use entry::{entry, pid1_place, promise, set_entry};
+pub use entry::{entry, no_socket_is_left, pid1_place, promise, set_entry};
 use groups::{remove_below, remove_directory, remove_with_commands};
 use host::{give_up_precedence, reset_signals};
 
@@ -128,11 +128,15 @@ impl Server {
         // Descriptors beyond the second are kept open for as long as we live; the
         // last of them are directories of control groups.
         let [plan, host] = [received.fds[0], received.fds[1]];
-        let hierarchies = (request.command as usize).min(HIERARCHIES);
+        let counts = request.command & Request::COUNTS_SOCKETS != 0;
+        let hierarchies = ((request.command & !Request::COUNTS_SOCKETS) as usize).min(HIERARCHIES);
         let first = received.count.checked_sub(2 * hierarchies).filter(|first| *first >= 2)?;
         let mut homes = [[-1; 2]; HIERARCHIES];
         for (i, home) in homes[..hierarchies].iter_mut().enumerate() {
             *home = [received.fds[first + 2 * i], received.fds[first + 2 * i + 1]];
+        }
+        if counts {
+            crate::sockets::count_by(*received.fds().get(2)?);
         }
         let mut context = match Context::map(plan) {
             Ok(context) => context,
@@ -271,7 +275,7 @@ impl Server {
     fn entry(&mut self, index: usize) -> &mut Entry {
         // SAFETY: indices come from `start_sandbox` or our own epoll tags, below
         // SANDBOXES; the mapping lives as long as we do. Children write only
-        // `pid1` and `deadline`, before they are reaped.
+        // `pid1`, `deadline` and `no_socket_is_left`, before they are reaped.
         unsafe { &mut *self.table.add(index) }
     }
 
@@ -330,33 +334,34 @@ impl Server {
             // One that has died meanwhile is nobody to wait for.
             self.reap();
         }
-        let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: -1 });
+        let waiting = self.ahead.take(kind).unwrap_or(Waiting { pid: 0, channel: -1, network: Network::NONE });
         *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
-        let used = request.command == Request::REUSED_NETWORK;
-        let mut made_ahead = || if request.command == Request::OTHER_NETWORK { -1 } else { self.networks.take(self.pid, used) };
+        let network_use = request.command;
+        let used = network_use == Request::REUSED_NETWORK;
+        let mut made_ahead =
+            || if network_use == Request::OTHER_NETWORK { Network::NONE } else { self.networks.take(self.pid, used) };
         let network = if waiting.pid == 0 { made_ahead() } else { waiting.network };
         let next = self.ahead.begin(index, kind).unwrap_or(-1);
-        let next_network = if next < 0 { -1 } else { made_ahead() };
+        let next_network = if next < 0 { Network::NONE } else { made_ahead() };
         let job = Job {
             entry: (&raw mut *self.entry(index)) as usize,
             waiting: waiting.pid,
             own: received.count as u32,
-            extra: [network, self.networks.signal, waiting.channel, next, next_network],
+            extra: [network.fd, self.networks.signal, waiting.channel, next, next_network.fd],
             unused: 0,
         };
         let forked = self.spare.give(&job, received.fds()).map_or_else(fork_child, Ok);
         if forked == Ok(0) {
             outer(&self.common(), &job, received.fds())
         }
-        let keep = (used || request.command == Request::UNREACHED_NETWORK) && forked.is_ok();
-        if keep {
-            (self.entry(index).network, self.entry(index).used) = (network, used);
+        if network_use > Request::OWN_NETWORK && forked.is_ok() {
+            (self.entry(index).network, self.entry(index).network_use) = (network, network_use);
             if next >= 0 {
                 self.ahead.keep_network(next_network);
             }
         } else {
-            close(network);
-            close(next_network);
+            network.close();
+            next_network.close();
         }
         close(next);
         close(waiting.channel);
@@ -483,14 +488,17 @@ impl Server {
     }
 
     fn clear(&mut self, index: usize) {
-        let Entry { reply, group, hierarchies, network, used, .. } = *self.entry(index);
+        let Entry { reply, group, hierarchies, network, network_use, no_socket_is_left, .. } = *self.entry(index);
         if reply >= 0 {
             close(reply);
             self.entry(index).reply = -1;
         }
-        if network >= 0 {
-            self.networks.give_back(network, used);
-            self.entry(index).network = -1;
+        if network.fd >= 0 {
+            match network_use {
+                Request::COUNTED_NETWORK if !no_socket_is_left || !network.had_one_socket() => network.close(),
+                _ => self.networks.give_back(network, network_use == Request::REUSED_NETWORK),
+            }
+            self.entry(index).network = Network::NONE;
         }
         let left = self.remove_group(group, hierarchies);
         let waited = self.entry(index).outer == BUSY;

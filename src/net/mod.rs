@@ -1,5 +1,7 @@
 //! What a sandbox sees of the network.
 
+pub(crate) mod count;
+
 /// The network of a sandbox.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use super::wire::{self, Stage, op};
 use super::{Area, Arg, Draft, Mark, again, files, limits, namespaces, privileges};
 use crate::command::Command;
 use crate::error::{Error, Result};
+use crate::net::Network;
 use crate::policy::filter::{Circumstances, Filter};
 use crate::probe::{Facts, Layer};
 use crate::sandbox::Sandbox;
@@ -134,17 +135,20 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 130 are possible)"));
     }
+    let sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets || filter.passes_descriptors);
+    let one_command = !matches!(purpose, Purpose::Live { .. });
+    draft.counts_sockets = one_command && namespaces::counts_sockets(sandbox, facts, filter.as_deref());
     match purpose {
         Purpose::Run(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            draft.sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets);
+            draft.sockets = sockets;
             command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
         Purpose::Later(group, patience) => {
             await_group(&mut draft, group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            draft.sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets);
+            draft.sockets = sockets;
             if let Some(patience) = patience {
                 wait_no_longer_than(&mut draft, patience);
             }
@@ -173,7 +177,7 @@ fn command(
 ) -> Result<()> {
     let Wanted { command, group, .. } = wanted;
     enter(draft, sandbox, facts, group, ruleset)?;
-    descriptors(draft, sandbox, ids, wanted);
+    descriptors(draft, sandbox, ids, wanted, filter);
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     directory(draft, command);
@@ -229,7 +233,7 @@ pub(crate) fn late(sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) -> Result<D
     let mut draft = Draft::new();
     draft.stage(Stage::Command);
     let filter = filter(sandbox, wanted.files)?;
-    descriptors(&mut draft, sandbox, ids, wanted);
+    descriptors(&mut draft, sandbox, ids, wanted, filter.as_deref());
     directory(&mut draft, wanted.command);
     if !fenced_early(filter.as_deref()) {
         privileges::fences(&mut draft, sandbox, filter.as_deref());
@@ -258,6 +262,9 @@ fn enter(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, group: &Grouped, r
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
     privileges::processor(draft, sandbox, facts)?;
     join(draft, facts, group);
+    if draft.counts_sockets {
+        draft.step(op::MAKE_SOCKET, &[], "make", "a socket to be counted");
+    }
     if let Some(ruleset) = ruleset {
         // Before descriptors are arranged, which may take the place of this one.
         ruleset.enforce(draft, sandbox);
@@ -265,7 +272,7 @@ fn enter(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, group: &Grouped, r
     Ok(())
 }
 
-fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) {
+fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>, filter: Option<&Filter>) {
     let Wanted { command, numbers, terminal, first, .. } = wanted;
     draft.area(Area::Setup);
     let passed = numbers.iter().enumerate().map(|(i, number)| (first + i as u8, *number));
@@ -277,7 +284,8 @@ fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'
     let bytes: Vec<u8> =
         pairs.iter().flat_map(|(slot, number)| u32::from(*slot).to_le_bytes().into_iter().chain(number.to_le_bytes())).collect();
     let list = draft.data(&bytes);
-    draft.step(op::FDS, &[list, pairs.len().into()], "arrange", "the descriptors");
+    let counts = filter.is_some_and(|filter| filter.plain_sockets) && sandbox.network == Network::None;
+    draft.step(op::FDS, &[list, pairs.len().into(), u32::from(counts).into()], "arrange", "the descriptors");
 }
 
 fn directory(draft: &mut Draft, command: &Command) {

@@ -185,7 +185,6 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::ID_MAP, "mount_setattr idmap"),
     (op::JOIN, "join group"),
     (op::AWAIT_COMMAND, "await the command"),
-    (op::AWAIT_COMMAND, "await the command"),
     (op::AWAIT_GROUP, "await group"),
     (op::ALLOW, "landlock_add_rule"),
     (op::STAND, "stand before the host"),
@@ -196,6 +195,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::TERMINAL, "pass the terminal"),
     (op::STACK, "open_tree or copy"),
     (op::CENSUS, "take a census"),
+    (op::MAKE_SOCKET, "make a socket"),
 ];
 
 fn name(op: u32) -> &'static str {

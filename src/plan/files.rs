@@ -274,6 +274,7 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devi
     draft.close(procfs);
     if let Some((present, covers)) = closed {
         namespaces::limits(draft);
+        namespaces::show_sockets(draft, sandbox, facts);
         again::numbers(draft, sandbox);
         proc::close(draft, present, &covers);
     }

@@ -33,12 +33,17 @@ impl Request {
     pub const UNREACHED_NETWORK: u32 = 2;
     /// One that was such a one's before, or will be: see `Sandbox::reuse_network`.
     pub const REUSED_NETWORK: u32 = 3;
+    /// One that others may have afterwards if there was no socket in it.
+    pub const COUNTED_NETWORK: u32 = 4;
 
     /// First message: `value` is the build hash; descriptors are the start plan, a
     /// pidfd of the host, whatever must live as long as init and, last, base and home
     /// directory of `command` control group hierarchies, in which `time` is the number
-    /// of the home.
+    /// of the home. With [`COUNTS_SOCKETS`](Self::COUNTS_SOCKETS) in `command` the third
+    /// descriptor is the map of that.
     pub const HELLO: u32 = 1;
+    /// See [`HELLO`](Self::HELLO).
+    pub const COUNTS_SOCKETS: u32 = 1 << 31;
     /// Start a sandbox: the reply socket, the plan, the plan's descriptors. `value`
     /// is the number of its control group, in the hierarchies whose bits `time` has;
     /// `command` says what it takes of network namespaces that were made ahead.

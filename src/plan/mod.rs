@@ -119,10 +119,12 @@ pub(crate) struct Draft {
     pub(crate) settings: Settings,
     /// Layers (a bit each) that the plan itself does without.
     pub(crate) missing: u64,
-    /// Something in the sandbox can have a socket.
+    /// Something in the sandbox can have a socket, or pass descriptors on by one.
     pub(crate) sockets: bool,
     /// Its network namespace may have served others.
     pub(crate) reuses_network: bool,
+    /// Its network namespace may serve others if there was no socket in it.
+    pub(crate) counts_sockets: bool,
     stage: Stage,
     area: Area,
     /// Where blobs of the stage ahead are.
@@ -146,6 +148,7 @@ impl Draft {
             missing: 0,
             sockets: true,
             reuses_network: false,
+            counts_sockets: false,
             stage: Stage::Start,
             area: Area::Setup,
             ahead: 0..0,

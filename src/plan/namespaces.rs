@@ -1,10 +1,11 @@
 //! Steps that make the namespaces and the id maps, in the outer stage, and that
 //! settle PID 1 in them, in the inner one.
 
-use super::wire::{AT_FDCWD, op};
+use super::wire::{AT_FDCWD, op, slot};
 use super::{Area, Arg, Draft, Mark};
 use crate::layer::{IdMap, IdRange};
 use crate::net::Network;
+use crate::policy::filter::Filter;
 use crate::probe::{Facts, Layer, Subordinate};
 use crate::sandbox::Sandbox;
 
@@ -101,6 +102,29 @@ pub(crate) fn network_origin(sandbox: &Sandbox, facts: &Facts) -> Origin {
         // What capabilities over a network are good for needs one of the sandbox's own.
         Network::None if facts.network_admin && sandbox.kept_capabilities() == 0 => Origin::Ahead,
         Network::None => Origin::Own,
+    }
+}
+
+/// Whether it can be told if there was a socket in its network namespace, which may serve
+/// again otherwise.
+pub(crate) fn counts_sockets(sandbox: &Sandbox, facts: &Facts, filter: Option<&Filter>) -> bool {
+    let plain = filter.is_some_and(|filter| filter.plain_sockets) && !sandbox.prefers(Layer::SyscallFilter);
+    // What is bound may have a socket in it that leads to others: see `init/sockets.rs`.
+    shows_sockets(sandbox, facts) && plain && !sandbox.reuse_network && sandbox.has_own_files_only()
+}
+
+/// The same as far as PID 1 needs it that is made ahead.
+fn shows_sockets(sandbox: &Sandbox, facts: &Facts) -> bool {
+    facts.counts_sockets && network_origin(sandbox, facts) == Origin::Ahead
+}
+
+/// Opens what says whether a socket is left, while procfs is PID 1's root.
+pub(crate) fn show_sockets(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) {
+    if shows_sockets(sandbox, facts) {
+        draft.area(Area::Setup);
+        let path = draft.text("/self/net/sockstat");
+        let args = [AT_FDCWD.into(), path, (libc::O_RDONLY | libc::O_CLOEXEC).into()];
+        draft.step(libc::SYS_openat, &args, "open", "the number of sockets").keep_in(slot::SOCKETS).tolerate(libc::ENOENT);
     }
 }
 

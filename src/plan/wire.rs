@@ -60,6 +60,8 @@ pub mod slot {
     pub const NUMBERS: u8 = 11;
     /// In a sandbox that serves again: the root of its scratch.
     pub const SCRATCH: u8 = 12;
+    /// What says how many sockets there are in the sandbox's network namespace.
+    pub const SOCKETS: u8 = 13;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
     /// The first of those that came with a command that was told late.
@@ -125,7 +127,8 @@ pub mod op {
     /// Die with init, and check that it still lives.
     pub const DIE_WITH_INIT: u32 = 0x1_0008;
     /// Arrange descriptors: argument 0 points to pairs of u32 (slot, number),
-    /// argument 1 counts them. All others are closed on exec.
+    /// argument 1 counts them. All others are closed on exec. With 1 in (2) make a socket
+    /// if there's one among them, as [`MAKE_SOCKET`] does.
     pub const FDS: u32 = 0x1_0009;
     /// Try the programs in the list (0), counted by (1), with arguments (2) and
     /// environment (3).
@@ -177,8 +180,10 @@ pub mod op {
     /// a sandbox that serves again. With 1 in (1) also what names are in the directory
     /// itself.
     pub const CENSUS: u32 = 0x1_001b;
+    /// Command: make a socket, for those who count them, and close it.
+    pub const MAKE_SOCKET: u32 = 0x1_001c;
     /// The last of them.
-    pub const LAST: u32 = 0x1_001b;
+    pub const LAST: u32 = 0x1_001c;
 }
 
 /// How an argument is to be read.

@@ -18,6 +18,10 @@ pub(crate) struct Filter {
     pub(crate) closes_keyrings: bool,
     /// There's a way to a socket.
     pub(crate) sockets: bool,
+    /// But only to such as our own presets allow.
+    pub(crate) plain_sockets: bool,
+    /// Descriptors can be passed on by a socket.
+    pub(crate) passes_descriptors: bool,
     /// There's a way to semaphores, shared memory or queues of an IPC namespace.
     pub(crate) queues: bool,
     /// It lets through what a process needs that waits for its command under it.
@@ -115,8 +119,11 @@ fn compile(policy: &SyscallPolicy, circumstances: Circumstances) -> Result<Filte
     let lets_wait = !listens && WAITING.into_iter().all(plain);
     let hinders = NEEDED.into_iter().find(|name| !plain(name));
     let sockets = ["socket", "socketpair", "io_uring_setup"].into_iter().any(passes);
+    let as_ours = |name| matches!(table::number(name), table::Named::Number(n) if verdicts.known[n as usize] == Some(presets::sockets()));
+    let plain_sockets = ["socket", "socketpair"].into_iter().all(as_ours) && !passes("io_uring_setup");
+    let passes_descriptors = ["sendmsg", "sendmmsg"].into_iter().any(passes);
     let queues = ["semget", "shmget", "msgget", "mq_open"].into_iter().any(passes);
-    Ok(Filter { program, flags, listens, closes_keyrings, sockets, queues, lets_wait, hinders })
+    Ok(Filter { program, flags, listens, closes_keyrings, sockets, plain_sockets, passes_descriptors, queues, lets_wait, hinders })
 }
 
 /// What a policy says about every number.

@@ -77,7 +77,8 @@ fn injection_refused(refusal: Verdict) -> Verdict {
     Verdict::Rules(rules.to_vec(), Box::new(Verdict::Allow))
 }
 
-fn sockets() -> Verdict {
+/// Unix, IPv4, IPv6 and route sockets.
+pub(crate) fn sockets() -> Verdict {
     let allow = |checks: Vec<Check>| Rule { checks, verdict: Verdict::Allow };
     Verdict::Rules(
         vec![

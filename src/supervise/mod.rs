@@ -344,6 +344,7 @@ fn question(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Re
         // Unless a test has taken the filter away.
         Origin::Ahead if !draft.sockets && sandbox.changes.is_empty() => Request::UNREACHED_NETWORK,
         Origin::Ahead if draft.reuses_network => Request::REUSED_NETWORK,
+        Origin::Ahead if draft.counts_sockets && sandbox.changes.is_empty() => Request::COUNTED_NETWORK,
         Origin::Ahead => Request::OWN_NETWORK,
         _ => Request::OTHER_NETWORK,
     };

@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod bpf;
 pub(crate) mod capabilities;
 pub(crate) mod directory;
 pub(crate) mod landlock;

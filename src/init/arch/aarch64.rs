@@ -27,6 +27,8 @@ pub mod nr {
     pub const RECVMSG: usize = 212;
     pub const EVENTFD2: usize = 19;
     pub const UNSHARE: usize = 97;
+    pub const BPF: usize = 280;
+    pub const GETSOCKOPT: usize = 209;
     pub const SOCKET: usize = 198;
     pub const SETNS: usize = 268;
     pub const SOCKETPAIR: usize = 199;

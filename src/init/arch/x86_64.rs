@@ -28,6 +28,8 @@ pub mod nr {
     pub const PIPE2: usize = 293;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
+    pub const BPF: usize = 321;
+    pub const GETSOCKOPT: usize = 55;
     pub const SOCKET: usize = 41;
     pub const SOCKETPAIR: usize = 53;
     pub const WAIT4: usize = 61;

@@ -8,7 +8,7 @@ use crate::wire::{AT_FDCWD as WIRE_CWD, MAX_FDS, slot};
 impl Context {
     /// See [`op::FDS`]. Sources that stand below the highest wanted number are
     /// first moved above it, so that no `dup3` overwrites one still needed.
-    pub(super) fn arrange(&mut self, pairs: *const u32, count: usize) -> Result<usize> {
+    pub(super) fn arrange(&mut self, pairs: *const u32, count: usize, counts_sockets: bool) -> Result<usize> {
         const F_DUPFD_CLOEXEC: usize = 1030;
         const CLOSE_RANGE_CLOEXEC: usize = 4;
         // SAFETY: the decoder checked place, alignment and count.
@@ -29,6 +29,10 @@ impl Context {
         call(nr::CLOSE_RANGE, [0, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0])?;
         for (source, pair) in sources.iter().zip(pairs) {
             call(nr::DUP3, [*source as usize, pair[1] as usize, 0, 0, 0, 0])?;
+        }
+        // By one of these the network namespace's files could get to others.
+        if counts_sockets && pairs.iter().any(|pair| crate::sockets::is_one(pair[1] as i32)) {
+            crate::sockets::make_one();
         }
         Ok(0)
     }

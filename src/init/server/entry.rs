@@ -1,5 +1,7 @@
 //! What init knows of each sandbox, in memory that it shares with its children.
 
+use crate::network::Network;
+
 /// [`Entry::outer`]: the group could not be removed yet.
 pub const BUSY: i32 = -3;
 
@@ -34,10 +36,12 @@ pub struct Entry {
     /// Number of its control group, and the hierarchies (a bit each) it's in.
     pub group: u64,
     pub hierarchies: u32,
-    /// Its network namespace, if that's to be given back, and whether only those may have it
-    /// then that don't mind.
-    pub network: i32,
-    pub used: bool,
+    /// Its network namespace, if that may be given back, and to whom: one of
+    /// [`Request::OWN_NETWORK`](crate::message::Request::OWN_NETWORK) and its like.
+    pub network: Network,
+    pub network_use: u32,
+    /// PID 1 has seen that, when everybody was dead.
+    pub no_socket_is_left: bool,
 }
 
 pub const UNUSED: Entry = Entry {
@@ -55,8 +59,9 @@ pub const UNUSED: Entry = Entry {
     overdue: false,
     group: 0,
     hierarchies: 0,
-    network: -1,
-    used: false,
+    network: Network::NONE,
+    network_use: 0,
+    no_socket_is_left: false,
 };
 
 /// The sandbox's own entry; set in the outer child, and PID 1 has it from there.
@@ -80,6 +85,12 @@ pub fn entry() -> usize {
 pub fn set_entry(address: usize) {
     // SAFETY: see `pid1_place`.
     unsafe { ENTRY = address as *mut Entry }
+}
+
+/// PID 1 says so of its network namespace.
+pub fn no_socket_is_left() {
+    // SAFETY: as in `pid1_place`; init reads the byte when PID 1 has been reaped.
+    unsafe { (&raw mut (*ENTRY).no_socket_is_left).write_volatile(true) }
 }
 
 /// PID 1 promises to end the sandbox then; `u64::MAX` takes the promise back.
