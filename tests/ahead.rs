@@ -271,6 +271,8 @@ fn a_network_with_a_socket_is_used_once() {
             "thread = Thread(target=socket); thread.start(); thread.join()",
             "pid = os.fork()\nif pid == 0: os.setsid(); socket(); os._exit(0)\nos.waitpid(pid, 0)",
             "s = socket(AF_INET, 1, 262)",
+            "s = socket(AF_NETLINK, SOCK_RAW, 0); s.send(pack('IHHII', 48, 26, 1, 1, 0) + pack('BBBBBBBBI', 10, 128, 0, 0, 0, 0, 0, 0, 0) + pack('HH', 20, 1) + inet_pton(AF_INET6, '::1')); s.recv(4096)\n\
+             s.close()\nwhile 'used 0' not in open('/proc/net/sockstat').read(): pass",
             "l = socket(AF_UNIX); l.bind('\\0name'); l.listen(); a, b = socketpair()\n\
              a.sendmsg([b'x'], [(SOL_SOCKET, SCM_RIGHTS, pack('iii', l.fileno(), a.fileno(), b.fileno()))])",
         ];

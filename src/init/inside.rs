@@ -20,6 +20,7 @@ use crate::helper::{Helper, NOBODY, report_failure};
 use crate::interpret::{Context, Failure};
 use crate::message::{Report, Request};
 use crate::reuse::Reuse;
+use crate::sockets::Traces;
 use crate::sys::*;
 use crate::wire::{self, NO_SLOT, Stage, slot};
 
@@ -36,8 +37,8 @@ struct Inside {
     commands: &'static mut [Command],
     helpers: [Helper; HELPERS],
     oom: Oom,
-    /// Counts the sockets of its network namespace, where that may serve again.
-    sockets: i32,
+    /// Of what was done to its network namespace, where that may serve again.
+    traces: Traces,
     reuse: Reuse,
     /// More may have died than one turn reaps.
     more: bool,
@@ -148,7 +149,7 @@ pub fn go_on(mut context: Context) -> ! {
         commands,
         helpers,
         oom,
-        sockets: context.slots[slot::SOCKETS as usize],
+        traces: Traces::begin(&context),
         reuse,
         more: false,
         childless: false,
@@ -192,11 +193,11 @@ fn fail(reply: i32, failure: Failure) -> ! {
 impl Inside {
     /// Closes everything but what PID 1 itself needs.
     fn close_foreign(&self) {
-        let own = [self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count, self.sockets];
-        let mut keep = [-1i32; 7 + 8 + Reuse::KEPT];
-        keep[..7].copy_from_slice(&own);
-        keep[7..15].copy_from_slice(&self.commands[0].kept());
-        self.reuse.kept(&mut keep[15..]);
+        let mut keep = [-1i32; 6 + 2 + 8 + Reuse::KEPT];
+        keep[..6].copy_from_slice(&[self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count]);
+        keep[6..8].copy_from_slice(&self.traces.kept());
+        keep[8..16].copy_from_slice(&self.commands[0].kept());
+        self.reuse.kept(&mut keep[16..]);
         close_all_but(&mut keep);
     }
 
@@ -460,7 +461,7 @@ impl Inside {
         let mut each = Rusage::NONE;
         while reap(false, &mut each).is_ok() {}
         // Before the host knows, because init ends what the host has let go of.
-        if self.sockets >= 0 && crate::sockets::none_is_left(self.sockets) {
+        if self.traces.none_is_left() {
             crate::server::no_socket_is_left();
         }
         self.commands[i].finish(Some(Rusage::of_children()), 0);

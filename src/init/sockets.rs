@@ -1,15 +1,18 @@
 //! Whether there was a socket in a network namespace: what `net/count.rs` of the crate counts.
 //!
 //! That counts sockets of IPv4 and IPv6. The other kinds that a workload may have leave
-//! nothing behind: a Unix socket has its name as long as it exists, and a route socket lets
-//! those without capabilities ask. But one may outlive its processes, in a message on its way to
-//! itself; so PID 1 looks, when everybody is dead, whether any socket is left. And by one that
+//! little behind. A Unix socket has its name as long as it exists, but may outlive its
+//! processes, in a message on its way to itself; a route socket lets those without
+//! capabilities ask, and the way to `::1` is kept. So PID 1 looks, when everybody is dead,
+//! whether any socket is left, and whether the numbers of such ways have changed. And by a socket that
 //! leads out of the sandbox a workload could give an open file of its `/proc/net` to somebody
 //! who would then see what the next one does: so there's no such socket in its reach, neither
 //! among its descriptors ([`is_one`]) nor in a directory of the host's (the plan's part).
 
 use crate::arch::nr;
+use crate::interpret::Context;
 use crate::sys::*;
+use crate::wire::slot;
 
 /// The counter's map; -1 without one.
 static mut MAP: i32 = -1;
@@ -86,7 +89,39 @@ pub fn is_one(fd: i32) -> bool {
     stat(fd, c"".as_ptr().cast()).is_ok_and(|(mode, ..)| mode & S_IFMT == S_IFSOCK)
 }
 
-/// Whether there's none in the namespace of this file, `/proc/net/sockstat`.
-pub fn none_is_left(file: i32) -> bool {
-    number_after(file, b"used ") == Some(0)
+/// What PID 1 looks at.
+pub struct Traces {
+    /// `/proc/net/sockstat`, and `rt6_stats` where there's IPv6; -1 for none.
+    files: [i32; 2],
+    /// What that said of routes when nobody had done anything.
+    routes: [u8; LINE],
+}
+
+/// `rt6_stats` is seven numbers.
+const LINE: usize = 64;
+
+impl Traces {
+    pub fn begin(context: &Context) -> Traces {
+        let files = [slot::SOCKETS, slot::ROUTES].map(|slot| context.slots[slot as usize]);
+        Traces { files, routes: first_bytes(files[1]) }
+    }
+
+    pub fn kept(&self) -> [i32; 2] {
+        self.files
+    }
+
+    /// When everybody else is dead.
+    pub fn none_is_left(&self) -> bool {
+        let [sockets, routes] = self.files;
+        sockets >= 0 && number_after(sockets, b"used ") == Some(0) && first_bytes(routes) == self.routes
+    }
+}
+
+fn first_bytes(file: i32) -> [u8; LINE] {
+    let mut bytes = [0; LINE];
+    if file >= 0 && call(nr::PREAD64, [file as usize, bytes.as_mut_ptr() as usize, LINE, 0, 0, 0]).is_err() {
+        // Unlike any other.
+        bytes[0] = b'?';
+    }
+    bytes
 }

@@ -118,13 +118,15 @@ fn shows_sockets(sandbox: &Sandbox, facts: &Facts) -> bool {
     facts.counts_sockets && network_origin(sandbox, facts) == Origin::Ahead
 }
 
-/// Opens what says whether a socket is left, while procfs is PID 1's root.
+/// Opens what says whether something is left of sockets, while procfs is PID 1's root.
 pub(crate) fn show_sockets(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) {
     if shows_sockets(sandbox, facts) {
         draft.area(Area::Setup);
-        let path = draft.text("/self/net/sockstat");
-        let args = [AT_FDCWD.into(), path, (libc::O_RDONLY | libc::O_CLOEXEC).into()];
-        draft.step(libc::SYS_openat, &args, "open", "the number of sockets").keep_in(slot::SOCKETS).tolerate(libc::ENOENT);
+        for (slot, name) in [(slot::SOCKETS, "sockstat"), (slot::ROUTES, "rt6_stats")] {
+            let path = draft.text(format!("/self/net/{name}"));
+            let args = [AT_FDCWD.into(), path, (libc::O_RDONLY | libc::O_CLOEXEC).into()];
+            draft.step(libc::SYS_openat, &args, "open", format!("/proc/net/{name}")).keep_in(slot).tolerate(libc::ENOENT);
+        }
     }
 }
 

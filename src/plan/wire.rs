@@ -62,6 +62,8 @@ pub mod slot {
     pub const SCRATCH: u8 = 12;
     /// What says how many sockets there are in the sandbox's network namespace.
     pub const SOCKETS: u8 = 13;
+    /// What says what has been asked of its routes.
+    pub const ROUTES: u8 = 14;
     /// The first of the descriptors that came with the request.
     pub const PASSED: u8 = 16;
     /// The first of those that came with a command that was told late.

@@ -40,7 +40,7 @@ pub struct Entry {
     /// [`Request::OWN_NETWORK`](crate::message::Request::OWN_NETWORK) and its like.
     pub network: Network,
     pub network_use: u32,
-    /// PID 1 has seen that, when everybody was dead.
+    /// PID 1 has seen that nothing is left of sockets, when everybody was dead.
     pub no_socket_is_left: bool,
 }
 
