@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::cpu;
 use crate::limits::Resource;
+use crate::plan::overlay::takes_layers_from_anywhere;
 use crate::plan::proc::Present;
 use crate::plan::start::Start;
 
@@ -287,6 +288,8 @@ pub(crate) struct Facts {
     pub(crate) message_queues: bool,
     /// It may configure network devices (in a user namespace of its own anybody may).
     pub(crate) network_admin: bool,
+    /// Layers of an overlay may be anywhere (Linux 6.15).
+    pub(crate) takes_layers_from_anywhere: bool,
     /// Sockets are counted: see `net/count.rs`.
     pub(crate) counts_sockets: bool,
     pub(crate) hard_limits: Vec<(Resource, u64)>,
@@ -308,6 +311,7 @@ impl Facts {
         Facts {
             privileged,
             network_admin: !privileged || effective & NET_ADMIN != 0,
+            takes_layers_from_anywhere: privileged && takes_layers_from_anywhere(),
             counts_sockets: false,
             nested,
             uid: nix::unistd::geteuid().as_raw(),
@@ -336,6 +340,7 @@ impl Facts {
             cgroup_namespace: true,
             message_queues: true,
             network_admin: true,
+            takes_layers_from_anywhere: true,
             counts_sockets: true,
             hard_limits: Vec::new(),
             cpu: cpu::Facts::all(),

@@ -114,7 +114,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
     let wanted = facts.privileged && (sandbox.maps_owners() || (kept == Kept::Layer && !shared));
     let mut outside = files::sources(&mut draft, sandbox, purpose.checkpoint());
     let namespace = namespaces::outer(&mut draft, sandbox, facts, ids, wanted);
-    files::outer(&mut draft, sandbox, files::Owners { namespace, ..owners }, kept, &mut outside);
+    files::outer(&mut draft, sandbox, facts, files::Owners { namespace, ..owners }, kept, &mut outside);
     namespaces::hand_over(&mut draft);
 
     draft.stage(Stage::Ahead);

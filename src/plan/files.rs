@@ -25,8 +25,8 @@ use crate::policy::landlock::right;
 use crate::probe::{Facts, Layer};
 use crate::sandbox::{Mount, MountKind, Sandbox};
 
-const FSCONFIG_SET_STRING: u32 = 1;
-const FSCONFIG_CMD_CREATE: u32 = 6;
+pub(super) const FSCONFIG_SET_STRING: u32 = 1;
+pub(super) const FSCONFIG_CMD_CREATE: u32 = 6;
 /// Where init's root has room for a scratch, in the outer child's copy of it.
 pub(crate) const SCRATCH: &str = "/mnt";
 pub(super) const HERE: Arg = Arg::Value(AT_FDCWD);
@@ -201,7 +201,7 @@ fn looks_at_host(sandbox: &Sandbox) -> bool {
 }
 
 /// Outer stage, second part: what needs the user namespace.
-pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, kept: Kept, outside: &mut Outside<'_>) {
+pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, owners: Owners, kept: Kept, outside: &mut Outside<'_>) {
     for bind in &outside.binds {
         if let MountKind::Bind { host, .. } = &bind.mount.kind {
             draft.area(Area::Mount);
@@ -215,7 +215,7 @@ pub(crate) fn outer(draft: &mut Draft, sandbox: &Sandbox, owners: Owners, kept: 
             draft.area(Area::Image);
             map_ids(draft, tree, owners, lower.name());
         }
-        outside.shm = Some(overlay(draft, sandbox, &lower, tree, owners, kept));
+        outside.shm = Some(overlay(draft, sandbox, &lower, tree, owners, kept, facts.takes_layers_from_anywhere));
     } else if kept == Kept::Layer {
         draft.area(Area::Mount);
         outside.shm = Some(bare_root(draft, sandbox, owners));

@@ -24,7 +24,7 @@ pub(crate) mod limits;
 #[allow(dead_code, unreachable_pub, reason = "each side uses its half; init includes the same file")]
 pub(crate) mod message;
 pub(crate) mod namespaces;
-mod overlay;
+pub(crate) mod overlay;
 pub(crate) mod privileges;
 pub(crate) mod proc;
 pub(crate) mod scratch;

@@ -1,9 +1,13 @@
 //! Steps that stack an image's layers and the writable one.
 
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::files::{BASE, HERE, Owners, SCRATCH, display, set_attributes};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+
+use super::files::{BASE, FSCONFIG_CMD_CREATE, FSCONFIG_SET_STRING, HERE, Owners, SCRATCH, display, scratch_into, set_attributes};
 use super::message::Report;
 use super::scratch::{Below, Kept, LOWER, make_directory, scratch, shared_memory, show_directory};
 use super::wire::{op, slot};
@@ -12,6 +16,7 @@ use crate::image::{Image, Root};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 use crate::store::Chain;
+use crate::sys::{self, mount::Context};
 
 /// The read-only side of an overlay: a base with checkpoints on it, of which the host's
 /// root has none at first.
@@ -100,6 +105,19 @@ impl<'a> Lower<'a> {
         checkpoints.chain(base).collect::<Vec<_>>().join(":")
     }
 
+    /// The layers as directories below a base's mount, the topmost first; none for the mount
+    /// itself.
+    fn directories(&self) -> Vec<String> {
+        let chain = self.base.as_ref().and_then(|base| base.chain);
+        chain.map_or(Vec::new(), |chain| (0..chain.layers).map(|i| format!("{}/{i}", chain.directory)).collect())
+    }
+
+    /// The one of them that says how the new one is to look.
+    fn top(&self) -> Option<String> {
+        let chain = self.base.as_ref().and_then(|base| base.chain)?;
+        Some(format!("{}/{}", chain.directory, chain.root))
+    }
+
     /// How many [`names`](Self::names) there are; 0 for the directory itself.
     fn count(&self) -> usize {
         self.base.as_ref().and_then(|base| base.chain).map_or(0, |chain| chain.layers)
@@ -115,9 +133,18 @@ impl<'a> Lower<'a> {
     }
 }
 
+/// An image may carry overlayfs's own attributes. Redirects among them could lead into
+/// directories that its layers keep closed (many kernels follow them unless told
+/// otherwise).
+const OWN_MARKS: [(&str, &str); 3] = [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")];
+
 /// The scratch and the overlay of it over what is in the mount `tree`; returns
-/// `/dev/shm`.
-pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8, owners: Owners, kept: Kept) -> u8 {
+/// `/dev/shm`. If the kernel takes layers from `anywhere`, they needn't be attached.
+pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8, owners: Owners, kept: Kept, anywhere: bool) -> u8 {
+    let as_it_is = owners.substitute.is_none() && !owners.ordinary && !sandbox.copies_layers() && !sandbox.serves_again;
+    if anywhere && as_it_is && kept == Kept::No && lower.is_base() && lower.count() <= LAYERS {
+        return detached(draft, sandbox, lower, tree);
+    }
     // overlayfs wants its layers attached in the caller's mount namespace
     // (before Linux 6.15), so this child takes a copy of init's small one.
     draft.area(Area::Overlay);
@@ -152,10 +179,11 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
     let same_owner = u32::from(owners.substitute.is_none());
     draft.step(op::LIKE, &[Arg::Slot(pattern), Arg::Slot(upper), same_owner.into()], "copy the owner and mode of", lower.name());
     let mut options = format!("lowerdir={},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work", lower.names());
-    // An image may carry overlayfs's own attributes. Redirects among them could
-    // lead into directories that its layers keep closed (many kernels follow
-    // them unless told otherwise).
-    options.push_str(if owners.ordinary { ",userxattr" } else { ",redirect_dir=nofollow,metacopy=off,index=off" });
+    if owners.ordinary {
+        options.push_str(",userxattr");
+    } else {
+        OWN_MARKS.iter().for_each(|(key, value)| options.push_str(&format!(",{key}={value}")));
+    }
     let (name, place, text) = (draft.text("overlay"), draft.text(SCRATCH), draft.text(&options));
     let flags = libc::MS_NOSUID | libc::MS_NODEV | again::mount_flags(sandbox);
     // By mount(2), because fsconfig(2) takes 255 bytes of a value, which are some 80
@@ -172,4 +200,88 @@ pub(super) fn overlay(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, t
         draft.close(slot);
     }
     shm
+}
+
+/// The most layers that are opened one by one.
+const LAYERS: usize = 16;
+
+/// The same from descriptors, so that nothing has to be attached anywhere, and there's no
+/// mount namespace to be made for it and taken apart.
+fn detached(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8) -> u8 {
+    draft.area(Area::Overlay);
+    let scratch = draft.temporary();
+    scratch_into(draft, scratch, sandbox, "755");
+    draft.step(libc::SYS_fchdir, &[Arg::Slot(scratch)], "enter", "the writable layer");
+    for (directory, mode) in [("upper", 0o755), ("work", 0o700), ("shm", 0o1777)] {
+        make_directory(draft, directory, mode);
+    }
+    let [upper, work] = ["upper", "work"].map(|name| open_directory(draft, HERE, name, "the writable layer".into()));
+    let directories = lower.directories();
+    let context = draft.temporary();
+    let (name, top) = (draft.text("overlay"), lower.top());
+    draft.step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", "overlay").keep_in(context);
+    if directories.is_empty() {
+        draft.step(op::LIKE, &[Arg::Slot(tree), Arg::Slot(upper), 1.into()], "copy the owner and mode of", lower.name());
+        set(draft, context, "lowerdir+", tree);
+    }
+    for directory in directories {
+        let layer = open_directory(draft, Arg::Slot(tree), &directory, lower.name());
+        if top.as_ref() == Some(&directory) {
+            draft.step(op::LIKE, &[Arg::Slot(layer), Arg::Slot(upper), 1.into()], "copy the owner and mode of", lower.name());
+        }
+        set(draft, context, "lowerdir+", layer);
+        draft.close(layer);
+    }
+    set(draft, context, "upperdir", upper);
+    set(draft, context, "workdir", work);
+    for (key, value) in OWN_MARKS {
+        let object = format!("overlay option {key}={value}");
+        let (key, value) = (draft.text(key), draft.text(value));
+        draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_SET_STRING.into(), key, value, 0.into()], "set", object);
+    }
+    let create = [Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()];
+    draft.step(libc::SYS_fsconfig, &create, "mount", "the overlay").layer(Layer::Overlay, false);
+    let args = [Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()];
+    draft.step(libc::SYS_fsmount, &args, "mount", "the overlay").keep_in(slot::ROOT).layer(Layer::Overlay, false);
+    let shm = shared_memory(draft);
+    for slot in [tree, context, scratch, upper, work] {
+        draft.close(slot);
+    }
+    shm
+}
+
+fn open_directory(draft: &mut Draft, at: Arg, name: &str, object: String) -> u8 {
+    let (slot, path) = (draft.temporary(), draft.text(name));
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    draft.step(libc::SYS_openat, &[at, path, flags.into()], "open the root directory of", object).keep_in(slot);
+    slot
+}
+
+/// Sets an option to a file.
+fn set(draft: &mut Draft, context: u8, key: &str, file: u8) {
+    const FSCONFIG_SET_FD: u32 = 5;
+    let name = draft.text(key);
+    let args = [Arg::Slot(context), FSCONFIG_SET_FD.into(), name, 0.into(), Arg::Slot(file)];
+    draft.step(libc::SYS_fsconfig, &args, "set", format!("overlay option {key}")).layer(Layer::Overlay, false);
+}
+
+/// Whether this kernel makes an overlay of directories that are attached nowhere: tried.
+pub(crate) fn takes_layers_from_anywhere() -> bool {
+    let attempt = || -> std::io::Result<()> {
+        let scratch = Context::open(c"tmpfs").and_then(|tmpfs| tmpfs.create().and_then(|()| tmpfs.mount()))?;
+        let context = Context::open(c"overlay")?;
+        // A mount that nobody holds is gone.
+        let mut layers = Vec::new();
+        for (option, name) in [(c"lowerdir+", "lower"), (c"upperdir", "upper"), (c"workdir", "work")] {
+            mkdirat(&scratch, name, Mode::S_IRWXU)?;
+            let mut directory = openat(&scratch, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+            if name == "lower" {
+                directory = sys::mount::cloned(directory.as_fd())?;
+            }
+            context.set(option, directory.as_fd())?;
+            layers.push(directory);
+        }
+        context.create()
+    };
+    attempt().is_ok()
 }

@@ -11,6 +11,7 @@ pub(crate) mod bpf;
 pub(crate) mod capabilities;
 pub(crate) mod directory;
 pub(crate) mod landlock;
+pub(crate) mod mount;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod prctl;
