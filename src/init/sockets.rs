@@ -12,7 +12,7 @@
 use crate::arch::nr;
 use crate::interpret::Context;
 use crate::sys::*;
-use crate::wire::slot;
+use crate::wire::{LAST_COMMAND, slot};
 
 /// The counter's map; -1 without one.
 static mut MAP: i32 = -1;
@@ -102,7 +102,9 @@ const LINE: usize = 64;
 
 impl Traces {
     pub fn begin(context: &Context) -> Traces {
-        let files = [slot::SOCKETS, slot::ROUTES].map(|slot| context.slots[slot as usize]);
+        // Those of live sandboxes serve once.
+        let serves_again = context.plan.flags() & LAST_COMMAND != 0;
+        let files = [slot::SOCKETS, slot::ROUTES].map(|slot| if serves_again { context.slots[slot as usize] } else { -1 });
         Traces { files, routes: first_bytes(files[1]) }
     }
 

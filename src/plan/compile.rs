@@ -177,7 +177,8 @@ fn command(
 ) -> Result<()> {
     let Wanted { command, group, .. } = wanted;
     enter(draft, sandbox, facts, group, ruleset)?;
-    descriptors(draft, sandbox, ids, wanted, filter);
+    let counts = draft.counts_sockets;
+    descriptors(draft, sandbox, ids, wanted, counts);
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     directory(draft, command);
@@ -233,7 +234,9 @@ pub(crate) fn late(sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) -> Result<D
     let mut draft = Draft::new();
     draft.stage(Stage::Command);
     let filter = filter(sandbox, wanted.files)?;
-    descriptors(&mut draft, sandbox, ids, wanted, filter.as_deref());
+    // Whether they are counted isn't known here; it does no harm if not.
+    let counts = filter.as_ref().is_some_and(|filter| filter.plain_sockets) && sandbox.network == Network::None;
+    descriptors(&mut draft, sandbox, ids, wanted, counts);
     directory(&mut draft, wanted.command);
     if !fenced_early(filter.as_deref()) {
         privileges::fences(&mut draft, sandbox, filter.as_deref());
@@ -272,7 +275,7 @@ fn enter(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, group: &Grouped, r
     Ok(())
 }
 
-fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>, filter: Option<&Filter>) {
+fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>, counts: bool) {
     let Wanted { command, numbers, terminal, first, .. } = wanted;
     draft.area(Area::Setup);
     let passed = numbers.iter().enumerate().map(|(i, number)| (first + i as u8, *number));
@@ -284,7 +287,6 @@ fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'
     let bytes: Vec<u8> =
         pairs.iter().flat_map(|(slot, number)| u32::from(*slot).to_le_bytes().into_iter().chain(number.to_le_bytes())).collect();
     let list = draft.data(&bytes);
-    let counts = filter.is_some_and(|filter| filter.plain_sockets) && sandbox.network == Network::None;
     draft.step(op::FDS, &[list, pairs.len().into(), u32::from(counts).into()], "arrange", "the descriptors");
 }
 
