@@ -338,8 +338,7 @@ impl Server {
         *self.entry(index) = Entry { outer: -2, pid1: waiting.pid, reply, generation, group, hierarchies, asked, limit, look, ..UNUSED };
         let network_use = request.command;
         let used = network_use == Request::REUSED_NETWORK;
-        let mut made_ahead =
-            || if network_use == Request::OTHER_NETWORK { Network::NONE } else { self.networks.take(self.pid, used) };
+        let mut made_ahead = || if network_use == Request::OTHER_NETWORK { Network::NONE } else { self.networks.take(self.pid, used) };
         let network = if waiting.pid == 0 { made_ahead() } else { waiting.network };
         let next = self.ahead.begin(index, kind).unwrap_or(-1);
         let next_network = if next < 0 { Network::NONE } else { made_ahead() };
