@@ -338,8 +338,9 @@ impl Sandbox {
     /// Namespaces in which nothing can have happened serve again in any case, each in one
     /// sandbox at a time: those of [`Syscalls::Strict`](crate::Syscalls::Strict), which has no
     /// sockets, and those of the default filter in which the kernel has counted none. That takes
-    /// a program that runs as root with CAP_BPF and CAP_NET_ADMIN, Linux 5.14, a cgroup2 tree
-    /// in view, and a recipe without [binds](Self::bind) and [volumes](Self::volume).
+    /// a program that runs as root with CAP_BPF and CAP_NET_ADMIN, Linux 5.15, a cgroup2 tree
+    /// in view, a recipe without [binds](Self::bind), [volumes](Self::volume) and
+    /// [nesting](Self::nesting), and a command that is given neither sockets nor directories.
     pub fn reuse_network(mut self, reuse: bool) -> Sandbox {
         self.reuse_network = reuse;
         self

@@ -255,6 +255,9 @@ fn a_network_with_a_socket_is_used_once() {
         let without = recipe.clone().syscalls(Syscalls::Default.deny("socket").deny("socketpair"));
         assert!(serves_again(&recipe) && serves_again(&recipe.clone().syscalls(Syscalls::Strict)), "none of them served again");
         assert!(!serves_again(&recipe.clone().bind("/usr/bin", "/bound")), "it could be seen by others");
+        let directory = File::open("/var").expect("a directory");
+        let network = network_of(&recipe, idle().directory_fd(5, directory));
+        assert!(!is_had_again(&recipe, &network), "it had a directory of ours");
         // By a socket that leads to others something of its network could be theirs.
         for recipe in [&recipe, &without] {
             for _ in 0..4 {
@@ -290,6 +293,43 @@ fn a_network_with_a_socket_is_used_once() {
     });
 }
 
+/// The kernel remembers what it has been asked of routes: the flags that whoever asked
+/// wanted, and when.
+fn what_was_asked_of_routes_is_forgotten() {
+    alone("what_was_asked_of_routes_is_forgotten", || {
+        // RTM_GETROUTE of rtnetlink(7), of 127.0.0.1: flags and, of RTA_CACHEINFO, when it was
+        // last used.
+        let ask = |flags: u32| {
+            let script = format!(
+                "from socket import *\nfrom struct import pack, unpack\nimport os\n\
+                 s = socket(AF_NETLINK, SOCK_RAW, 0)\n\
+                 s.send(pack('IHHII', 36, 26, 1, 1, 0) + pack('BBBBBBBBI', 2, 32, 0, 0, 0, 0, 0, 0, {flags}) + pack('HH4s', 8, 1, inet_aton('127.0.0.1')))\n\
+                 r = s.recv(8192); at = 28; used = 0\n\
+                 while at < len(r):\n size, kind = unpack('HH', r[at:at + 4])\n \
+                 if kind == 12: used = unpack('I', r[at + 8:at + 12])[0]\n at += size + 3 & ~3\n\
+                 s.close()\nwhile 'used 0' not in open('/proc/net/sockstat').read(): pass\n\
+                 print(os.readlink('/proc/self/ns/net'), hex(unpack('I', r[24:28])[0]), used > 20)"
+            );
+            let output = sandbox().run(["python3", "-c", &script]).expect("it runs");
+            assert!(output.success(), "{output}: {}", String::from_utf8_lossy(&output.stderr));
+            let [network, answer] = output.text().trim().splitn(2, ' ').map(String::from).collect::<Vec<_>>().try_into().expect("two");
+            (network, answer)
+        };
+        const RTM_F_NOTIFY: u32 = 0x100;
+        let (mut seen, mut again) = (std::collections::BTreeSet::new(), 0);
+        for _ in 0..20 {
+            let (network, _) = ask(RTM_F_NOTIFY);
+            seen.insert(network);
+            std::thread::sleep(Duration::from_millis(300));
+            let (network, answer) = ask(0);
+            again += usize::from(seen.contains(&network));
+            assert_eq!(answer, "0x80000200 False");
+            seen.insert(network);
+        }
+        assert!(again > 0, "none has served again");
+    });
+}
+
 fn main() {
     support::main(vec![
         test!(quiet_takes_nothing_from_a_run),
@@ -299,6 +339,7 @@ fn main() {
         test!(groups_begin_at_nothing),
         test!(a_network_that_serves_again_is_as_new),
         test!(a_used_network_is_for_those_that_ask),
+        test!(what_was_asked_of_routes_is_forgotten, root, Need::Tool("python3")),
         test!(a_network_with_a_socket_is_used_once, root, Need::Tool("python3")),
     ])
 }

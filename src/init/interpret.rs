@@ -237,10 +237,8 @@ impl Context {
             op::SHOW => plain(self.show(a[0] as i32, a[1] as u32)),
             op::TERMINAL => plain(self.pass_terminal(a[0] as i32)),
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
-            op::MAKE_SOCKET => {
-                crate::sockets::make_one();
-                Ok(0)
-            }
+            // Without it the network namespace is used once.
+            op::MAKE_SOCKET => Ok(crate::sockets::make_one().unwrap_or(0)),
             op::CENSUS => plain(crate::census::take(a[0] as i32, a[1] == 1)),
             number => plain(call(number as usize, a)),
         }

@@ -44,10 +44,24 @@ impl Network {
 /// Moves into `ready`, or into a new one.
 pub fn enter(ready: i32) -> Result<usize> {
     if ready >= 0 {
-        return call(nr::SETNS, [ready as usize, CLONE_NEWNET, 0, 0, 0, 0]);
+        call(nr::SETNS, [ready as usize, CLONE_NEWNET, 0, 0, 0, 0])?;
+        if crate::sockets::map() < 0 || forget_routes().is_ok() {
+            return Ok(0);
+        }
     }
     close(make()?);
     Ok(0)
+}
+
+/// Makes what was asked of IPv4 routes forgotten: the kernel keeps the way to an address, with
+/// a bit that whoever asks may set, and when it was last asked for (ip-sysctl.rst of the
+/// kernel, `route/flush`).
+fn forget_routes() -> Result<()> {
+    let path = c"/proc/sys/net/ipv4/route/flush".as_ptr() as usize;
+    let file = call(nr::OPENAT, [AT_FDCWD as usize, path, O_WRONLY | O_CLOEXEC, 0, 0, 0])?;
+    let written = call(nr::WRITE, [file, c"1".as_ptr() as usize, 1, 0, 0, 0]);
+    close(file as i32);
+    written.map(drop)
 }
 
 /// Moves into a new network namespace whose loopback device is up: servers on
@@ -103,9 +117,19 @@ impl Maker {
             let _ = self.start(init);
             return Network::NONE;
         }
+        self.waiting()
+    }
+
+    /// What the maker has left.
+    fn waiting(&self) -> Network {
         let mut cookie = [0; 8];
         match receive(self.channel, &mut cookie, false) {
             Ok(received) if received.count == 1 => Network { fd: received.fds[0], cookie: u64::from_ne_bytes(cookie) },
+            Ok(received) if received.length == cookie.len() => {
+                // There was no descriptor left for it.
+                crate::sockets::end(u64::from_ne_bytes(cookie));
+                Network::NONE
+            }
             _ => Network::NONE,
         }
     }
@@ -154,6 +178,7 @@ impl Maker {
 
     /// It has ended; the next question starts another.
     pub fn ended(&mut self) {
+        self.waiting().close();
         close(self.channel);
         close(self.signal);
         *self = Maker { kept: self.kept, used: self.used, ..Maker::NONE };

@@ -3,11 +3,15 @@
 //! That counts sockets of IPv4 and IPv6. The other kinds that a workload may have leave
 //! little behind. A Unix socket has its name as long as it exists, but may outlive its
 //! processes, in a message on its way to itself; a route socket lets those without
-//! capabilities ask, and the way to `::1` is kept. So PID 1 looks, when everybody is dead,
-//! whether any socket is left, and whether the numbers of such ways have changed. And by a socket that
-//! leads out of the sandbox a workload could give an open file of its `/proc/net` to somebody
-//! who would then see what the next one does: so there's no such socket in its reach, neither
-//! among its descriptors ([`is_one`]) nor in a directory of the host's (the plan's part).
+//! capabilities ask, and the kernel keeps the way that it has found. So PID 1 looks, when
+//! everybody is dead, whether any socket is left, and whether the numbers of IPv6 routes have
+//! changed; those of IPv4 are forgotten before the next one has the namespace (`network.rs`).
+//!
+//! By a socket that leads out of the sandbox a workload could give an open file of its
+//! `/proc/net` to somebody who would then see what the next one does. So there's no such socket
+//! in its reach, neither among its descriptors ([`leads_out`]) nor in what the recipe binds (the
+//! plan's part). One below the host's own `/usr` would have to be a host program's, and those
+//! see `/proc/<pid>/net` of every sandbox anyway.
 
 use crate::arch::nr;
 use crate::interpret::Context;
@@ -73,20 +77,20 @@ fn element(command: usize, cookie: u64, number: &mut u64) -> Result<usize> {
 }
 
 /// The command's process, where it will be: the one that is counted, if they are counted
-/// there. Without one the namespace is used once, so it may fail.
-pub fn make_one() {
+/// there.
+pub fn make_one() -> Result<usize> {
     const AF_INET: usize = 2;
     const SOCK_DGRAM: usize = 2;
-    if let Ok(socket) = call(nr::SOCKET, [AF_INET, SOCK_DGRAM | O_CLOEXEC, 0, 0, 0, 0]) {
-        close(socket as i32);
-    }
+    close(call(nr::SOCKET, [AF_INET, SOCK_DGRAM | O_CLOEXEC, 0, 0, 0, 0])? as i32);
+    Ok(0)
 }
 
-/// Whether a descriptor is a socket.
-pub fn is_one(fd: i32) -> bool {
+/// Whether a descriptor is a socket, or leads to some: a directory.
+pub fn leads_out(fd: i32) -> bool {
     const S_IFMT: u32 = 0o170_000;
     const S_IFSOCK: u32 = 0o140_000;
-    stat(fd, c"".as_ptr().cast()).is_ok_and(|(mode, ..)| mode & S_IFMT == S_IFSOCK)
+    const S_IFDIR: u32 = 0o040_000;
+    stat(fd, c"".as_ptr().cast()).is_ok_and(|(mode, ..)| [S_IFSOCK, S_IFDIR].contains(&(mode & S_IFMT)))
 }
 
 /// What PID 1 looks at.

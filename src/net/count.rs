@@ -12,7 +12,7 @@
 //! place, BPF_CGROUP_INET_SOCK_CREATE, which costs nobody else anything that
 //! could be measured: it adds one to the number of the namespace in a map, if it's there.
 //!
-//! It takes root with CAP_BPF and CAP_NET_ADMIN, Linux 5.14 and a cgroup2 tree that all
+//! It takes root with CAP_BPF and CAP_NET_ADMIN, Linux 5.15 and a cgroup2 tree that all
 //! processes of a sandbox are in. That isn't believed but tried: the command's process makes
 //! one socket itself when it's where it will be, and a namespace serves again only if that one
 //! was counted, and no other.

@@ -273,6 +273,7 @@ impl Draft {
     /// A slot for a descriptor that the same stage closes again.
     pub(crate) fn temporary(&mut self) -> u8 {
         let slot = self.next_temporary;
+        // After the last one comes the first again: nothing may still be in it by then.
         self.next_temporary += 1;
         if usize::from(self.next_temporary) >= wire::SLOTS {
             self.next_temporary = slot::TEMPORARY;

@@ -115,7 +115,8 @@ pub(crate) fn counts_sockets(sandbox: &Sandbox, facts: &Facts, filter: Option<&F
 
 /// The same as far as PID 1 needs it that is made ahead.
 fn shows_sockets(sandbox: &Sandbox, facts: &Facts) -> bool {
-    facts.counts_sockets && network_origin(sandbox, facts) == Origin::Ahead
+    // Of what may change its mounts PID 1 opens nothing.
+    facts.counts_sockets && !sandbox.nesting && !sandbox.borrowed_proc && network_origin(sandbox, facts) == Origin::Ahead
 }
 
 /// Opens what says whether something is left of sockets, while procfs is PID 1's root.

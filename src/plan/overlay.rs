@@ -215,7 +215,11 @@ fn detached(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8) -
     for (directory, mode) in [("upper", 0o755), ("work", 0o700), ("shm", 0o1777)] {
         make_directory(draft, directory, mode);
     }
-    let [upper, work] = ["upper", "work"].map(|name| open_directory(draft, HERE, name, "the writable layer".into()));
+    let [upper, work] = ["upper", "work"].map(|name| {
+        let slot = draft.temporary();
+        open_directory(draft, slot, HERE, name, "the writable layer".into());
+        slot
+    });
     let directories = lower.directories();
     let context = draft.temporary();
     let (name, top) = (draft.text("overlay"), lower.top());
@@ -224,8 +228,9 @@ fn detached(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8) -
         draft.step(op::LIKE, &[Arg::Slot(tree), Arg::Slot(upper), 1.into()], "copy the owner and mode of", lower.name());
         set(draft, context, "lowerdir+", tree);
     }
+    let layer = draft.temporary();
     for directory in directories {
-        let layer = open_directory(draft, Arg::Slot(tree), &directory, lower.name());
+        open_directory(draft, layer, Arg::Slot(tree), &directory, lower.name());
         if top.as_ref() == Some(&directory) {
             draft.step(op::LIKE, &[Arg::Slot(layer), Arg::Slot(upper), 1.into()], "copy the owner and mode of", lower.name());
         }
@@ -234,7 +239,8 @@ fn detached(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8) -
     }
     set(draft, context, "upperdir", upper);
     set(draft, context, "workdir", work);
-    for (key, value) in OWN_MARKS {
+    // What mount(8) shows.
+    for (key, value) in [("source", "overlay")].into_iter().chain(OWN_MARKS) {
         let object = format!("overlay option {key}={value}");
         let (key, value) = (draft.text(key), draft.text(value));
         draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_SET_STRING.into(), key, value, 0.into()], "set", object);
@@ -250,11 +256,10 @@ fn detached(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8) -
     shm
 }
 
-fn open_directory(draft: &mut Draft, at: Arg, name: &str, object: String) -> u8 {
-    let (slot, path) = (draft.temporary(), draft.text(name));
+fn open_directory(draft: &mut Draft, slot: u8, at: Arg, name: &str, object: String) {
+    let path = draft.text(name);
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     draft.step(libc::SYS_openat, &[at, path, flags.into()], "open the root directory of", object).keep_in(slot);
-    slot
 }
 
 /// Sets an option to a file.

@@ -130,7 +130,7 @@ pub mod op {
     pub const DIE_WITH_INIT: u32 = 0x1_0008;
     /// Arrange descriptors: argument 0 points to pairs of u32 (slot, number),
     /// argument 1 counts them. All others are closed on exec. With 1 in (2) make a socket
-    /// if there's one among them, as [`MAKE_SOCKET`] does.
+    /// if one of them leads out of the sandbox, as [`MAKE_SOCKET`] does.
     pub const FDS: u32 = 0x1_0009;
     /// Try the programs in the list (0), counted by (1), with arguments (2) and
     /// environment (3).

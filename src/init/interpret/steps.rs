@@ -31,8 +31,8 @@ impl Context {
             call(nr::DUP3, [*source as usize, pair[1] as usize, 0, 0, 0, 0])?;
         }
         // By one of these the network namespace's files could get to others.
-        if counts_sockets && pairs.iter().any(|pair| crate::sockets::is_one(pair[1] as i32)) {
-            crate::sockets::make_one();
+        if counts_sockets && pairs.iter().any(|pair| crate::sockets::leads_out(pair[1] as i32)) {
+            crate::sockets::make_one()?;
         }
         Ok(0)
     }
