@@ -80,13 +80,14 @@ impl Host {
     pub fn hear(&mut self, what: &str) -> String {
         let deadline = Instant::now() + patience(LIMIT);
         loop {
+            // Asked first: what it has said before its end is in the log then.
+            let ended = self.child.try_wait().expect("a status");
             let log = self.log();
             // A line without its end is still being written.
             let lines = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
             if let Some(rest) = lines.filter_map(|line| line.strip_prefix("host: ")).find_map(|line| line.strip_prefix(what)) {
                 return rest.trim().to_string();
             }
-            let ended = self.child.try_wait().expect("a status");
             assert!(ended.is_none() && Instant::now() < deadline, "the host did not say `{what}` ({ended:?}):\n{log}");
             std::thread::sleep(Duration::from_millis(2));
         }
