@@ -46,33 +46,37 @@ pub fn cookie(socket: i32) -> u64 {
 /// How many there have been since [`begin`]; `None` if nobody counts.
 pub fn count(cookie: u64) -> Option<u64> {
     let mut number = 0;
-    element(1, cookie, &mut number).ok()?;
+    element(LOOKUP, cookie, &raw mut number).ok()?;
     Some(number)
 }
 
 /// Counts them from now on, from zero.
 pub fn begin(cookie: u64) {
     if cookie != 0 {
-        let _ = element(2, cookie, &mut 0);
+        let mut zero = 0;
+        let _ = element(UPDATE, cookie, &raw mut zero);
     }
 }
 
 /// Counts them no longer.
 pub fn end(cookie: u64) {
     if cookie != 0 {
-        let _ = element(3, cookie, &mut 0);
+        // There's no value to it.
+        let _ = element(DELETE, cookie, core::ptr::null_mut());
     }
 }
 
-/// BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM and BPF_MAP_DELETE_ELEM.
-fn element(command: usize, cookie: u64, number: &mut u64) -> Result<usize> {
+/// BPF_MAP_LOOKUP_ELEM and its like of bpf(2).
+const LOOKUP: usize = 1;
+const UPDATE: usize = 2;
+const DELETE: usize = 3;
+
+fn element(command: usize, cookie: u64, number: *mut u64) -> Result<usize> {
     if map() < 0 {
         return Err(EINVAL);
     }
     // The map; addresses of key and value; flags.
-    let attributes = [map() as u64, &raw const cookie as u64, &raw mut *number as u64, 0];
-    // Deleting knows no value, and wants zeros there.
-    let attributes = if command == 3 { [attributes[0], attributes[1], 0, 0] } else { attributes };
+    let attributes = [map() as u64, &raw const cookie as u64, number as u64, 0];
     call(nr::BPF, [command, attributes.as_ptr() as usize, size_of_val(&attributes), 0, 0, 0])
 }
 

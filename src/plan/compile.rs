@@ -135,20 +135,20 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
     if draft.overflowed() {
         return Err(Error::invalid("too many binds and tmpfs mounts for one sandbox (about 130 are possible)"));
     }
-    let sockets = sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets || filter.passes_descriptors);
-    let one_command = !matches!(purpose, Purpose::Live { .. });
-    draft.counts_sockets = one_command && namespaces::counts_sockets(sandbox, facts, filter.as_deref());
+    if !matches!(purpose, Purpose::Live { .. }) {
+        draft.sockets =
+            sandbox.prefers(Layer::SyscallFilter) || filter.as_ref().is_none_or(|filter| filter.sockets || filter.passes_descriptors);
+        draft.counts_sockets = namespaces::counts_sockets(sandbox, facts, filter.as_deref());
+    }
     match purpose {
         Purpose::Run(wanted) => {
             await_group(&mut draft, wanted.group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            draft.sockets = sockets;
             command(&mut draft, sandbox, facts, ids, &wanted, ruleset, filter.as_deref())?;
         }
         Purpose::Later(group, patience) => {
             await_group(&mut draft, group);
             draft.settings.flags |= wire::LAST_COMMAND;
-            draft.sockets = sockets;
             if let Some(patience) = patience {
                 wait_no_longer_than(&mut draft, patience);
             }
@@ -177,8 +177,7 @@ fn command(
 ) -> Result<()> {
     let Wanted { command, group, .. } = wanted;
     enter(draft, sandbox, facts, group, ruleset)?;
-    let counts = draft.counts_sockets;
-    descriptors(draft, sandbox, ids, wanted, counts);
+    descriptors(draft, sandbox, ids, wanted);
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     directory(draft, command);
@@ -235,8 +234,8 @@ pub(crate) fn late(sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) -> Result<D
     draft.stage(Stage::Command);
     let filter = filter(sandbox, wanted.files)?;
     // Whether they are counted isn't known here; it does no harm if not.
-    let counts = filter.as_ref().is_some_and(|filter| filter.plain_sockets) && sandbox.network == Network::None;
-    descriptors(&mut draft, sandbox, ids, wanted, counts);
+    draft.counts_sockets = filter.as_ref().is_some_and(|filter| filter.plain_sockets) && sandbox.network == Network::None;
+    descriptors(&mut draft, sandbox, ids, wanted);
     directory(&mut draft, wanted.command);
     if !fenced_early(filter.as_deref()) {
         privileges::fences(&mut draft, sandbox, filter.as_deref());
@@ -275,7 +274,7 @@ fn enter(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, group: &Grouped, r
     Ok(())
 }
 
-fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>, counts: bool) {
+fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) {
     let Wanted { command, numbers, terminal, first, .. } = wanted;
     draft.area(Area::Setup);
     let passed = numbers.iter().enumerate().map(|(i, number)| (first + i as u8, *number));
@@ -287,7 +286,8 @@ fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'
     let bytes: Vec<u8> =
         pairs.iter().flat_map(|(slot, number)| u32::from(*slot).to_le_bytes().into_iter().chain(number.to_le_bytes())).collect();
     let list = draft.data(&bytes);
-    draft.step(op::FDS, &[list, pairs.len().into(), u32::from(counts).into()], "arrange", "the descriptors");
+    let counts = u32::from(draft.counts_sockets);
+    draft.step(op::FDS, &[list, pairs.len().into(), counts.into()], "arrange", "the descriptors");
 }
 
 fn directory(draft: &mut Draft, command: &Command) {

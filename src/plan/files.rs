@@ -25,7 +25,6 @@ use crate::policy::landlock::right;
 use crate::probe::{Facts, Layer};
 use crate::sandbox::{Mount, MountKind, Sandbox};
 
-pub(super) const FSCONFIG_SET_STRING: u32 = 1;
 pub(super) const FSCONFIG_CMD_CREATE: u32 = 6;
 /// Where init's root has room for a scratch, in the outer child's copy of it.
 pub(crate) const SCRATCH: &str = "/mnt";
@@ -44,14 +43,20 @@ fn new_filesystem_into(draft: &mut Draft, slot: u8, kind: &'static str, options:
     let context = draft.temporary();
     let name = draft.text(kind);
     draft.step(libc::SYS_fsopen, &[name, libc::FSOPEN_CLOEXEC.into()], "use file system", kind).keep_in(context);
+    set_options(draft, context, kind, options);
+    draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()], "create", kind);
+    draft.step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), attributes.into()], "mount", kind).keep_in(slot);
+    draft.close(context);
+}
+
+/// Options of a file system that is being configured.
+pub(super) fn set_options(draft: &mut Draft, context: u8, kind: &str, options: &[(&str, &str)]) {
+    const FSCONFIG_SET_STRING: u32 = 1;
     for (key, value) in options {
         let object = format!("{kind} option {key}={value}");
         let (key, value) = (draft.text(key), draft.text(value));
         draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_SET_STRING.into(), key, value, 0.into()], "set", object);
     }
-    draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()], "create", kind);
-    draft.step(libc::SYS_fsmount, &[Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), attributes.into()], "mount", kind).keep_in(slot);
-    draft.close(context);
 }
 
 /// Attaches a detached mount at a path.

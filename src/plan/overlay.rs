@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 
-use super::files::{BASE, FSCONFIG_CMD_CREATE, FSCONFIG_SET_STRING, HERE, Owners, SCRATCH, display, scratch_into, set_attributes};
+use super::files::{BASE, FSCONFIG_CMD_CREATE, HERE, Owners, SCRATCH, display, scratch_into, set_attributes, set_options};
 use super::message::Report;
 use super::scratch::{Below, Kept, LOWER, make_directory, scratch, shared_memory, show_directory};
 use super::wire::{op, slot};
@@ -240,11 +240,8 @@ fn detached(draft: &mut Draft, sandbox: &Sandbox, lower: &Lower<'_>, tree: u8) -
     set(draft, context, "upperdir", upper);
     set(draft, context, "workdir", work);
     // What mount(8) shows.
-    for (key, value) in [("source", "overlay")].into_iter().chain(OWN_MARKS) {
-        let object = format!("overlay option {key}={value}");
-        let (key, value) = (draft.text(key), draft.text(value));
-        draft.step(libc::SYS_fsconfig, &[Arg::Slot(context), FSCONFIG_SET_STRING.into(), key, value, 0.into()], "set", object);
-    }
+    set_options(draft, context, "overlay", &[("source", "overlay")]);
+    set_options(draft, context, "overlay", &OWN_MARKS);
     let create = [Arg::Slot(context), FSCONFIG_CMD_CREATE.into(), 0.into(), 0.into(), 0.into()];
     draft.step(libc::SYS_fsconfig, &create, "mount", "the overlay").layer(Layer::Overlay, false);
     let args = [Arg::Slot(context), libc::FSMOUNT_CLOEXEC.into(), BASE.into()];

@@ -1,7 +1,7 @@
 //! bpf(2): a map, a program of control groups, and the link between the two and a group.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `union bpf_attr`, as far as any command here reads it.
 #[repr(C, align(8))]
@@ -26,12 +26,7 @@ impl Attributes {
 fn make(command: libc::c_int, attributes: &Attributes) -> io::Result<OwnedFd> {
     // SAFETY: the address of a live local structure with its true size, and addresses in it
     // of slices that the caller has borrowed.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *const Attributes, size_of::<Attributes>()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made it, and nobody else knows of it.
-    super::not_standard(unsafe { OwnedFd::from_raw_fd(result as i32) })
+    super::made(unsafe { libc::syscall(libc::SYS_bpf, command, attributes as *const Attributes, size_of::<Attributes>()) })
 }
 
 /// A map from words to words of 64 bits, without an entry.

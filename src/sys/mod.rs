@@ -23,6 +23,16 @@ pub(crate) mod terminal;
 pub(crate) mod write;
 pub(crate) mod xattr;
 
+/// The descriptor that a system call has just made, or its error.
+fn made(result: libc::c_long) -> std::io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    if result < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    not_standard(unsafe { std::os::fd::OwnedFd::from_raw_fd(result as i32) })
+}
+
 /// The descriptor under a number that isn't a standard stream's. In a host that closed
 /// those, the first things that we open for long would stand for them, and
 /// [`Stdio::inherit`](crate::Stdio::inherit) would hand init's socket to a workload.

@@ -2,7 +2,9 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use super::made;
 
 const CREATE: libc::c_uint = 6;
 const SET_FD: libc::c_uint = 5;
@@ -47,12 +49,4 @@ pub(crate) fn cloned(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
     // SAFETY: numbers, and the address of a string that lives.
     made(unsafe { libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), c"".as_ptr(), flags) })
-}
-
-fn made(result: libc::c_long) -> io::Result<OwnedFd> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made it, and nobody else knows of it.
-    super::not_standard(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
