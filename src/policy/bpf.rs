@@ -3,7 +3,10 @@
 //! The program is a binary search over *runs* of numbers with the same verdict:
 //! a Docker-like table has some 50 runs, and the tree over them is installed in
 //! a twentieth of the time that a linear list takes (the kernel emulates a
-//! filter once for every number when it's installed). Verdicts that look at
+//! filter once for every number when it's installed). Its leaves are short lists, in
+//! which a number between two equal runs is one comparison and not two, and a comparison
+//! that fails goes on to the next: such a one becomes one instruction of the kernel's, one
+//! with two jumps becomes two, and to translate them is the rest of that time. Verdicts that look at
 //! arguments are leaves of the same tree. Foreign ABIs end the process: on
 //! x86_64 both i386 (another `arch`) and x32 (bit 30 of the number) reach the
 //! same kernel code under other numbers.
@@ -133,7 +136,7 @@ pub(crate) const AUDIT_ARCH: u32 = 0xc000_00b7;
 /// and all that's left to see is a SIGSYS, which a program can also send to itself.
 pub(crate) fn compile(runs: &[(u32, Verdict)], listener: bool) -> Vec<Instruction> {
     let end = if listener { RET_USER_NOTIF } else { RET_KILL_PROCESS };
-    let mut program = Backwards { reversed: Vec::new(), end };
+    let mut program = Backwards { reversed: Vec::new(), end, rules: Vec::new() };
     let mut entry = program.tree(runs);
     if cfg!(target_arch = "x86_64") {
         let foreign = program.give(end);
@@ -154,10 +157,36 @@ struct Backwards {
     reversed: Vec<Instruction>,
     /// What [`Verdict::End`] returns.
     end: u32,
+    /// [`Verdict::Rules`] that were written.
+    rules: Vec<(Verdict, Label)>,
 }
 
 /// An instruction, counted from the end.
 type Label = usize;
+
+/// How many comparisons follow one another at the most.
+const IN_A_ROW: usize = 8;
+
+/// Near enough for a branch that follows at once, and for its other target.
+const REACH: usize = u8::MAX as usize / 2;
+
+/// A number, or the first of a run, with what is decided for it.
+type Decision<'a> = (u32, &'a Verdict);
+
+/// Single numbers that lie between two runs with the same verdict, and the runs without them.
+fn apart(runs: &[(u32, Verdict)]) -> (Vec<Decision<'_>>, Vec<Decision<'_>>) {
+    let (mut single, mut ranges): (Vec<Decision<'_>>, Vec<Decision<'_>>) = (Vec::new(), Vec::new());
+    for (at, (start, verdict)) in runs.iter().enumerate() {
+        match ranges.last() {
+            Some((_, last)) if *last == verdict => {}
+            Some((_, last)) if runs.get(at + 1).is_some_and(|(next, then)| *next == start + 1 && then == *last) => {
+                single.push((*start, verdict));
+            }
+            _ => ranges.push((*start, verdict)),
+        }
+    }
+    (single, ranges)
+}
 
 impl Backwards {
     fn push(&mut self, instruction: Instruction) -> Label {
@@ -170,9 +199,11 @@ impl Backwards {
         self.reversed.len() - to - 1
     }
 
+    /// A binary search down to stretches that few comparisons decide.
     fn tree(&mut self, runs: &[(u32, Verdict)]) -> Label {
-        if let [(_, verdict)] = runs {
-            return self.verdict(verdict);
+        let (single, ranges) = apart(runs);
+        if single.len() + ranges.len() <= IN_A_ROW {
+            return self.row(&single, &ranges);
         }
         let (left, right) = runs.split_at(runs.len() / 2);
         let start = right.first().map_or(0, |(start, _)| *start);
@@ -181,7 +212,29 @@ impl Backwards {
         self.branch(JMP_JGE, start, right, left)
     }
 
+    /// Single numbers first, then ranges from the highest down: what isn't it falls
+    /// through to the next comparison.
+    fn row(&mut self, single: &[Decision<'_>], ranges: &[Decision<'_>]) -> Label {
+        let (_, lowest) = ranges[0];
+        let mut next = self.verdict(lowest);
+        for (start, verdict) in ranges.iter().skip(1) {
+            let here = self.verdict(verdict);
+            next = self.branch(JMP_JGE, *start, here, next);
+        }
+        for (number, verdict) in single {
+            let here = self.verdict(verdict);
+            next = self.branch(JMP_JEQ, *number, here, next);
+        }
+        next
+    }
+
+    /// A verdict that was written before is jumped to, where it's near.
     fn verdict(&mut self, verdict: &Verdict) -> Label {
+        if let Some((_, at)) = self.rules.iter().rev().find(|(of, _)| of == verdict)
+            && self.distance(*at) < REACH
+        {
+            return *at;
+        }
         match verdict {
             Verdict::Allow => self.give(RET_ALLOW),
             Verdict::Log => self.give(RET_LOG),
@@ -198,6 +251,7 @@ impl Backwards {
                     }
                     next = holds;
                 }
+                self.rules.push((verdict.clone(), next));
                 next
             }
         }
@@ -207,16 +261,21 @@ impl Backwards {
         // Arguments are 64-bit; both architectures are little-endian.
         let at = |argument: u8| OFFSET_ARGS + 8 * u32::from(argument);
         match check {
-            Check::Is(argument, value) => {
-                let test = self.branch(JMP_JEQ, value, yes, no);
-                self.load(at(argument), test)
-            }
-            Check::Has(argument, bits) => {
-                let test = self.branch(JMP_JSET, bits, yes, no);
-                self.load(at(argument), test)
-            }
+            Check::Is(argument, value) => self.test(at(argument), JMP_JEQ, value, yes, no),
+            Check::Has(argument, bits) => self.test(at(argument), JMP_JSET, bits, yes, no),
             Check::Wide(argument, comparison, value) => self.compare(at(argument), comparison, value, yes, no),
         }
+    }
+
+    /// A comparison of what it loads. What comes next needn't load the same again.
+    fn test(&mut self, offset: u32, code: u16, k: u32, yes: Label, no: Label) -> Label {
+        let loaded = |label: Label| match self.reversed[label] {
+            Instruction { code: LD_W_ABS, k, .. } if k == offset => label - 1,
+            _ => label,
+        };
+        let (yes, no) = (loaded(yes), loaded(no));
+        let test = self.branch(code, k, yes, no);
+        self.load(offset, test)
     }
 
     /// A comparison in two halves: BPF's accumulator has 32 bits.
@@ -256,8 +315,7 @@ impl Backwards {
 
     fn give(&mut self, k: u32) -> Label {
         let wanted = Instruction { code: RET, jt: 0, jf: 0, k };
-        // Near enough for a branch that follows at once, and for its other target.
-        let near = self.reversed.len().saturating_sub(usize::from(u8::MAX / 2));
+        let near = self.reversed.len().saturating_sub(REACH);
         match self.reversed[near..].iter().rposition(|i| *i == wanted) {
             Some(at) => near + at,
             None => self.push(wanted),
