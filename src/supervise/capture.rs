@@ -46,8 +46,8 @@ pub(crate) struct Capture {
 
 impl Capture {
     pub(crate) fn new(pipe: OwnedFd, target: Option<OwnedFd>, limit: Option<u64>, keep: Keep) -> io::Result<Capture> {
-        let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
-        fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        // It has no other flags.
+        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let room = if target.is_some() { limit.unwrap_or(u64::MAX) } else { limit.unwrap_or(keep.head) };
         let tail_room = if target.is_some() { 0 } else { usize::try_from(keep.tail).unwrap_or(usize::MAX) };
         Ok(Capture {

@@ -33,6 +33,8 @@ pub(crate) struct Passed {
     pub(crate) terminal: Vec<u32>,
     /// Those that the caller gave, and gave for writing.
     pub(crate) writable: Vec<bool>,
+    /// Which of them is /dev/null.
+    null: Option<usize>,
 }
 
 impl Passed {
@@ -45,7 +47,18 @@ impl Passed {
             files: false,
             terminal: Vec::new(),
             writable: Vec::new(),
+            null: None,
         }
+    }
+
+    /// /dev/null. To open it takes ten times as long as to copy it.
+    fn null(&mut self) -> Result<OwnedFd> {
+        let failed = |e| Error::io("open", "/dev/null", e);
+        if let Some(opened) = self.null.and_then(|i| self.fds.get(i)) {
+            return opened.try_clone().map_err(failed);
+        }
+        self.null = Some(self.fds.len());
+        std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from).map_err(failed)
     }
 
     fn add(&mut self, number: u32, fd: Option<OwnedFd>) {
@@ -69,15 +82,11 @@ pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
         fchmod(&writer, Mode::from_bits_truncate(0o666)).map_err(|e| Error::io("open to all", "a pipe", e.into()))?;
         Ok((reader, writer))
     };
-    let null = || {
-        let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
-        file.map(OwnedFd::from).map_err(|e| Error::io("open", "/dev/null", e))
-    };
     // Only of what the caller gives: /dev/null, pipes and bytes of ours are harmless.
     let mut given = Given::default();
     let taken = |stdio: &mut Stdio| std::mem::replace(stdio, Stdio::null()).0;
     let stdin = match taken(&mut command.stdin) {
-        Stream::Null | Stream::Captured => Some(null()?),
+        Stream::Null | Stream::Captured => Some(passed.null()?),
         Stream::Piped => {
             let (reader, writer) = pipe()?;
             passed.pipes.stdin = Some(writer);
@@ -105,7 +114,7 @@ pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
                 passed.fds.last().map(|fd| fd.try_clone()).transpose().map_err(|e| Error::io("copy", name, e))?
             }
             Stream::Stdout => None,
-            Stream::Null => Some(null()?),
+            Stream::Null => Some(passed.null()?),
             Stream::Captured | Stream::Relay(_) => {
                 let (reader, writer) = pipe()?;
                 let target = if let Stream::Relay(target) = stream { Some(target) } else { None };
