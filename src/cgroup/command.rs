@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Counters, Group, Limits, controller, make_directory, open, read, v1, v2, write};
+use super::{Counters, Group, Limits, Source, controller, make_directory, open, read, v1, v2, write};
 use crate::error::{Error, Result};
 
 #[derive(Debug)]
@@ -23,6 +23,18 @@ pub(crate) struct CommandGroup {
     /// What commands used that had it before.
     before: Counters,
     used: Counters,
+    samples: Samples,
+}
+
+/// On v1: how the time of commands is divided.
+#[derive(Debug, Default)]
+struct Samples {
+    /// Those that aren't the present command's.
+    before: v1::Samples,
+    /// All, if they have been read since it began.
+    now: Option<v1::Samples>,
+    /// What was used since they were read last.
+    unread: Duration,
 }
 
 /// What a command takes along into its groups.
@@ -40,26 +52,36 @@ impl CommandGroup {
     /// What its present command used.
     fn count(&mut self) -> Counters {
         let mut counters = Counters::default();
-        let count = if self.v2 { v2::count } else { v1::count };
-        count(&self.directory, &Limits::default(), self.uses, &mut counters);
+        if self.v2 {
+            v2::count(Source::of(&self.directory), &Limits::default(), self.uses, &mut counters);
+        } else {
+            counters.cpu = v1::cpu_time(Source::of(&self.directory));
+        }
         self.used = counters;
         let less = |now: Option<Duration>, then: Option<Duration>| now.map(|now| now.saturating_sub(then.unwrap_or_default()));
         counters.cpu = less(counters.cpu, self.before.cpu);
         counters.user = less(counters.user, self.before.user);
         counters.system = less(counters.system, self.before.system);
+        if !self.v2 && counters.cpu > Some(v1::TICK) {
+            let (now, then) = (v1::samples(Source::of(&self.directory)).unwrap_or_default(), self.samples.before);
+            v1::divide(&mut counters, (now.0.saturating_sub(then.0), now.1.saturating_sub(then.1)));
+            self.samples.now = Some(now);
+        }
         counters
     }
 
-    /// Whether another command can have it: it counts CPU time and nothing else, of which
-    /// there's hardly any yet (v1 samples user and system time apart, so what was before
-    /// would spoil the proportion), and nobody is left in it.
+    /// Whether another command can have it: it counts CPU time and nothing else, what it has
+    /// counted so far is known, and nobody is left in it.
     pub(crate) fn serves_again(&mut self) -> bool {
-        const LITTLE: Duration = Duration::from_millis(4);
-        let again = self.uses == controller::ACCOUNT
-            && self.used.cpu.is_some_and(|cpu| cpu < LITTLE)
-            && read(&self.directory, v2::JOIN).is_ok_and(|processes| processes.is_empty());
-        self.before = self.used;
-        again
+        let (used, before) = (self.used.cpu, std::mem::replace(&mut self.before, self.used).cpu);
+        let Some(used) = used.filter(|_| self.uses == controller::ACCOUNT) else { return false };
+        let samples = &mut self.samples;
+        samples.unread += used.saturating_sub(before.unwrap_or_default());
+        if !self.v2 && (samples.now.is_some() || samples.unread > v1::TICK) {
+            let Some(now) = samples.now.take().or_else(|| v1::samples(Source::of(&self.directory))) else { return false };
+            (samples.before, samples.unread) = (now, Duration::ZERO);
+        }
+        read(&self.directory, v2::JOIN).is_ok_and(|processes| processes.is_empty())
     }
 }
 
@@ -89,7 +111,8 @@ impl Group {
             make_directory(&member.directory, &name).map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
         let v2 = self.places.hierarchies[member.hierarchy].v2;
         let uses = if v2 { member.uses } else { controller::ACCOUNT };
-        Ok(Some(CommandGroup { name, directory, v2, uses, before: Counters::default(), used: Counters::default() }))
+        let (before, used) = (Counters::default(), Counters::default());
+        Ok(Some(CommandGroup { name, directory, v2, uses, before, used, samples: Samples::default() }))
     }
 
     /// What a command needs to join its own group, if it has one, and the sandbox's.
@@ -117,8 +140,8 @@ impl Group {
 
     /// What one command used: its own group's figures and, where only the sandbox's group
     /// counts something, what came to pass there since `before`, its
-    /// [`events`](Self::events) at the start.
-    pub(crate) fn command_counters(&self, own: Option<&mut CommandGroup>, before: &Counters) -> Counters {
+    /// [`events`](Self::events) at the start. Also those of now.
+    pub(crate) fn command_counters(&self, own: Option<&mut CommandGroup>, before: &Counters) -> (Counters, Counters) {
         let whole = if self.takes_turns { self.counters() } else { self.events() };
         let mut counters = Counters::default();
         if let Some(own) = own {
@@ -135,7 +158,7 @@ impl Group {
         if self.takes_turns {
             self.count_turn(&mut counters, &whole, before);
         }
-        counters
+        (counters, whole)
     }
 
     /// How often limits stood in the way so far: of the [`counters`](Self::counters), those
@@ -146,9 +169,9 @@ impl Group {
         let mut counters = Counters::default();
         for member in &self.members {
             if self.places.hierarchies[member.hierarchy].v2 {
-                v2::events(&member.directory, member.uses, &mut counters);
+                v2::events(member.source(), member.uses, &mut counters);
             } else {
-                v1::events(&member.directory, member.uses, &mut counters);
+                v1::events(member.source(), member.uses, &mut counters);
             }
             if self.takes_turns && member.uses & controller::ACCOUNT != 0 {
                 counters.cpu = self.cpu_time(member);

@@ -27,7 +27,7 @@ mod v1;
 mod v2;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -176,6 +176,38 @@ struct Member {
     uses: u8,
     /// Where the command is, if not in the group itself.
     inner: Option<OwnedFd>,
+    /// Files of the directory that stay open.
+    kept: Vec<(&'static str, File)>,
+}
+
+impl Member {
+    fn source(&self) -> Source<'_> {
+        Source { directory: &self.directory, kept: &self.kept }
+    }
+}
+
+/// Where the counters of a group are read.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    directory: &'a OwnedFd,
+    kept: &'a [(&'static str, File)],
+}
+
+impl<'a> Source<'a> {
+    fn of(directory: &'a OwnedFd) -> Source<'a> {
+        Source { directory, kept: &[] }
+    }
+
+    fn read(self, file: &str) -> io::Result<String> {
+        match self.kept.iter().find(|(name, _)| *name == file) {
+            Some((_, opened)) => text(|buffer, at| opened.read_at(buffer, at)),
+            None => read(self.directory, file),
+        }
+    }
+
+    fn number(self, file: &str) -> Option<u64> {
+        self.read(file).ok()?.trim().parse().ok()
+    }
 }
 
 /// Name of a group below one with limits, in which its command is; init knows it too.
@@ -271,7 +303,7 @@ impl Group {
         for (hierarchy, uses) in self.chosen.clone() {
             let last = self.members.len();
             // Known from here on, whatever fails.
-            self.members.push(Member { hierarchy, directory: self.make_in(hierarchy)?, uses, inner: None });
+            self.members.push(Member { hierarchy, directory: self.make_in(hierarchy)?, uses, inner: None, kept: Vec::new() });
             if self.needs_inner(hierarchy, uses) {
                 self.members[last].inner = Some(self.make_inner(hierarchy, &self.members[last].directory)?);
             }
@@ -395,6 +427,17 @@ impl Group {
         Ok(fds)
     }
 
+    /// Opens once what [`counters`](Self::counters) reads: to open and close a file of a group
+    /// takes three times as long as to read it, and a caller waits for that.
+    pub(crate) fn keep_counters_open(&mut self) {
+        for member in &mut self.members {
+            let v2 = self.places.hierarchies[member.hierarchy].v2;
+            let files = if v2 { v2::counted(member.uses) } else { v1::counted(member.uses) };
+            let opened = files.into_iter().filter_map(|file| Some((file, open(&member.directory, file, OFlag::O_RDONLY).ok()?.into())));
+            member.kept = opened.collect();
+        }
+    }
+
     /// The number under which init knows it.
     pub(crate) fn number(&self) -> u64 {
         self.number
@@ -442,9 +485,9 @@ impl Group {
         let mut counters = Counters::default();
         for member in &self.members {
             if self.places.hierarchies[member.hierarchy].v2 {
-                v2::count(&member.directory, &self.limits, member.uses, &mut counters);
+                v2::count(member.source(), &self.limits, member.uses, &mut counters);
             } else {
-                v1::count(&member.directory, &self.limits, member.uses, &mut counters);
+                v1::count(member.source(), &self.limits, member.uses, &mut counters);
             }
         }
         counters
@@ -527,15 +570,21 @@ pub(crate) fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<
 }
 
 pub(crate) fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
-    let mut file = File::from(open(directory, file, OFlag::O_RDONLY)?);
-    // Most are a line, which one read gives; some are a page or two.
-    let mut buffer = [0; 4096];
-    let n = file.read(&mut buffer)?;
-    let mut text = String::from_utf8_lossy(&buffer[..n]).into_owned();
-    if n > buffer.len() / 2 {
-        file.take(1 << 20).read_to_string(&mut text)?;
+    let file = File::from(open(directory, file, OFlag::O_RDONLY)?);
+    text(|buffer, at| file.read_at(buffer, at))
+}
+
+/// What a file says. Most are a line, which one read gives; some are a page or two.
+fn text(read_at: impl Fn(&mut [u8], u64) -> io::Result<usize>) -> io::Result<String> {
+    const MOST: usize = 1 << 20;
+    let (mut buffer, mut bytes) = ([0; 4096], Vec::new());
+    loop {
+        let n = read_at(&mut buffer, bytes.len() as u64)?;
+        bytes.extend_from_slice(&buffer[..n]);
+        if n == 0 || bytes.len() <= buffer.len() / 2 || bytes.len() >= MOST {
+            return Ok(String::from_utf8_lossy(&bytes).into_owned());
+        }
     }
-    Ok(text)
 }
 
 /// The number after `key` in a file of lines like `key 123`.
@@ -545,17 +594,13 @@ pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
 
 /// Page cache by `memory.stat`: all of it without what lies in tmpfs. That file takes as
 /// long to read as all the others together, so it isn't where there can be little of it.
-pub(crate) fn page_cache(directory: &OwnedFd, peak: Option<u64>, all: &str, tmpfs: &str) -> Option<u64> {
+pub(crate) fn page_cache(from: Source<'_>, peak: Option<u64>, all: &str, tmpfs: &str) -> Option<u64> {
     const LITTLE: u64 = 4 << 20;
     if peak.is_some_and(|peak| peak < LITTLE) {
         return None;
     }
-    let text = read(directory, "memory.stat").ok()?;
+    let text = from.read("memory.stat").ok()?;
     Some(field(&text, all)?.saturating_sub(field(&text, tmpfs)?))
-}
-
-pub(crate) fn number(directory: &OwnedFd, file: &str) -> Option<u64> {
-    read(directory, file).ok()?.trim().parse().ok()
 }
 
 impl Places {

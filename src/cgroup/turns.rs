@@ -97,7 +97,7 @@ impl Group {
 
     /// What its processes have used so far.
     pub(super) fn cpu_time(&self, member: &Member) -> Option<Duration> {
-        if self.places.hierarchies[member.hierarchy].v2 { v2::cpu_time(&member.directory) } else { v1::cpu_time(&member.directory) }
+        if self.places.hierarchies[member.hierarchy].v2 { v2::cpu_time(member.source()) } else { v1::cpu_time(member.source()) }
     }
 
     /// Whether what it counts tells all about a command that's alone in it, so that the

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Counters, Limits, Setting, bandwidth, controller, field, number, open, page_cache, read, same, same_pages, write};
+use super::{Counters, Limits, Setting, Source, bandwidth, controller, field, open, page_cache, read, same, same_pages, write};
 use crate::probe::Layer;
 
 /// Joined by writing `0`. Not `cgroup.procs`: that takes a lock for which the first
@@ -67,27 +67,28 @@ pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((event.into(), control))
 }
 
-pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
+/// Files that [`count`] reads of every group.
+pub(super) fn counted(uses: u8) -> Vec<&'static str> {
+    let each = [
+        (controller::ACCOUNT, &["cpuacct.usage"][..]),
+        (controller::MEMORY, &["memory.max_usage_in_bytes", "memory.oom_control"]),
+        (controller::PIDS, &["pids.peak", "pids.events"]),
+    ];
+    each.into_iter().filter(|(controller, _)| uses & controller != 0).flat_map(|(_, files)| files.iter().copied()).collect()
+}
+
+pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {
-        let used = number(directory, CPU_COUNTER.0);
-        counters.cpu = used.map(Duration::from_nanos);
-        // Sampled at ticks, unlike their sum, which is what the scheduler counted: only
-        // their proportion is used, as the kernel does for a process (cputime_adjust).
-        // Without a sample PID 1 knows better.
-        let long = used.is_some_and(|nanos| nanos > 4_000_000);
-        let sampled = if long { read(directory, "cpuacct.stat").ok() } else { None };
-        let sampled = sampled.and_then(|text| field(&text, "user").zip(field(&text, "system")));
-        if let (Some(used), Some((user, system))) = (used, sampled.filter(|(user, system)| user + system > 0)) {
-            let user = (u128::from(used) * u128::from(user) / u128::from(user + system)) as u64;
-            counters.user = Some(Duration::from_nanos(user));
-            counters.system = Some(Duration::from_nanos(used - user));
+        counters.cpu = cpu_time(from);
+        if counters.cpu > Some(TICK) {
+            divide(counters, samples(from).unwrap_or_default());
         }
     }
     if uses & controller::MEMORY != 0 {
-        counters.peak_memory = number(directory, "memory.max_usage_in_bytes");
+        counters.peak_memory = from.number("memory.max_usage_in_bytes");
     }
     if let (Some(limit), true) = (limits.memory, uses & controller::MEMORY != 0) {
-        counters.page_cache = page_cache(directory, counters.peak_memory, "total_cache", "total_shmem");
+        counters.page_cache = page_cache(from, counters.peak_memory, "total_cache", "total_shmem");
         // A run that met its limit has a peak just below it: charges come in batches for
         // each CPU. Recent kernels count no refusals (on 6.18 it stays 0), so one with
         // such a peak counts as one.
@@ -95,7 +96,7 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         let peak = counters.peak_memory.unwrap_or(u64::MAX);
         let hits = if peak.saturating_add(BATCHES.min(limit / 8)) >= limit {
             // Whichever of the two limits is met first counts; they are the same.
-            let counted = ["memory.failcnt", "memory.memsw.failcnt"].map(|file| number(directory, file).unwrap_or(0));
+            let counted = ["memory.failcnt", "memory.memsw.failcnt"].map(|file| from.number(file).unwrap_or(0));
             counted.iter().sum::<u64>().max(1)
         } else {
             0
@@ -103,25 +104,46 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.limit_hits = Some(hits);
     }
     if uses & controller::PIDS != 0 {
-        counters.peak_processes = number(directory, "pids.peak");
+        counters.peak_processes = from.number("pids.peak");
     }
-    events(directory, uses, counters);
+    events(from, uses, counters);
+}
+
+/// What uses less CPU time than this may not be sampled once.
+pub(super) const TICK: Duration = Duration::from_millis(4);
+
+/// How often user and system time were sampled, in ticks.
+pub(super) type Samples = (u64, u64);
+
+pub(super) fn samples(from: Source<'_>) -> Option<Samples> {
+    let text = from.read("cpuacct.stat").ok()?;
+    field(&text, "user").zip(field(&text, "system"))
+}
+
+/// Divides the time that was counted. Of samples, unlike their sum, which is what the
+/// scheduler counted, only the proportion is used, as the kernel does for a process
+/// (cputime_adjust). Without a sample PID 1 knows better.
+pub(super) fn divide(counters: &mut Counters, (user, system): Samples) {
+    let Some(used) = counters.cpu.filter(|_| user + system > 0) else { return };
+    let part = used.as_nanos() * u128::from(user) / u128::from(user + system);
+    let user = Duration::from_nanos(part as u64);
+    (counters.user, counters.system) = (Some(user), Some(used - user));
 }
 
 /// What [`count`] counts of time, undivided.
-pub(super) fn cpu_time(directory: &OwnedFd) -> Option<Duration> {
-    number(directory, CPU_COUNTER.0).map(Duration::from_nanos)
+pub(super) fn cpu_time(from: Source<'_>) -> Option<Duration> {
+    from.number(CPU_COUNTER.0).map(Duration::from_nanos)
 }
 
 /// What [`count`] counts of limits that stood in the way.
-pub(super) fn events(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+pub(super) fn events(from: Source<'_>, uses: u8, counters: &mut Counters) {
     if uses & controller::CPU != 0 {
-        counters.throttled = read(directory, "cpu.stat").ok().and_then(|text| field(&text, "throttled_time")).map(Duration::from_nanos);
+        counters.throttled = from.read("cpu.stat").ok().and_then(|text| field(&text, "throttled_time")).map(Duration::from_nanos);
     }
     if uses & controller::MEMORY != 0 {
-        counters.oom_kills = read(directory, "memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
+        counters.oom_kills = from.read("memory.oom_control").ok().and_then(|text| field(&text, "oom_kill"));
     }
     if uses & controller::PIDS != 0 {
-        counters.fork_failures = read(directory, "pids.events").ok().and_then(|text| field(&text, "max"));
+        counters.fork_failures = from.read("pids.events").ok().and_then(|text| field(&text, "max"));
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use super::{Counters, Limits, Setting, bandwidth, controller, field, number, page_cache, read, same, same_pages, write};
+use super::{Counters, Limits, Setting, Source, bandwidth, controller, field, page_cache, read, same, same_pages, write};
 use crate::probe::Layer;
 
 /// Joined by writing `0`.
@@ -67,9 +67,19 @@ pub(super) fn freeze(directory: &OwnedFd, frozen: bool) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &mut Counters) {
+/// Files that [`count`] reads of every group.
+pub(super) fn counted(uses: u8) -> Vec<&'static str> {
+    let each = [
+        (controller::ACCOUNT, &["cpu.stat"][..]),
+        (controller::MEMORY, &["memory.peak", "memory.events"]),
+        (controller::PIDS, &["pids.peak", "pids.events"]),
+    ];
+    each.into_iter().filter(|(controller, _)| uses & controller != 0).flat_map(|(_, files)| files.iter().copied()).collect()
+}
+
+pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0
-        && let Ok(text) = read(directory, "cpu.stat")
+        && let Ok(text) = from.read("cpu.stat")
     {
         let micros = |key| field(&text, key).map(Duration::from_micros);
         counters.cpu = micros("usage_usec");
@@ -79,38 +89,38 @@ pub(super) fn count(directory: &OwnedFd, limits: &Limits, uses: u8, counters: &m
         counters.throttled = micros("throttled_usec").or(counters.throttled);
     }
     if uses & controller::MEMORY != 0 {
-        counters.peak_memory = number(directory, "memory.peak");
+        counters.peak_memory = from.number("memory.peak");
         if limits.memory.is_some() {
-            counters.page_cache = page_cache(directory, counters.peak_memory, "file", "shmem");
+            counters.page_cache = page_cache(from, counters.peak_memory, "file", "shmem");
         }
     }
     if uses & controller::PIDS != 0 {
-        counters.peak_processes = number(directory, "pids.peak");
+        counters.peak_processes = from.number("pids.peak");
     }
     // Time has been counted, what was throttled among it.
     let rest = if uses & controller::ACCOUNT == 0 { uses } else { uses & !controller::CPU };
-    events(directory, rest, counters);
+    events(from, rest, counters);
 }
 
 /// What [`count`] counts of time, undivided.
-pub(super) fn cpu_time(directory: &OwnedFd) -> Option<Duration> {
-    read(directory, CPU_COUNTER.0).ok().and_then(|text| field(&text, "usage_usec")).map(Duration::from_micros)
+pub(super) fn cpu_time(from: Source<'_>) -> Option<Duration> {
+    from.read(CPU_COUNTER.0).ok().and_then(|text| field(&text, "usage_usec")).map(Duration::from_micros)
 }
 
 /// What [`count`] counts of limits that stood in the way.
-pub(super) fn events(directory: &OwnedFd, uses: u8, counters: &mut Counters) {
+pub(super) fn events(from: Source<'_>, uses: u8, counters: &mut Counters) {
     if uses & controller::CPU != 0
-        && let Ok(text) = read(directory, "cpu.stat")
+        && let Ok(text) = from.read("cpu.stat")
     {
         counters.throttled = field(&text, "throttled_usec").map(Duration::from_micros).or(counters.throttled);
     }
     if uses & controller::MEMORY != 0
-        && let Ok(text) = read(directory, "memory.events")
+        && let Ok(text) = from.read("memory.events")
     {
         counters.oom_kills = field(&text, "oom_kill");
         counters.limit_hits = field(&text, "oom").zip(field(&text, "max")).map(|(oom, max)| oom + max);
     }
     if uses & controller::PIDS != 0 {
-        counters.fork_failures = read(directory, "pids.events").ok().and_then(|text| field(&text, "max"));
+        counters.fork_failures = from.read("pids.events").ok().and_then(|text| field(&text, "max"));
     }
 }

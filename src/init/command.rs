@@ -348,7 +348,18 @@ impl Command {
         self.began = began;
         self.active = began;
         self.wall_deadline = if self.wall_limit == 0 { 0 } else { began.saturating_add(self.wall_limit) };
-        self.next_check = if self.watch.cpu_limit | self.watch.idle_limit == 0 { 0 } else { began };
+        // It hasn't used anything yet.
+        self.next_check = if self.watch.cpu_limit | self.watch.idle_limit == 0 { 0 } else { self.next_look(began, self.watch.cpu_limit) };
+    }
+
+    /// When there's something to see again: what's left of its CPU time can have run out, or
+    /// it may have been idle for too long.
+    fn next_look(&self, now: u64, left: u64) -> u64 {
+        let watch = &self.watch;
+        let runs_out = if watch.cpu_limit == 0 { u64::MAX } else { left.saturating_mul(1000) / u64::from(watch.cpu_rate).max(1) };
+        // Often enough to notice short activity not much too late.
+        let idle = if watch.idle_limit == 0 { u64::MAX } else { watch.idle_limit / 8 };
+        now.saturating_add(runs_out.min(idle).max(LOOK))
     }
 
     /// Reports that it has been executed. After init has been told of its limit.
@@ -388,10 +399,9 @@ impl Command {
     pub fn look(&mut self, now: u64) -> u32 {
         let used = self.cpu_time();
         let watch = self.watch;
-        let mut next = u64::MAX;
-        if watch.cpu_limit != 0 {
-            let Some(left) = watch.cpu_limit.checked_sub(used).filter(|left| *left > 0) else { return Report::CPU };
-            next = left.saturating_mul(1000) / u64::from(watch.cpu_rate).max(1);
+        let left = watch.cpu_limit.saturating_sub(used);
+        if watch.cpu_limit != 0 && left == 0 {
+            return Report::CPU;
         }
         if watch.idle_limit != 0 {
             if used != self.last_cpu {
@@ -401,10 +411,8 @@ impl Command {
             if now.saturating_sub(self.active) >= watch.idle_limit {
                 return Report::IDLE;
             }
-            // Often enough to notice short activity not much too late.
-            next = next.min(watch.idle_limit / 8);
         }
-        self.next_check = now.saturating_add(next.max(LOOK));
+        self.next_check = self.next_look(now, left);
         0
     }
 
@@ -439,7 +447,7 @@ impl Command {
         now >= self.over.saturating_add(LEFTOVERS)
     }
 
-    /// Reports the end, and makes room. `all` is the usage of everybody, where that's
+    /// Reports the end. `all` is the usage of everybody, where that's
     /// this command's, and `sandbox` what it has left of its sandbox: see [`Report::detail`].
     pub fn finish(&mut self, all: Option<Rusage>, sandbox: u32) {
         let usage = all.unwrap_or(self.usage);
@@ -476,13 +484,13 @@ impl Command {
             // What we do next is nothing that the host has to wait for.
             let _ = call(nr::SCHED_YIELD, [0; 6]);
         }
-        for fd in [self.cpu, self.tree.group, self.tree.kill, self.pidfd, self.starting, self.channel, self.listener] {
-            close(fd);
-        }
     }
 
-    /// The descriptors that PID 1 keeps for it.
-    pub fn kept(&self) -> [i32; 8] {
+    /// How many descriptors PID 1 keeps for one.
+    pub const KEPT: usize = 8;
+
+    /// Those, first its reply socket.
+    pub fn kept(&self) -> [i32; Command::KEPT] {
         [self.reply, self.cpu, self.tree.group, self.tree.kill, self.pidfd, self.starting, self.channel, self.listener]
     }
 }

@@ -56,12 +56,12 @@ fn act(question: &[u8], fds: &[i32], answer: &mut [u8]) -> Result<(usize, i32)> 
             Ok((length?, -1))
         }
         Files::GIVE => {
-            let (at, size) = map_file(*fds.get(1).ok_or(EPROTO)?)?;
+            let bytes = map_file(*fds.get(1).ok_or(EPROTO)?)?;
             // SAFETY: the mapping is private and of a sealed file, has that size, and stays
             // until it's unmapped below; any bytes are lines.
-            let table = unsafe { core::slice::from_raw_parts(at.cast::<Line>(), size / Files::LINE) };
+            let table = unsafe { core::slice::from_raw_parts(bytes.at.cast::<Line>(), bytes.size / Files::LINE) };
             let done = give(*directory, path, table, 0);
-            unmap(at, size);
+            unmap(bytes);
             done.map(|()| (0, -1))
         }
         Files::REMOVE => remove(*directory, path, 0).map(|()| (0, -1)),

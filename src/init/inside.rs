@@ -47,7 +47,28 @@ struct Inside {
     paused: bool,
     /// When to look after those that others may have stopped.
     nudge: u64,
+    spent: Spent,
 }
+
+/// What is to be let go of when there's time: a short command is over before anybody misses
+/// that, and the host needn't wait for it.
+struct Spent {
+    /// What a command was started with.
+    context: Option<Context>,
+    /// That is PID 1's own, with all descriptors that it has from before.
+    own: bool,
+    /// Those of a command that has ended.
+    fds: [i32; Command::KEPT],
+    /// When; 0 if there's nothing.
+    due: u64,
+}
+
+impl Spent {
+    const NONE: Spent = Spent { context: None, own: false, fds: [-1; Command::KEPT], due: 0 };
+}
+
+/// How long it waits after a command's start or end, nanoseconds.
+const LEISURE: u64 = 2_000_000;
 
 /// Room for all commands, of which only as much is touched as is used: each page of it
 /// costs a new sandbox a fault.
@@ -155,6 +176,7 @@ pub fn go_on(mut context: Context) -> ! {
         childless: false,
         paused: false,
         nudge: 0,
+        spent: Spent::NONE,
     };
     if context.plan.flags() & wire::NO_COMMAND != 0 {
         let path = c"/proc".as_ptr() as usize;
@@ -173,15 +195,16 @@ pub fn go_on(mut context: Context) -> ! {
         inside.promise();
         inside.commands[0].say_started();
     }
-    crate::network::started(context.slots[slot::MAKER as usize]);
     // A command that has been waited for has brought a plan of its own, which says what is
     // to be watched. What has happened since is in the event's counter.
     let watch = context.plan.watch();
     let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
     (inside.oom.event, inside.oom.count) = (watched(watch.oom_event), watched(watch.oom_count));
-    context.drop_plan();
-    // Pipe ends and sources belong to the command.
-    inside.close_foreign();
+    let hurries = context.plan.flags() & wire::NO_COMMAND == 0;
+    inside.spent = Spent { context: Some(context), own: true, due: inside.commands[0].began + LEISURE, ..Spent::NONE };
+    if !hurries {
+        inside.tidy_up();
+    }
     inside.serve()
 }
 
@@ -193,12 +216,28 @@ fn fail(reply: i32, failure: Failure) -> ! {
 impl Inside {
     /// Closes everything but what PID 1 itself needs.
     fn close_foreign(&self) {
-        let mut keep = [-1i32; 6 + 2 + 8 + Reuse::KEPT];
+        let mut keep = [-1i32; 6 + 2 + Command::KEPT + Reuse::KEPT];
         keep[..6].copy_from_slice(&[self.reply, self.children, self.proc, self.ruleset, self.oom.event, self.oom.count]);
         keep[6..8].copy_from_slice(&self.traces.kept());
-        keep[8..16].copy_from_slice(&self.commands[0].kept());
-        self.reuse.kept(&mut keep[16..]);
+        keep[8..8 + Command::KEPT].copy_from_slice(&self.commands[0].kept());
+        self.reuse.kept(&mut keep[8 + Command::KEPT..]);
         close_all_but(&mut keep);
+    }
+
+    fn tidy_up(&mut self) {
+        let Spent { context, own, fds, .. } = core::mem::replace(&mut self.spent, Spent::NONE);
+        for fd in fds {
+            close(fd);
+        }
+        let Some(mut context) = context else { return };
+        context.drop_plan();
+        if own {
+            crate::network::started(context.slots[slot::MAKER as usize]);
+            // Pipe ends and sources belong to the command.
+            self.close_foreign();
+        } else {
+            context.close();
+        }
     }
 
     fn serve(&mut self) -> ! {
@@ -274,8 +313,8 @@ impl Inside {
 
     /// Nanoseconds until the next deadline.
     fn timeout(&self) -> Option<u64> {
-        let next =
-            self.live().flat_map(|c| [c.wall_deadline, c.stop_deadline, c.next_check]).chain([self.nudge]).filter(|d| *d != 0).min()?;
+        let own = [self.nudge, self.spent.due];
+        let next = self.live().flat_map(|c| [c.wall_deadline, c.stop_deadline, c.next_check]).chain(own).filter(|d| *d != 0).min()?;
         Some(next.saturating_sub(clock(1)))
     }
 
@@ -287,10 +326,13 @@ impl Inside {
     }
 
     fn deadlines(&mut self) {
-        if self.nudge == 0 && self.live().all(|c| c.wall_deadline | c.stop_deadline | c.next_check == 0) {
+        if self.nudge | self.spent.due == 0 && self.live().all(|c| c.wall_deadline | c.stop_deadline | c.next_check == 0) {
             return;
         }
         let now = clock(1);
+        if self.spent.due != 0 && now >= self.spent.due {
+            self.tidy_up();
+        }
         if self.nudge != 0 && now >= self.nudge {
             self.look_after(now);
         }
@@ -448,10 +490,11 @@ impl Inside {
             // It may serve again, as the host has been told, and can't.
             exit(1);
         }
-        if self.commands[i].reply != self.reply {
-            close(self.commands[i].reply);
+        let command = core::mem::replace(&mut self.commands[i], FREE);
+        for fd in core::mem::replace(&mut self.spent.fds, command.kept()) {
+            close(fd);
         }
-        self.commands[i] = FREE;
+        self.spent.due = command.over + LEISURE;
     }
 
     fn finish_last(&mut self, i: usize) -> ! {
@@ -495,14 +538,14 @@ impl Inside {
     }
 
     fn request(&mut self) {
-        let (request, received) = match receive_request(self.reply, false) {
+        let (request, received, plan) = match receive_with_plan(self.reply, false) {
             Ok(Some(message)) => message,
             // The host let go; PID 1's end is the end of all.
             Ok(None) => exit(0),
             Err(_) => return,
         };
         match request.kind {
-            Request::RUN | Request::DO if received.count >= 2 && !received.truncated => return self.verb(&request, &received),
+            Request::RUN | Request::DO if received.count >= 1 && !received.truncated => return self.verb(&request, &received, plan),
             Request::RUN | Request::DO if received.count >= 1 => report_failure(received.fds[0], Failure::outside(EMFILE)),
             Request::SIGNAL | Request::KILL | Request::STOP => {
                 for i in 0..self.commands.len() {
@@ -516,6 +559,7 @@ impl Inside {
             _ => {}
         }
         received.close();
+        unmap(plan);
     }
 
     fn signal(&mut self, i: usize, request: &Request) {
@@ -566,16 +610,17 @@ impl Inside {
     }
 
     /// RUN and DO.
-    fn verb(&mut self, request: &Request, received: &Received) {
+    fn verb(&mut self, request: &Request, received: &Received, plan: Bytes) {
+        self.tidy_up();
         let reply = received.fds[0];
-        let mut context = match Context::map(received.fds[1]) {
+        let (mut context, passed) = match Context::sent(plan, &received.fds()[1..]) {
             Ok(context) => context,
             Err(errno) => {
                 report_failure(reply, Failure::outside(errno));
                 return received.close();
             }
         };
-        for (place, fd) in context.slots[slot::PASSED as usize..].iter_mut().zip(&received.fds()[2..]) {
+        for (place, fd) in context.slots[slot::PASSED as usize..].iter_mut().zip(passed) {
             *place = *fd;
         }
         context.slots[slot::REPLY as usize] = -1;
@@ -589,8 +634,7 @@ impl Inside {
             close(reply);
         }
         // The process has copies of all that is its own.
-        context.close();
-        context.drop_plan();
+        self.spent = Spent { context: Some(context), due: clock(1) + LEISURE, ..Spent::NONE };
         self.nudge_later();
     }
 

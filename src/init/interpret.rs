@@ -21,10 +21,10 @@ pub struct Context {
     pub plan: Plan<'static>,
     /// Address of the blob area.
     base: usize,
-    mapping: (*mut u8, usize),
+    mapping: Bytes,
     /// That of the plan before, where another took its place and nobody was to wait for
     /// its end.
-    stale: Option<(*mut u8, usize)>,
+    stale: Option<Bytes>,
     pub slots: [i32; SLOTS],
     /// Slots that outer steps filled, to be handed over.
     made: [bool; SLOTS],
@@ -106,30 +106,43 @@ pub enum Ran {
 impl Context {
     /// Maps and checks the plan in `fd`.
     pub fn map(fd: i32) -> Result<Context> {
-        let (at, size) = map_file(fd)?;
-        // SAFETY: the mapping is private, so nobody else changes it, and is
-        // unmapped only in `drop_plan`. Relocation below writes to it before
-        // any other use.
-        let bytes = unsafe { core::slice::from_raw_parts(at, size) };
+        let mut context = Context::of(map_file(fd)?)?;
+        context.slots[slot::PLAN as usize] = fd;
+        Ok(context)
+    }
+
+    /// Checks the plan of a request: what came in its message or, if that's nothing, the
+    /// first of the descriptors. The others are the plan's.
+    pub fn sent(plan: Bytes, fds: &[i32]) -> Result<(Context, &[i32])> {
+        if !plan.is_empty() {
+            return Ok((Context::of(plan)?, fds));
+        }
+        let [plan, passed @ ..] = fds else { return Err(EPROTO) };
+        Ok((Context::map(*plan)?, passed))
+    }
+
+    /// Checks a plan that is ours, and lets go of it if it's none.
+    fn of(mapping: Bytes) -> Result<Context> {
+        // SAFETY: nobody else changes it, and it's unmapped only in `drop_plan`.
+        // Relocation below writes to it before any other use.
+        let bytes = unsafe { core::slice::from_raw_parts(mapping.at, mapping.size) };
         let Some(plan) = Plan::parse(bytes) else {
-            unmap(at, size);
+            unmap(mapping);
             return Err(EPROTO);
         };
-        let base = at as usize + plan.blob_start();
+        let base = mapping.at as usize + plan.blob_start();
         for i in 0..plan.relocations() {
             let place = (base + plan.relocation(i) as usize) as *mut u64;
             // SAFETY: `parse` checked that the place lies in the blob area and is
             // aligned; no reference to the blob area's bytes is read as a plan.
             unsafe { place.write(base as u64 + place.read()) };
         }
-        let mut slots = [-1; SLOTS];
-        slots[slot::PLAN as usize] = fd;
         Ok(Context {
             plan,
             base,
-            mapping: (at, size),
+            mapping,
             stale: None,
-            slots,
+            slots: [-1; SLOTS],
             made: [false; SLOTS],
             pid1: 0,
             channel: [-1; 2],
@@ -147,8 +160,8 @@ impl Context {
 
     /// Gives the mapping back; nothing of the plan may be used afterwards.
     pub fn drop_plan(&mut self) {
-        for (at, size) in self.stale.take().into_iter().chain([self.mapping]) {
-            unmap(at, size);
+        for mapping in self.stale.take().into_iter().chain([self.mapping]) {
+            unmap(mapping);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use crate::arch::{nr, syscall};
 use crate::message::{Report, Request};
-use crate::wire::MAX_FDS;
+use crate::wire::{MAX_FDS, MAX_INLINE};
 
 pub const EINTR: i32 = 4;
 pub const EIO: i32 = 5;
@@ -341,16 +341,20 @@ impl Received {
 
 /// Receives one message; a length of 0 is the end of the socket.
 pub fn receive(socket: i32, bytes: &mut [u8], wait: bool) -> Result<Received> {
+    receive_into(socket, &mut [[bytes.as_mut_ptr() as usize, bytes.len()]], wait)
+}
+
+/// The same into several pieces of memory, which must be ours to write.
+fn receive_into(socket: i32, pieces: &mut [[usize; 2]], wait: bool) -> Result<Received> {
     const MSG_CTRUNC: usize = 0x8;
     const MSG_DONTWAIT: usize = 0x40;
     const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
     let mut control = Control { length: 0, level: 0, kind: 0, fds: [-1; MAX_FDS] };
-    let mut vector = [bytes.as_mut_ptr() as usize, bytes.len()];
     let mut message = Message {
         name: 0,
         name_length: 0,
-        vectors: &raw mut vector,
-        vector_count: 1,
+        vectors: pieces.as_mut_ptr(),
+        vector_count: pieces.len(),
         control: (&raw mut control).cast(),
         control_length: size_of::<Control>(),
         flags: 0,
@@ -477,16 +481,35 @@ pub fn map_shared(size: usize) -> Result<*mut u8> {
     call(nr::MMAP, [0, size, 3, 0x21, usize::MAX, 0]).map(|at| at as *mut u8)
 }
 
-/// Room for one small file at a time: to map a file, to touch it and to unmap it takes as
-/// long as ten other calls, and a command in a sandbox that stands waits for that.
+/// Memory with a plan or a file in it, until [`unmap`].
+#[derive(Clone, Copy)]
+pub struct Bytes {
+    pub at: *mut u8,
+    pub size: usize,
+}
+
+impl Bytes {
+    pub fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+}
+
+/// Room for the plan of a message, one at a time: to map memory, to touch it and to unmap it
+/// takes as long as ten other calls, and a command in a sandbox that stands waits for that.
 #[repr(align(16))]
-struct Room(#[allow(dead_code, reason = "only its address is used")] [u8; ROOM]);
-const ROOM: usize = 8 << 10;
-static mut SMALL: Room = Room([0; ROOM]);
+struct Room(#[allow(dead_code, reason = "only its address is used")] [u8; MAX_INLINE]);
+static mut ROOM: Room = Room([0; MAX_INLINE]);
 static mut TAKEN: bool = false;
 
-/// The contents of a file, private and writable (for relocation), until [`unmap`].
-pub fn map_file(fd: i32) -> Result<(*mut u8, usize)> {
+/// Whether the room was taken; now it is, or isn't.
+fn was_taken(now: bool) -> bool {
+    // SAFETY: this program has no threads, and a process that shares its memory runs while
+    // the other one is suspended.
+    unsafe { (&raw mut TAKEN).replace(now) }
+}
+
+/// The contents of a file, private and writable (for relocation).
+pub fn map_file(fd: i32) -> Result<Bytes> {
     const STATX_SIZE_AT: usize = 10;
     let mut buffer = [0u32; 64];
     call(nr::STATX, [fd as usize, c"".as_ptr() as usize, 0x1000, 0x200, buffer.as_mut_ptr() as usize, 0])?;
@@ -494,27 +517,38 @@ pub fn map_file(fd: i32) -> Result<(*mut u8, usize)> {
     if size == 0 {
         return Err(EINVAL);
     }
-    // SAFETY: this program has no threads, and a process that shares its memory runs while
-    // the other one is suspended.
-    let taken = unsafe { (&raw const TAKEN).read() };
-    if size > ROOM || taken {
-        return call(nr::MMAP, [0, size, 3, 2, fd as usize, 0]).map(|at| (at as *mut u8, size));
-    }
-    let room: *mut u8 = (&raw mut SMALL).cast();
-    if call(nr::PREAD64, [fd as usize, room as usize, size, 0, 0, 0])? != size {
-        return Err(EIO);
-    }
-    // SAFETY: as above.
-    unsafe { (&raw mut TAKEN).write(true) };
-    Ok((room, size))
+    call(nr::MMAP, [0, size, 3, 2, fd as usize, 0]).map(|at| Bytes { at: at as *mut u8, size })
 }
 
-pub fn unmap(at: *mut u8, size: usize) {
-    let room: *mut u8 = (&raw mut SMALL).cast();
-    if at == room {
-        // SAFETY: see `map_file`.
-        unsafe { (&raw mut TAKEN).write(false) };
-    } else {
-        let _ = call(nr::MUNMAP, [at as usize, size, 0, 0, 0, 0]);
+/// Receives a request that may have a plan behind it, in the message itself.
+pub fn receive_with_plan(socket: i32, wait: bool) -> Result<Option<(Request, Received, Bytes)>> {
+    if was_taken(true) {
+        // The plan before hasn't been let go of.
+        return Err(EPROTO);
+    }
+    let (mut head, at) = ([0; Request::SIZE], (&raw mut ROOM).cast::<u8>());
+    let received = receive_into(socket, &mut [[head.as_mut_ptr() as usize, head.len()], [at as usize, MAX_INLINE]], wait);
+    let length = received.as_ref().map_or(0, |received| received.length);
+    let plan = Bytes { at, size: length.saturating_sub(head.len()) };
+    was_taken(!plan.is_empty());
+    let received = received?;
+    if length == 0 {
+        received.close();
+        return Ok(None);
+    }
+    match Request::decode(&head[..length.min(head.len())]) {
+        Some(request) => Ok(Some((request, received, plan))),
+        None => {
+            received.close();
+            Err(EPROTO)
+        }
+    }
+}
+
+pub fn unmap(bytes: Bytes) {
+    if bytes.at == (&raw mut ROOM).cast() {
+        was_taken(false);
+    } else if !bytes.is_empty() {
+        let _ = call(nr::MUNMAP, [bytes.at as usize, bytes.size, 0, 0, 0, 0]);
     }
 }

@@ -28,6 +28,9 @@ pub const MAX_FDS: usize = 64;
 /// (three quarters of an 8 MiB stack), and files given by content travel here
 /// too.
 pub const MAX_PLAN: usize = 256 << 20;
+/// The longest plan that comes with its request, in the same message; others come as a
+/// descriptor. Those of a sandbox never do, because they are handed on.
+pub const MAX_INLINE: usize = 8 << 10;
 
 /// The most steps of a plan: a recipe may have some ten thousand files.
 pub const MAX_STEPS: usize = 1 << 16;

@@ -190,7 +190,10 @@ impl Pool {
         let command = command.into();
         supervise::refuse_piped(&command)?;
         match self.take(&command) {
-            Some(Taken::Once(live)) => self.stock.busy(|| supervise::run_in(*live, self.stock.recipe(), command)),
+            Some(Taken::Once(live)) => self.stock.busy(|| {
+                let (output, left) = supervise::run_in(*live, self.stock.recipe(), command);
+                (output, left.map(|live| Ready::Once(Box::new(live))))
+            }),
             Some(Taken::Again(loan)) => supervise::run_again(loan, command),
             None => {
                 self.stock.refill();

@@ -50,7 +50,7 @@ struct State<T> {
     reused: u64,
     /// Those that will be given back.
     lent: usize,
-    /// What came back and isn't used any more: the thread ends it.
+    /// What came back or is left, and isn't used any more: the thread ends it.
     spent: Vec<T>,
     /// Somebody waits until all are ready.
     awaited: usize,
@@ -192,11 +192,14 @@ impl<T: Send + 'static> Stock<T> {
         self.shared.changed.notify_all();
     }
 
-    /// Does something with one of them that somebody waits for.
-    pub(super) fn busy<O>(&self, work: impl FnOnce() -> O) -> O {
+    /// Does something with one of them that somebody waits for, and not for what is left.
+    pub(super) fn busy<O>(&self, work: impl FnOnce() -> (O, Option<T>)) -> O {
         self.shared.state().running += 1;
-        let out = work();
-        self.shared.state().running -= 1;
+        let (out, left) = work();
+        let mut state = self.shared.state();
+        state.running -= 1;
+        state.spent.extend(left);
+        drop(state);
         self.refill();
         out
     }

@@ -1,6 +1,6 @@
 //! Sandboxes that wait for their command, as a pool has them.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -9,7 +9,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::live::Live;
 use super::next::Running;
 use super::place::Place;
-use super::{For, Passed, Pipes, Question, SETUP_LIMIT, ask, encoded, grouped, insist, monotonic, next, pass, question};
+use super::{For, Passed, Pipes, Question, SETUP_LIMIT, ask, grouped, insist, monotonic, next, pass, question, send_with_plan};
 use crate::child::Child;
 use crate::command::{Command, Stdio, Stream};
 use crate::error::Result;
@@ -19,7 +19,6 @@ use crate::plan::compile::{self, Wanted};
 use crate::plan::message::{Report, Request};
 use crate::plan::wire;
 use crate::sandbox::Sandbox;
-use crate::sys;
 use crate::trace::Trace;
 
 /// A sandbox that waits for its command: everything has been done that doesn't need to
@@ -32,6 +31,9 @@ pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
     let recipe = sandbox.with_changes(std::mem::take(&mut asked.later));
     let mut live = asked.live(began, Trace::of_nothing(), recipe, [None, None], volumes)?;
     live.stands_within(SETUP_LIMIT)?;
+    if let Place::Own { group, .. } = &mut live.place {
+        group.keep_counters_open();
+    }
     Ok(live)
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Live> {
 pub(super) fn question_ahead(sandbox: &Sandbox) -> Result<Question> {
     let mut question = question(sandbox, For::LaterCommand(Some(next::LIFE)), 0, &Passed::nothing())?;
     question.group.make()?;
+    question.group.keep_counters_open();
     Ok(question)
 }
 
@@ -48,11 +51,22 @@ pub(super) fn ask_ahead(sandbox: &Sandbox, question: Question) -> Result<Live> {
     asked.live(monotonic(), Trace::of_nothing(), sandbox.clone(), [None, None], sandbox.hold_volumes()?)
 }
 
-pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> Result<Output> {
-    // Nobody asks when it was executed.
-    let (mut live, _) = execute(live, sandbox, command, 0)?;
-    live.wait(None)?;
-    live.finish()
+/// Also what is left of it, for somebody to let go of whom nobody waits for: that wakes init,
+/// which may have work to do on this very processor then.
+pub(crate) fn run_in(live: Live, sandbox: &Sandbox, command: Command) -> (Result<Output>, Option<Live>) {
+    let run = || {
+        // Nobody asks when it was executed.
+        let (mut live, _) = execute(live, sandbox, command, 0)?;
+        live.lingers = true;
+        live.wait(None)?;
+        let output = live.outcome();
+        std::mem::replace(&mut live.trace, Trace::of_nothing()).outcome(live.facts().as_ref());
+        Ok((output, live))
+    };
+    match run() {
+        Ok((output, live)) => (output, Some(live)),
+        Err(error) => (Err(error), None),
+    }
 }
 
 /// The same for one that was asked for ahead: so is the next.
@@ -150,11 +164,9 @@ impl Live {
         draft.change(&self.sandbox.changes)?;
         draft.settings.flags |= flags;
         draft.missing |= self.draft.missing;
-        let plan = encoded(&draft)?;
-        let mut fds = vec![plan.as_fd()];
-        fds.extend(passed.fds.iter().map(AsFd::as_fd));
+        let fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
         let request = Request { kind: Request::EXECUTE, command: 0, value: 0, time: 0 };
-        sys::socket::send(self.reply.as_fd(), &request.encode(), &fds).map_err(|_| self.lost(None))?;
+        send_with_plan(self.reply.as_fd(), &request, &draft, None, &fds)?.map_err(|_| self.lost(None))?;
         (self.draft, self.streams, self.pooled) = (draft, passed.streams, true);
         if flags & wire::NOTIFY_START == 0 {
             // Nobody will hear when it was.

@@ -78,6 +78,10 @@ pub(crate) struct Live {
     pub(super) proceeded: Option<u64>,
     pub(super) ended: Option<Report>,
     output_exceeded: bool,
+    /// Nobody has waited for its end.
+    pub(super) is_new: bool,
+    /// Somebody will let go of it when it has ended.
+    pub(super) lingers: bool,
     /// It was prepared, and somebody else prepares the next one.
     pub(super) pooled: bool,
     gone: bool,
@@ -126,6 +130,8 @@ impl Live {
             proceeded: None,
             ended: None,
             output_exceeded: false,
+            is_new: true,
+            lingers: false,
             pooled: false,
             gone: false,
             epitaph: None,
@@ -304,7 +310,9 @@ impl Live {
         if let Some(loan) = &mut self.loan {
             loan.ended(&report, &self.counters);
         }
-        let _ = shutdown(self.reply.as_raw_fd(), Shutdown::Write);
+        if !self.lingers {
+            self.let_go();
+        }
     }
 
     pub(super) fn lost(&self, status: Option<u32>) -> Error {
@@ -354,6 +362,9 @@ impl Live {
         }
     }
 
+    /// How many of [`interest`](Self::interest) are about its own end, which come first.
+    pub(super) const OWN: usize = 2;
+
     /// What poll is to be asked about; [`advance`](Self::advance) takes the answers in
     /// this order.
     pub(crate) fn interest(&self) -> Vec<PollFd<'_>> {
@@ -373,7 +384,7 @@ impl Live {
     /// Does what is possible now. `buffer` is scratch space.
     pub(crate) fn advance(&mut self, ready: &[bool], buffer: &mut Vec<u8>) -> Result<()> {
         let ended = self.ended.is_some();
-        let (own, ready) = ready.split_at(if ended { 0 } else { 2 });
+        let (own, ready) = ready.split_at(if ended { 0 } else { Live::OWN });
         let asked = self.streams.iter_mut().flatten().filter(|stream| stream.is_open(ended) && stream.wants().is_some());
         for (stream, _) in asked.zip(ready).filter(|(_, ready)| **ready) {
             stream.advance(buffer).map_err(|e| Error::io("pass on", "the output", e))?;
@@ -423,7 +434,7 @@ impl Live {
         if self.streams.iter().flatten().any(Capture::exceeded) { self.exceed_output() } else { Ok(()) }
     }
 
-    fn facts(&self) -> Option<Facts> {
+    pub(super) fn facts(&self) -> Option<Facts> {
         self.ended.map(|report| Facts {
             report,
             counters: self.counters,
@@ -477,6 +488,11 @@ impl Live {
 
     /// The outcome, once it has ended.
     pub(crate) fn finish(mut self) -> Result<Output> {
+        self.outcome()
+    }
+
+    /// The same, once. What is left of it is to be [let go of](Self::let_go).
+    pub(super) fn outcome(&mut self) -> Result<Output> {
         let Some(facts) = self.facts() else { return Err(self.lost(None)) };
         if facts.host_out_of_memory() {
             return Err(out_of_memory());

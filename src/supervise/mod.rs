@@ -20,6 +20,7 @@ pub(crate) mod share;
 mod view;
 mod wait;
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,7 @@ use crate::plan::start::Start;
 use crate::plan::{Draft, compile, limits, wire};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
+use crate::sys;
 use crate::trace::Trace;
 use crate::volume::Hold;
 
@@ -369,8 +371,30 @@ pub(crate) fn expected(sandbox: &Sandbox, init: &Init, ids: Ids, processes: bool
     Expected { ids, own: (facts.uid, facts.gid), privileged: facts.privileged, limits }
 }
 
-/// A plan as it travels.
-pub(crate) fn encoded(draft: &Draft) -> Result<OwnedFd> {
+/// A plan as it travels to init.
+fn encoded(draft: &Draft) -> Result<OwnedFd> {
+    sealed(c"cofferdam-plan", &checked(draft)?)
+}
+
+/// Sends a request with the plan of a command, in the same message or beside it, and the
+/// descriptors before and behind that.
+fn send_with_plan(
+    reply: BorrowedFd<'_>,
+    request: &Request,
+    draft: &Draft,
+    before: Option<BorrowedFd<'_>>,
+    after: &[BorrowedFd<'_>],
+) -> Result<io::Result<()>> {
+    let (mut message, plan) = (request.encode().to_vec(), checked(draft)?);
+    let file = if plan.len() <= wire::MAX_INLINE { None } else { Some(sealed(c"cofferdam-plan", &plan)?) };
+    if file.is_none() {
+        message.extend_from_slice(&plan);
+    }
+    let fds: Vec<BorrowedFd<'_>> = before.into_iter().chain(file.as_ref().map(AsFd::as_fd)).chain(after.iter().copied()).collect();
+    Ok(sys::socket::send(reply, &message, &fds))
+}
+
+fn checked(draft: &Draft) -> Result<Vec<u8>> {
     let bytes = draft.encode();
     if draft.steps.len() > wire::MAX_STEPS {
         return Err(Error::invalid("the recipe has more than 65,000 files and mounts; bind a directory instead"));
@@ -378,5 +402,5 @@ pub(crate) fn encoded(draft: &Draft) -> Result<OwnedFd> {
     if bytes.len() > wire::MAX_PLAN {
         return Err(Error::invalid("files and arguments of the run are larger than 256 MiB together; bind a directory instead"));
     }
-    sealed(c"cofferdam-plan", &bytes)
+    Ok(bytes)
 }

@@ -1,5 +1,6 @@
 //! A sandbox that several commands share, from the host's side.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,7 +12,7 @@ use std::os::fd::AsRawFd;
 use super::broken::lost;
 use super::place::Place;
 use super::request::send_group;
-use super::{Keep, Live, Pipes, SETUP_LIMIT, again, cpus, encoded, expected, monotonic, pass, start_empty};
+use super::{Keep, Live, Pipes, SETUP_LIMIT, again, cpus, expected, monotonic, pass, send_with_plan, start_empty};
 use crate::cgroup::{CommandGroup, Counters, Group, Handles, Turns};
 use crate::changes::Upper;
 use crate::command::Command;
@@ -51,6 +52,9 @@ pub(crate) struct Session {
     running: AtomicU32,
     /// Left by a command, for the next.
     spare: Mutex<Option<Joined>>,
+    /// What its group said when a command had ended that was alone in it, and the number of
+    /// the command before whose start nothing else can have happened there.
+    events: Mutex<Option<(u32, Counters)>>,
     /// Its id maps have been read back, and can't change any more (user_namespaces(7)).
     mapped: AtomicBool,
     layer: Mutex<Option<Shown>>,
@@ -98,9 +102,12 @@ struct Joined {
 #[derive(Debug)]
 pub(super) struct Share {
     session: Arc<Session>,
+    number: u32,
     running: bool,
     joined: Option<Joined>,
     before: Counters,
+    /// What the sandbox's group said at its end.
+    after: Option<Counters>,
 }
 
 impl Share {
@@ -110,7 +117,9 @@ impl Share {
 
     pub(super) fn counters(&mut self) -> Counters {
         let own = self.joined.as_mut().and_then(|joined| joined.own.as_mut());
-        self.session.group().command_counters(own, &self.before)
+        let (counters, after) = self.session.group().command_counters(own, &self.before);
+        self.after = Some(after);
+        counters
     }
 
     pub(super) fn missing(&self) -> u64 {
@@ -153,7 +162,11 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.ended();
         if let Some(joined) = self.joined.take() {
-            self.session.give_back(joined);
+            let counted = joined.own.is_some();
+            let empty = self.session.give_back(joined);
+            if counted && empty && self.session.running.load(Ordering::Relaxed) == 0 {
+                *lock(&self.session.events) = self.after.map(|after| (self.number + 1, after));
+            }
         }
     }
 }
@@ -249,6 +262,7 @@ impl Session {
             next: AtomicU32::new(1),
             running: AtomicU32::new(0),
             spare: Mutex::new(None),
+            events: Mutex::new(None),
             mapped: AtomicBool::new(false),
             layer: Mutex::new(shown),
             began,
@@ -311,11 +325,12 @@ impl Session {
 
     /// Sends PID 1 something about all commands.
     pub(crate) fn tell(&self, kind: u32, value: u64, time: u64) -> Result<()> {
-        self.send(&Request { kind, command: 0, value, time }, &[])
+        let request = Request { kind, command: 0, value, time };
+        self.sent(sys::socket::send(self.reply.as_fd(), &request.encode(), &[]))
     }
 
-    fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
-        match sys::socket::send(self.reply.as_fd(), &request.encode(), fds) {
+    fn sent(&self, sent: io::Result<()>) -> Result<()> {
+        match sent {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) => Err(self.over()),
             other => other.map_err(|e| Error::io("tell", "the sandbox", e)),
         }
@@ -328,10 +343,8 @@ impl Session {
     /// Asks for one of the two verbs. Returns the host's end of its reply socket.
     pub(crate) fn ask(&self, kind: u32, command: u32, plan: &Draft, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
         let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
-        let plan = encoded(plan)?;
-        let mut all = vec![theirs.as_fd(), plan.as_fd()];
-        all.extend_from_slice(fds);
-        self.send(&Request { kind, command, value: 0, time: 0 }, &all)?;
+        let request = Request { kind, command, value: 0, time: 0 };
+        self.sent(send_with_plan(self.reply.as_fd(), &request, plan, Some(theirs.as_fd()), fds)?)?;
         Ok(ours)
     }
 
@@ -371,8 +384,8 @@ impl Session {
         }
         let trace = Trace::of_command(Some(&self.trace), &sandbox, &command);
         let passed = pass(&mut command, &sandbox)?;
-        let number = self.commands.fetch_add(1, Ordering::Relaxed);
         let share = self.share(sandbox.group_limits().cpu_account)?;
+        let number = share.number;
         let none = Handles::default();
         let handles = share.joined.as_ref().map_or(&none, |joined| &joined.handles);
         let mut fds: Vec<BorrowedFd<'_>> = passed.fds.iter().map(AsFd::as_fd).collect();
@@ -402,11 +415,15 @@ impl Session {
     }
 
     fn share(self: &Arc<Session>, cpu_limit: bool) -> Result<Share> {
-        let spare = lock(&self.spare).take_if(|spare| spare.cpu_limit == cpu_limit);
-        let joined = spare.map_or_else(|| self.joined(cpu_limit), Ok)?;
-        let before = self.group().events();
+        // First, so that whoever sees nobody running sees those with lower numbers at their end.
         self.running.fetch_add(1, Ordering::Relaxed);
-        Ok(Share { session: self.clone(), running: true, joined: Some(joined), before })
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        let mut share = Share { session: self.clone(), number, running: true, joined: None, before: Counters::default(), after: None };
+        let spare = lock(&self.spare).take_if(|spare| spare.cpu_limit == cpu_limit);
+        share.joined = Some(spare.map_or_else(|| self.joined(cpu_limit), Ok)?);
+        let known = lock(&self.events).take().filter(|(next, _)| *next == number);
+        share.before = known.map_or_else(|| self.group().events(), |(_, events)| events);
+        Ok(share)
     }
 
     fn joined(&self, cpu_limit: bool) -> Result<Joined> {
@@ -423,17 +440,20 @@ impl Session {
 
     /// A command that had this has ended. Its group serves the next one, if nobody can tell:
     /// to make and remove one takes as long as all else that the host does for a command.
-    fn give_back(&self, mut joined: Joined) {
+    /// True if nobody is left in it.
+    fn give_back(&self, mut joined: Joined) -> bool {
         if !self.is_ours() {
-            return;
+            return false;
         }
-        if joined.own.as_mut().is_none_or(CommandGroup::serves_again) {
+        let empty = joined.own.as_mut().is_none_or(CommandGroup::serves_again);
+        if empty {
             *lock(&self.spare) = Some(joined);
         } else if let Some(own) = &joined.own
             && !self.group().remove_command(own)
         {
             self.crowded.store(true, Ordering::Relaxed);
         }
+        empty
     }
 
     /// Whether it has said nothing since its start: it would be its end.

@@ -51,17 +51,37 @@ impl Live {
 
     /// Until the end, or until `deadline`; true at the end.
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        self.prepare_next();
+        self.wait_a_moment(deadline)?;
         self.wait_with(deadline, |_, _| {})
+    }
+
+    /// Waits for the end alone, for a moment and once. A command closes one stream after the
+    /// other when it ends: whoever looks at them is woken, and switched to, for each. What a
+    /// short command has said is still in its pipes when it's over; one with more to say than
+    /// they hold waits no longer than this.
+    fn wait_a_moment(&mut self, deadline: Option<Instant>) -> Result<()> {
+        const MOMENT: Duration = Duration::from_millis(2);
+        if std::mem::take(&mut self.is_new) && !self.has_ended() && self.streams.iter().any(Option::is_some) {
+            let mut polled = self.interest();
+            polled.truncate(Live::OWN);
+            let moment = Instant::now() + MOMENT;
+            match poll(&mut polled, timeout_until(deadline.map_or(moment, |deadline| deadline.min(moment)))) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::io("wait for", "the sandbox", errno.into())),
+            }
+        }
+        Ok(())
     }
 
     /// Until the end, telling each captured line of stream 0 or 1 as soon as it's there.
     pub(crate) fn wait_lines(&mut self, on_line: &mut dyn FnMut(Line<'_>)) -> Result<()> {
         self.keep_lines();
+        self.prepare_next();
         self.wait_with(None, |live, end| live.tell_lines(end, &mut *on_line)).map(drop)
     }
 
     fn wait_with(&mut self, deadline: Option<Instant>, mut news: impl FnMut(&mut Live, bool)) -> Result<bool> {
-        self.prepare_next();
         let mut buffer = Vec::new();
         while !self.has_ended() {
             self.turn(deadline, &mut buffer)?;

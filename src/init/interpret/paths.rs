@@ -50,7 +50,7 @@ impl Context {
     /// resident set of the process).
     pub(super) fn contents(&self, fd: usize, at: usize, length: usize) -> Result<usize> {
         const LARGE: usize = 1 << 20;
-        let (start, size) = (self.mapping.0 as usize, self.mapping.1);
+        let (start, size) = (self.mapping.at as usize, self.mapping.size);
         let (mut done, mut offset) = (0, at - start);
         while done < length {
             let moved = if size > LARGE {

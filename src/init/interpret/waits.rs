@@ -71,13 +71,12 @@ impl Context {
 
     /// See [`op::AWAIT_COMMAND`].
     pub(super) fn await_command(&mut self, first: usize) -> Result<usize> {
-        match receive_request(self.slots[slot::REPLY as usize], true)? {
-            Some((request, received)) if request.kind == Request::EXECUTE && !received.truncated && received.count >= 1 => {
-                let [plan, passed @ ..] = received.fds() else { return Err(EPROTO) };
-                let new = Context::map(*plan)?;
+        match receive_with_plan(self.slots[slot::REPLY as usize], true)? {
+            Some((request, received, plan)) if request.kind == Request::EXECUTE && !received.truncated => {
+                let (new, passed) = Context::sent(plan, received.fds())?;
                 self.stale = Some(self.mapping);
                 (self.plan, self.base, self.mapping) = (new.plan, new.base, new.mapping);
-                self.slots[slot::PLAN as usize] = *plan;
+                self.slots[slot::PLAN as usize] = new.slots[slot::PLAN as usize];
                 self.slots[first..first + passed.len()].copy_from_slice(passed);
                 Ok(0)
             }
