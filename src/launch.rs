@@ -189,6 +189,7 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
     };
     next::clear();
     init.ahead.clear();
+    init.places.remove_spares();
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
     if let Err(error) = sys::socket::send(init.control.as_fd(), &request.encode(), &[theirs.as_fd()]) {
@@ -197,6 +198,8 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
     drop(theirs);
     // An answer or the end of the socket.
     let quiet = wait_readable(ours.as_fd(), limit).map_err(|e| Error::io("wait for", "init", e))?;
+    // Of those that have been killed meanwhile.
+    init.places.remove_spares();
     if let Some(ranges) = &init.ranges {
         ranges.settle();
     }

@@ -370,6 +370,70 @@ fn cpu_time_is_what_was_used() {
     }
 }
 
+/// What one run used isn't another's, however its groups are come by: the limit on CPU time
+/// would be reached too early, a peak would be too high, an out-of-memory told twice.
+fn every_run_is_told_what_it_used_itself() {
+    let recipe = memory_or_plain(sandbox()).cpu_time(Duration::from_millis(800));
+    let pool = cofferdam::Pool::new(recipe.clone(), 2).expect("a pool");
+    let live = recipe.start().expect("a sandbox");
+    let by_pool = |command| {
+        assert!(pool.wait_full(Duration::from_secs(20)).expect("no error"));
+        pool.run(command)
+    };
+    for way in ["run", "pool", "live"] {
+        for round in 0..4 {
+            let told = |words: &[&str]| match way {
+                "run" => recipe.run(command(words)).expect("it runs"),
+                "pool" => by_pool(command(words)).expect("it runs"),
+                _ => live.run(command(words)).expect("it runs"),
+            };
+            let busy = told(&["burn", "500"]);
+            assert!(busy.success(), "{way}, {round}: {busy}");
+            let cpu = busy.usage.cpu();
+            assert!(cpu >= Duration::from_millis(480) && cpu < Duration::from_millis(700), "{way}, {round}: {cpu:?}");
+            let idle = told(&["exit", "0"]);
+            assert!(idle.success() && idle.usage.cpu() < Duration::from_millis(100), "{way}, {round}: {:?}", idle.usage);
+            if !grouped_here() || way == "live" {
+                continue;
+            }
+            assert_eq!(told(&["malloc", "200"]).status, MEMORY, "{way}, {round}");
+            for (words, least, most) in [(&["mmap", "40"][..], 38, 50), (&["exit", "0"][..], 0, 10)] {
+                let usage = told(words).usage;
+                let peak = usage.peak_memory.expect("a figure") / MIB;
+                assert!((least..most).contains(&peak), "{way}, {round}, {words:?}: {usage:?}");
+            }
+        }
+    }
+}
+
+/// On v1 the group that limits memory is another run's afterwards, with all that's said above.
+fn groups_of_v1_serve_again() {
+    if place() != Place::V1Root {
+        return;
+    }
+    let recipe = memory(sandbox());
+    let group = |way: &dyn Fn(Command) -> cofferdam::Child| {
+        let mut child = way(Command::new("cat").stdin(Stdio::piped()));
+        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id().expect("alive"))).expect("its groups");
+        drop(child.stdin.take());
+        assert!(child.wait_with_output().expect("its end").success());
+        text.lines().find_map(|line| line.split_once(":memory:")).expect("a group").1.to_string()
+    };
+    let mut seen: Vec<String> = (0..10).map(|_| group(&|command| recipe.spawn(command).expect("it starts"))).collect();
+    let count = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert!(seen.len() < count, "{seen:?}");
+    // But not that of one that met its limit.
+    let dead = recipe.spawn(command(&["malloc", "200"])).expect("it starts");
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", dead.id().unwrap_or(0))).unwrap_or_default();
+    assert_eq!(dead.wait_with_output().expect("its end").status, MEMORY);
+    let its = groups.lines().find_map(|line| line.split_once(":memory:")).map(|(_, group)| group.to_string());
+    for _ in 0..10 {
+        assert_ne!(Some(group(&|command| recipe.spawn(command).expect("it starts"))), its);
+    }
+}
+
 /// Peak memory of programs that touch so much, within 3 % + 2 MiB.
 fn peak_memory_is_what_was_touched() {
     for megabytes in [32u64, 128, 512] {
@@ -879,6 +943,8 @@ fn main() {
         test!(processes_and_threads_are_counted_exactly, Need::Program("workload")),
         test!(processes_are_counted_exactly_with_subordinate_ids, root, Need::Program("workload"), Need::Tool("newuidmap")),
         test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),
+        test!(every_run_is_told_what_it_used_itself, Need::Program("workload"), Need::Clock),
+        test!(groups_of_v1_serve_again, Need::Program("workload")),
         test!(peak_memory_is_what_was_touched, Need::Program("workload")),
         test!(peak_memory_is_without_our_own, Need::Program("workload")),
         test!(cpu_limits_end_loops_in_time, Need::Program("workload"), Need::Clock),

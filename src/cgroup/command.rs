@@ -5,6 +5,7 @@
 //! processes are the command's. On v2 with controllers it counts memory and processes
 //! too.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -20,21 +21,11 @@ pub(crate) struct CommandGroup {
     directory: OwnedFd,
     v2: bool,
     uses: u8,
-    /// What commands used that had it before.
+    /// What commands used that had it before, on v2 and on v1.
     before: Counters,
-    used: Counters,
-    samples: Samples,
-}
-
-/// On v1: how the time of commands is divided.
-#[derive(Debug, Default)]
-struct Samples {
-    /// Those that aren't the present command's.
-    before: v1::Samples,
-    /// All, if they have been read since it began.
-    now: Option<v1::Samples>,
-    /// What was used since they were read last.
-    unread: Duration,
+    account: v1::Account,
+    /// If several commands have it: files that stay open.
+    kept: Vec<(&'static str, File)>,
 }
 
 /// What a command takes along into its groups.
@@ -49,39 +40,45 @@ pub(crate) struct Handles {
 }
 
 impl CommandGroup {
+    fn source(&self) -> Source<'_> {
+        Source { directory: &self.directory, kept: &self.kept }
+    }
+
     /// What its present command used.
-    fn count(&mut self) -> Counters {
+    fn count(&self) -> Counters {
         let mut counters = Counters::default();
-        if self.v2 {
-            v2::count(Source::of(&self.directory), &Limits::default(), self.uses, &mut counters);
-        } else {
-            counters.cpu = v1::cpu_time(Source::of(&self.directory));
+        if !self.v2 {
+            self.account.count(self.source(), &mut counters);
+            return counters;
         }
-        self.used = counters;
+        v2::count(self.source(), &Limits::default(), self.uses, &mut counters);
         let less = |now: Option<Duration>, then: Option<Duration>| now.map(|now| now.saturating_sub(then.unwrap_or_default()));
         counters.cpu = less(counters.cpu, self.before.cpu);
         counters.user = less(counters.user, self.before.user);
         counters.system = less(counters.system, self.before.system);
-        if !self.v2 && counters.cpu > Some(v1::TICK) {
-            let (now, then) = (v1::samples(Source::of(&self.directory)).unwrap_or_default(), self.samples.before);
-            v1::divide(&mut counters, (now.0.saturating_sub(then.0), now.1.saturating_sub(then.1)));
-            self.samples.now = Some(now);
-        }
         counters
     }
 
     /// Whether another command can have it: it counts CPU time and nothing else, what it has
     /// counted so far is known, and nobody is left in it.
     pub(crate) fn serves_again(&mut self) -> bool {
-        let (used, before) = (self.used.cpu, std::mem::replace(&mut self.before, self.used).cpu);
-        let Some(used) = used.filter(|_| self.uses == controller::ACCOUNT) else { return false };
-        let samples = &mut self.samples;
-        samples.unread += used.saturating_sub(before.unwrap_or_default());
-        if !self.v2 && (samples.now.is_some() || samples.unread > v1::TICK) {
-            let Some(now) = samples.now.take().or_else(|| v1::samples(Source::of(&self.directory))) else { return false };
-            (samples.before, samples.unread) = (now, Duration::ZERO);
+        if self.uses != controller::ACCOUNT {
+            return false;
         }
-        read(&self.directory, v2::JOIN).is_ok_and(|processes| processes.is_empty())
+        let counter = if self.v2 { v2::CPU_COUNTER.0 } else { v1::CPU_COUNTER.0 };
+        if self.kept.is_empty() {
+            self.kept.extend(open(&self.directory, counter, OFlag::O_RDONLY).ok().map(|file| (counter, file.into())));
+        }
+        let known = if self.v2 {
+            let mut used = Counters::default();
+            v2::count(Source { directory: &self.directory, kept: &self.kept }, &Limits::default(), self.uses, &mut used);
+            self.before = used;
+            used.cpu.is_some()
+        } else {
+            self.account.begin(Source { directory: &self.directory, kept: &self.kept })
+        };
+        // Not from a file that's kept open: what that says on v1 may be a second old.
+        known && read(&self.directory, v2::JOIN).is_ok_and(|processes| processes.is_empty())
     }
 }
 
@@ -111,8 +108,8 @@ impl Group {
             make_directory(&member.directory, &name).map_err(|e| Error::io("make", "the control group of a command", e.into()))?;
         let v2 = self.places.hierarchies[member.hierarchy].v2;
         let uses = if v2 { member.uses } else { controller::ACCOUNT };
-        let (before, used) = (Counters::default(), Counters::default());
-        Ok(Some(CommandGroup { name, directory, v2, uses, before, used, samples: Samples::default() }))
+        let (before, account) = (Counters::default(), v1::Account::default());
+        Ok(Some(CommandGroup { name, directory, v2, uses, before, account, kept: Vec::new() }))
     }
 
     /// What a command needs to join its own group, if it has one, and the sandbox's.

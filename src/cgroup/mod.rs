@@ -22,6 +22,7 @@ mod ahead;
 mod command;
 pub(crate) mod place;
 mod remedy;
+mod spare;
 mod turns;
 mod v1;
 mod v2;
@@ -161,6 +162,9 @@ pub(crate) struct Group {
     limits: Limits,
     /// Once made: what the sandbox needs of it.
     ready: Option<Vec<OwnedFd>>,
+    /// See `spare.rs`.
+    by_turns: bool,
+    ended_well: bool,
     /// Its commands come one after the other.
     takes_turns: bool,
     /// And its peak of memory is each one's.
@@ -178,6 +182,10 @@ struct Member {
     inner: Option<OwnedFd>,
     /// Files of the directory that stay open.
     kept: Vec<(&'static str, File)>,
+    /// In its name.
+    number: u64,
+    /// What v1 had counted there before.
+    account: v1::Account,
 }
 
 impl Member {
@@ -279,6 +287,8 @@ impl Group {
             handed_over: false,
             limits,
             ready: None,
+            by_turns: false,
+            ended_well: false,
             takes_turns: false,
             sets_peak_back: false,
         }
@@ -286,13 +296,15 @@ impl Group {
 
     /// Another one like it, still to be made.
     fn another(&self, number: u64) -> Group {
-        Group::unmade(self.places.clone(), number, self.chosen.clone(), self.missing, self.limits)
+        let mut other = Group::unmade(self.places.clone(), number, self.chosen.clone(), self.missing, self.limits);
+        other.by_turns = self.by_turns;
+        other
     }
 
     /// Whether it can take that one's part.
     fn is_like(&self, other: &Group) -> bool {
         Arc::ptr_eq(&self.places, &other.places)
-            && (self.limits, &self.chosen, self.missing) == (other.limits, &other.chosen, other.missing)
+            && (self.limits, &self.chosen, self.missing, self.by_turns) == (other.limits, &other.chosen, other.missing, other.by_turns)
     }
 
     /// Makes it, if that hasn't been done ahead, and sets its limits.
@@ -302,8 +314,13 @@ impl Group {
         }
         for (hierarchy, uses) in self.chosen.clone() {
             let last = self.members.len();
+            if let Some(member) = self.take_spare(hierarchy, uses) {
+                self.members.push(member);
+                continue;
+            }
+            let (directory, number) = (self.make_in(hierarchy)?, self.number);
             // Known from here on, whatever fails.
-            self.members.push(Member { hierarchy, directory: self.make_in(hierarchy)?, uses, inner: None, kept: Vec::new() });
+            self.members.push(Member { hierarchy, directory, uses, inner: None, kept: Vec::new(), number, account: Default::default() });
             if self.needs_inner(hierarchy, uses) {
                 self.members[last].inner = Some(self.make_inner(hierarchy, &self.members[last].directory)?);
             }
@@ -470,9 +487,10 @@ impl Group {
         self.handed_over = false;
     }
 
-    /// The hierarchies that it's in, a bit each.
+    /// The hierarchies where init is to remove it, a bit each.
     pub(crate) fn hierarchies(&self) -> u64 {
-        self.chosen.iter().fold(0, |all, (hierarchy, _)| all | 1 << hierarchy)
+        let removed = self.chosen.iter().filter(|(hierarchy, uses)| !self.is_turn(*hierarchy, *uses));
+        removed.fold(0, |all, (hierarchy, _)| all | 1 << hierarchy)
     }
 
     /// Whether the kernel counts processes in it.
@@ -487,7 +505,7 @@ impl Group {
             if self.places.hierarchies[member.hierarchy].v2 {
                 v2::count(member.source(), &self.limits, member.uses, &mut counters);
             } else {
-                v1::count(member.source(), &self.limits, member.uses, &mut counters);
+                v1::count(member.source(), &self.limits, member.uses, &member.account, &mut counters);
             }
         }
         counters
@@ -495,15 +513,21 @@ impl Group {
 }
 
 impl Drop for Group {
-    /// One that no sandbox was started in is ours to remove; it's empty.
+    /// One that no sandbox was started in is ours to remove; it's empty. So are those parts
+    /// that serve by turns.
     fn drop(&mut self) {
-        if !self.handed_over && self.places.is_ours() {
-            for member in &self.members {
-                let home = &self.places.hierarchies[member.hierarchy].home;
+        if !self.places.is_ours() {
+            return;
+        }
+        for mut member in std::mem::take(&mut self.members) {
+            if self.is_turn(member.hierarchy, member.uses) {
+                member.kept.clear();
+                self.part_with(member);
+            } else if !self.handed_over {
                 if member.inner.is_some() {
                     let _ = unlinkat(&member.directory, INNER, UnlinkatFlags::RemoveDir);
                 }
-                let _ = unlinkat(home, Group::name(self.number).as_str(), UnlinkatFlags::RemoveDir);
+                self.places.remove(member.hierarchy, member.number);
             }
         }
     }

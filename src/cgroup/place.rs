@@ -26,6 +26,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::spare::Spares;
 use super::{controller, read, write};
 
 /// A directory of ours in one hierarchy.
@@ -63,6 +64,7 @@ pub(crate) struct Places {
     owner: u32,
     /// Who owns our groups exists in sandboxes too.
     pub(super) exposed: bool,
+    pub(super) spares: Spares,
 }
 
 /// Why a group gave no place, or one with less than all controllers.
@@ -101,7 +103,16 @@ impl Places {
     pub(crate) fn find(privileged: bool) -> Places {
         let nonce = nonce();
         let (owner, exposed) = (std::process::id(), !privileged);
-        let mut places = Places { hierarchies: Vec::new(), unified: None, nonce, obstacles: Vec::new(), held_by_v1: 0, owner, exposed };
+        let mut places = Places {
+            hierarchies: Vec::new(),
+            unified: None,
+            nonce,
+            obstacles: Vec::new(),
+            held_by_v1: 0,
+            owner,
+            exposed,
+            spares: Spares::default(),
+        };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let groups = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
         let mut covered = 0;

@@ -77,12 +77,9 @@ pub(super) fn counted(uses: u8) -> Vec<&'static str> {
     each.into_iter().filter(|(controller, _)| uses & controller != 0).flat_map(|(_, files)| files.iter().copied()).collect()
 }
 
-pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, counters: &mut Counters) {
+pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, account: &Account, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {
-        counters.cpu = cpu_time(from);
-        if counters.cpu > Some(TICK) {
-            divide(counters, samples(from).unwrap_or_default());
-        }
+        account.count(from, counters);
     }
     if uses & controller::MEMORY != 0 {
         counters.peak_memory = from.number("memory.max_usage_in_bytes");
@@ -109,25 +106,54 @@ pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, counters: &mut 
     events(from, uses, counters);
 }
 
-/// What uses less CPU time than this may not be sampled once.
-pub(super) const TICK: Duration = Duration::from_millis(4);
+/// How far the counters of CPU time had come when a command began. They can be set back only
+/// in part.
+#[derive(Debug, Default)]
+pub(crate) struct Account {
+    used: Duration,
+    /// How often user and system time had been sampled, in ticks.
+    samples: (u64, u64),
+    /// What had been used by then.
+    sampled: Duration,
+}
 
-/// How often user and system time were sampled, in ticks.
-pub(super) type Samples = (u64, u64);
+impl Account {
+    /// What uses less CPU time than this may not be sampled once.
+    const TICK: Duration = Duration::from_millis(4);
 
-pub(super) fn samples(from: Source<'_>) -> Option<Samples> {
+    /// What was used since.
+    pub(super) fn count(&self, from: Source<'_>, counters: &mut Counters) {
+        counters.cpu = cpu_time(from).map(|used| used.saturating_sub(self.used));
+        if let Some((user, system)) = counters.cpu.filter(|used| *used > Account::TICK).and_then(|_| samples(from)) {
+            let since = (user.saturating_sub(self.samples.0), system.saturating_sub(self.samples.1));
+            (counters.user, counters.system) = divided(counters.cpu, since).unzip();
+        }
+    }
+
+    /// Begins anew, if it's known how far they are.
+    pub(super) fn begin(&mut self, from: Source<'_>) -> bool {
+        let Some(used) = cpu_time(from) else { return false };
+        self.used = used;
+        if used.saturating_sub(self.sampled) > Account::TICK {
+            let Some(samples) = samples(from) else { return false };
+            (self.samples, self.sampled) = (samples, used);
+        }
+        true
+    }
+}
+
+fn samples(from: Source<'_>) -> Option<(u64, u64)> {
     let text = from.read("cpuacct.stat").ok()?;
     field(&text, "user").zip(field(&text, "system"))
 }
 
-/// Divides the time that was counted. Of samples, unlike their sum, which is what the
-/// scheduler counted, only the proportion is used, as the kernel does for a process
-/// (cputime_adjust). Without a sample PID 1 knows better.
-pub(super) fn divide(counters: &mut Counters, (user, system): Samples) {
-    let Some(used) = counters.cpu.filter(|_| user + system > 0) else { return };
+/// Of samples, unlike their sum, which is what the scheduler counted, only the proportion is
+/// used, as the kernel does for a process (cputime_adjust). Without a sample PID 1 knows better.
+fn divided(used: Option<Duration>, (user, system): (u64, u64)) -> Option<(Duration, Duration)> {
+    let used = used.filter(|_| user + system > 0)?;
     let part = used.as_nanos() * u128::from(user) / u128::from(user + system);
     let user = Duration::from_nanos(part as u64);
-    (counters.user, counters.system) = (Some(user), Some(used - user));
+    Some((user, used - user))
 }
 
 /// What [`count`] counts of time, undivided.

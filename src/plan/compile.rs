@@ -153,6 +153,8 @@ pub(crate) fn sandbox(sandbox: &Sandbox, facts: &Facts, ids: Ids, purpose: Purpo
                 wait_no_longer_than(&mut draft, patience);
             }
             early(&mut draft, sandbox, facts, ids, group, ruleset, filter.as_deref())?;
+            // The command brings its own; PID 1 notes what the counter says before it.
+            draft.settings.watch = watch(sandbox, group);
         }
         Purpose::Live { group, .. } => {
             await_group(&mut draft, group);

@@ -310,7 +310,11 @@ fn question(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Re
     let init = launch::init()?;
     let keep = if let For::Commands(keep) = what { keep } else { Keep::Nothing };
     let (ids, claim) = ids(sandbox, &init, keep)?;
-    let group = init.ahead.take(group(sandbox, &init)?);
+    let mut group = group(sandbox, &init)?;
+    if !matches!(what, For::Commands(_)) {
+        group.serve_by_turns();
+    }
+    let group = init.ahead.take(group);
     let mut grouped = grouped(sandbox, &group, passed.fds.len());
     let purpose = match what {
         For::Command(command) => Purpose::Run(Wanted {

@@ -29,9 +29,14 @@ impl Place {
         }
     }
 
+    /// When its command has ended.
     pub(super) fn counters(&mut self) -> Counters {
         match self {
-            Place::Own { group, .. } => group.counters(),
+            Place::Own { group, .. } => {
+                let counters = group.counters();
+                group.ended(&counters);
+                counters
+            }
             Place::Shared(share) => share.counters(),
         }
     }

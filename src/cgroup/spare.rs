@@ -1,0 +1,154 @@
+//! Groups that serve again, on v1.
+//!
+//! To make and to remove a group that limits memory takes as long there as a process with
+//! all its namespaces: the kernel keeps counters for each processor, and takes a group apart
+//! in its work queues. Where a sandbox has one command and ends with it, its groups for
+//! memory and CPU time are taken over by a later one, if nobody can tell: everybody who was
+//! in them is dead, nothing ever met the limit, next to nothing is charged any more. Limits
+//! are written and read back as in a new one, the peak is set back, and CPU time is told by
+//! difference. What limits processes is made anew: its peak can't be set back.
+//!
+//! On v2 there's one group for all, so the same holds for that.
+
+use std::sync::{Mutex, MutexGuard};
+
+use nix::errno::Errno;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::{Counters, Group, Member, Places, Source, controller, write};
+
+/// Those of one process.
+#[derive(Debug, Default)]
+pub(super) struct Spares(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// In the order in which they became free.
+    free: Vec<Spare>,
+    /// Hierarchy and number of those that nobody will use and that couldn't be removed yet.
+    busy: Vec<(usize, u64)>,
+}
+
+#[derive(Debug)]
+struct Spare {
+    member: Member,
+    /// The limit that it had.
+    memory: Option<u64>,
+    /// How often it wasn't as good as new.
+    refused: u8,
+}
+
+impl Spares {
+    /// Of each hierarchy.
+    const MOST: usize = 8;
+    /// What is charged to one for so long is there to stay, as page cache is.
+    const PATIENCE: u8 = 16;
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Places {
+    /// Removes those that wait.
+    pub(crate) fn remove_spares(&self) {
+        if self.is_ours() {
+            let State { free, busy } = std::mem::take(&mut *self.spares.state());
+            let free = free.into_iter().map(|spare| (spare.member.hierarchy, spare.member.number));
+            free.chain(busy).for_each(|(hierarchy, number)| self.remove(hierarchy, number));
+        }
+    }
+
+    /// Removes a group that's ours to remove; one that's busy later.
+    pub(super) fn remove(&self, hierarchy: usize, number: u64) {
+        let home = &self.hierarchies[hierarchy].home;
+        if unlinkat(home, Group::name(number).as_str(), UnlinkatFlags::RemoveDir) == Err(Errno::EBUSY) {
+            self.spares.state().busy.push((hierarchy, number));
+        }
+    }
+
+    /// One whose use has ended well.
+    fn keep_spare(&self, spare: Spare) {
+        let hierarchy = spare.member.hierarchy;
+        let mut state = self.spares.state();
+        state.free.push(spare);
+        let too_many = state.free.iter().filter(|spare| spare.member.hierarchy == hierarchy).count() > Spares::MOST;
+        let oldest = if too_many { state.free.iter().position(|spare| spare.member.hierarchy == hierarchy) } else { None };
+        let surplus = oldest.map(|i| state.free.remove(i));
+        let busy = std::mem::take(&mut state.busy);
+        drop(state);
+        let surplus = surplus.map(|spare| (spare.member.hierarchy, spare.member.number));
+        surplus.into_iter().chain(busy).for_each(|(hierarchy, number)| self.remove(hierarchy, number));
+    }
+}
+
+impl Group {
+    /// From here on its groups may be others' before and after: it's for one command, with
+    /// whom everybody in it ends.
+    pub(crate) fn serve_by_turns(&mut self) {
+        self.by_turns = !self.limits.in_reach;
+    }
+
+    /// Whether the host sees to the end of its part in a hierarchy, and not init.
+    pub(super) fn is_turn(&self, hierarchy: usize, uses: u8) -> bool {
+        self.by_turns && !self.places.hierarchies[hierarchy].v2 && uses & !(controller::MEMORY | controller::ACCOUNT) == 0
+    }
+
+    /// One that's as good as new.
+    pub(super) fn take_spare(&self, hierarchy: usize, uses: u8) -> Option<Member> {
+        if !self.is_turn(hierarchy, uses) {
+            return None;
+        }
+        // What was left last may still be being taken apart, so the oldest comes first.
+        let tries = self.places.spares.state().free.len();
+        for _ in 0..tries {
+            let mut state = self.places.spares.state();
+            let suits = |spare: &Spare| (spare.member.hierarchy, spare.member.uses, spare.memory) == (hierarchy, uses, self.limits.memory);
+            let mut spare = state.free.iter().position(suits).map(|i| state.free.remove(i))?;
+            drop(state);
+            if spare.renew() {
+                return Some(spare.member);
+            }
+            spare.refused += 1;
+            match spare.refused < Spares::PATIENCE {
+                true => self.places.keep_spare(spare),
+                false => self.places.remove(hierarchy, spare.member.number),
+            }
+        }
+        None
+    }
+
+    /// Its command has ended, and so have all whom that has started.
+    pub(crate) fn ended(&mut self, counters: &Counters) {
+        let none = |count: Option<u64>| count.unwrap_or(0) == 0;
+        self.ended_well = none(counters.oom_kills) && none(counters.limit_hits);
+    }
+
+    /// Whoever was in it is dead, or will be.
+    pub(super) fn part_with(&self, member: Member) {
+        let (hierarchy, number) = (member.hierarchy, member.number);
+        if self.ended_well || !self.handed_over {
+            self.places.keep_spare(Spare { member, memory: self.limits.memory, refused: 0 });
+        } else {
+            self.places.remove(hierarchy, number);
+        }
+    }
+}
+
+impl Spare {
+    /// The most bytes that may be charged to it: the kernel charges in batches for each CPU.
+    const LEFT: u64 = 1 << 20;
+
+    /// Whether the next command finds it as if it were new.
+    fn renew(&mut self) -> bool {
+        let from = Source::of(&self.member.directory);
+        if self.member.uses & controller::MEMORY != 0 {
+            let most = Spare::LEFT.min(self.memory.map_or(u64::MAX, |limit| limit / 128));
+            let clean = from.number("memory.usage_in_bytes").is_some_and(|bytes| bytes <= most);
+            if !clean || write(&self.member.directory, "memory.max_usage_in_bytes", "0").is_err() {
+                return false;
+            }
+        }
+        self.member.uses & controller::ACCOUNT == 0 || self.member.account.begin(from)
+    }
+}
