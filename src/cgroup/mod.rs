@@ -447,11 +447,23 @@ impl Group {
     /// Opens once what [`counters`](Self::counters) reads: to open and close a file of a group
     /// takes three times as long as to read it, and a caller waits for that.
     pub(crate) fn keep_counters_open(&mut self) {
+        self.keep_events_open();
+        self.keep_open(&v1::COUNTERS, &v2::COUNTERS);
+    }
+
+    /// The same for [`events`](Self::events).
+    pub(crate) fn keep_events_open(&mut self) {
+        self.keep_open(&v1::EVENTS, &v2::EVENTS);
+    }
+
+    fn keep_open(&mut self, of_v1: &[(u8, &'static str)], of_v2: &[(u8, &'static str)]) {
         for member in &mut self.members {
-            let v2 = self.places.hierarchies[member.hierarchy].v2;
-            let files = if v2 { v2::counted(member.uses) } else { v1::counted(member.uses) };
-            let opened = files.into_iter().filter_map(|file| Some((file, open(&member.directory, file, OFlag::O_RDONLY).ok()?.into())));
-            member.kept = opened.collect();
+            let files = if self.places.hierarchies[member.hierarchy].v2 { of_v2 } else { of_v1 };
+            for (_, file) in files.iter().filter(|(controller, _)| member.uses & controller != 0) {
+                if let Ok(opened) = open(&member.directory, file, OFlag::O_RDONLY) {
+                    member.kept.push((file, opened.into()));
+                }
+            }
         }
     }
 

@@ -67,15 +67,11 @@ pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((event.into(), control))
 }
 
-/// Files that [`count`] reads of every group.
-pub(super) fn counted(uses: u8) -> Vec<&'static str> {
-    let each = [
-        (controller::ACCOUNT, &["cpuacct.usage"][..]),
-        (controller::MEMORY, &["memory.max_usage_in_bytes", "memory.oom_control"]),
-        (controller::PIDS, &["pids.peak", "pids.events"]),
-    ];
-    each.into_iter().filter(|(controller, _)| uses & controller != 0).flat_map(|(_, files)| files.iter().copied()).collect()
-}
+/// Files that [`events`] reads of most groups, and those that [`count`] reads of all beside
+/// them.
+pub(super) const EVENTS: [(u8, &str); 2] = [(controller::MEMORY, "memory.oom_control"), (controller::PIDS, "pids.events")];
+pub(super) const COUNTERS: [(u8, &str); 3] =
+    [(controller::ACCOUNT, CPU_COUNTER.0), (controller::MEMORY, "memory.max_usage_in_bytes"), (controller::PIDS, "pids.peak")];
 
 pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, account: &Account, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {

@@ -67,15 +67,11 @@ pub(super) fn freeze(directory: &OwnedFd, frozen: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Files that [`count`] reads of every group.
-pub(super) fn counted(uses: u8) -> Vec<&'static str> {
-    let each = [
-        (controller::ACCOUNT, &["cpu.stat"][..]),
-        (controller::MEMORY, &["memory.peak", "memory.events"]),
-        (controller::PIDS, &["pids.peak", "pids.events"]),
-    ];
-    each.into_iter().filter(|(controller, _)| uses & controller != 0).flat_map(|(_, files)| files.iter().copied()).collect()
-}
+/// Files that [`events`] reads of most groups, and those that [`count`] reads of all beside
+/// them.
+pub(super) const EVENTS: [(u8, &str); 2] = [(controller::MEMORY, "memory.events"), (controller::PIDS, "pids.events")];
+pub(super) const COUNTERS: [(u8, &str); 3] =
+    [(controller::ACCOUNT, CPU_COUNTER.0), (controller::MEMORY, "memory.peak"), (controller::PIDS, "pids.peak")];
 
 pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0

@@ -538,6 +538,8 @@ impl Inside {
     }
 
     fn request(&mut self) {
+        // There's room for one plan.
+        self.tidy_up();
         let (request, received, plan) = match receive_with_plan(self.reply, false) {
             Ok(Some(message)) => message,
             // The host let go; PID 1's end is the end of all.
@@ -611,7 +613,6 @@ impl Inside {
 
     /// RUN and DO.
     fn verb(&mut self, request: &Request, received: &Received, plan: Bytes) {
-        self.tidy_up();
         let reply = received.fds[0];
         let (mut context, passed) = match Context::sent(plan, &received.fds()[1..]) {
             Ok(context) => context,

@@ -243,13 +243,20 @@ impl Backwards {
             Verdict::Trace(message) => self.give(RET_TRACE | u32::from(*message)),
             Verdict::End => self.give(self.end),
             Verdict::Rules(rules, last) => {
+                let targets: Vec<Label> = rules.iter().map(|rule| self.verdict(&rule.verdict)).collect();
                 let mut next = self.verdict(last);
-                for rule in rules.iter().rev() {
-                    let mut holds = self.verdict(&rule.verdict);
+                // From the second rule on nothing else leads to the next one's first load.
+                let mut own = false;
+                for (rule, target) in rules.iter().zip(targets).rev() {
+                    if let ([check], true) = (rule.checks.as_slice(), own) {
+                        next = self.loaded(*check, next);
+                    }
+                    let mut holds = target;
                     for check in rule.checks.iter().rev() {
                         holds = self.check(*check, holds, next);
                     }
                     next = holds;
+                    own = true;
                 }
                 self.rules.push((verdict.clone(), next));
                 next
@@ -261,21 +268,27 @@ impl Backwards {
         // Arguments are 64-bit; both architectures are little-endian.
         let at = |argument: u8| OFFSET_ARGS + 8 * u32::from(argument);
         match check {
-            Check::Is(argument, value) => self.test(at(argument), JMP_JEQ, value, yes, no),
-            Check::Has(argument, bits) => self.test(at(argument), JMP_JSET, bits, yes, no),
+            Check::Is(argument, value) => {
+                let test = self.branch(JMP_JEQ, value, yes, no);
+                self.load(at(argument), test)
+            }
+            Check::Has(argument, bits) => {
+                let test = self.branch(JMP_JSET, bits, yes, no);
+                self.load(at(argument), test)
+            }
             Check::Wide(argument, comparison, value) => self.compare(at(argument), comparison, value, yes, no),
         }
     }
 
-    /// A comparison of what it loads. What comes next needn't load the same again.
-    fn test(&mut self, offset: u32, code: u16, k: u32, yes: Label, no: Label) -> Label {
-        let loaded = |label: Label| match self.reversed[label] {
-            Instruction { code: LD_W_ABS, k, .. } if k == offset => label - 1,
-            _ => label,
-        };
-        let (yes, no) = (loaded(yes), loaded(no));
-        let test = self.branch(code, k, yes, no);
-        self.load(offset, test)
+    /// What comes next, which only this check leads to: it needn't load the same again.
+    fn loaded(&mut self, check: Check, next: Label) -> Label {
+        let (Check::Is(argument, _) | Check::Has(argument, _)) = check else { return next };
+        let again = Instruction { code: LD_W_ABS, jt: 0, jf: 0, k: OFFSET_ARGS + 8 * u32::from(argument) };
+        if next + 1 == self.reversed.len() && self.reversed[next] == again {
+            self.reversed.pop();
+            return next - 1;
+        }
+        next
     }
 
     /// A comparison in two halves: BPF's accumulator has 32 bits.

@@ -126,11 +126,8 @@ impl Process {
 
     fn status(&self, sandbox: &Sandbox, expected: &Expected) -> Result<()> {
         let text = self.read("status")?;
-        let field = |wanted: &str| {
-            let line = text.match_indices(wanted).find(|(at, _)| text[..*at].ends_with('\n') && text[at + wanted.len()..].starts_with(':'));
-            let value = line.and_then(|(at, name)| text[at + name.len() + 1..].lines().next());
-            value.unwrap_or_default().trim()
-        };
+        let fields: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once(':')).collect();
+        let field = |wanted: &str| fields.iter().find(|(name, _)| *name == wanted).map_or("", |(_, value)| value.trim());
         let numbers = |name: &str| field(name).split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
         let (uid, gid) = sandbox.account();
         for (name, outside) in [("Uid", expected.outside(uid, expected.own.0)), ("Gid", expected.outside(gid, expected.own.1))] {
