@@ -188,8 +188,7 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
         None => return Ok(true),
     };
     next::clear();
-    init.ahead.clear();
-    init.places.remove_spares();
+    init.release();
     let (ours, theirs) = sys::socket::pair().map_err(|e| Error::io("make", "a socket", e))?;
     let request = Request { kind: Request::QUIESCE, command: 0, value: 0, time: 0 };
     if let Err(error) = sys::socket::send(init.control.as_fd(), &request.encode(), &[theirs.as_fd()]) {
@@ -197,13 +196,21 @@ pub fn quiesce(limit: Duration) -> Result<bool> {
     }
     drop(theirs);
     // An answer or the end of the socket.
+    let deadline = Instant::now().checked_add(limit);
     let quiet = wait_readable(ours.as_fd(), limit).map_err(|e| Error::io("wait for", "init", e))?;
-    // Of those that have been killed meanwhile.
-    init.places.remove_spares();
+    // What init doesn't know of: another thread of ours may just be letting go of them.
+    while !init.places.has_settled() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     if let Some(ranges) = &init.ranges {
         ranges.settle();
     }
     Ok(quiet)
+}
+
+/// Removes the control groups that wait to be used; whether there were any.
+pub(crate) fn release() -> bool {
+    current().as_ref().is_some_and(|init| init.release())
 }
 
 /// Waits for input or the end of input.
@@ -298,6 +305,11 @@ impl Init {
     /// Whether a path leads the calling thread where it leads init.
     pub(crate) fn sees_what_we_see(&self) -> bool {
         self.sight.is_some() && self.sight == Sight::now()
+    }
+
+    /// Removes the control groups that wait to be used; whether there were any.
+    fn release(&self) -> bool {
+        self.ahead.clear() | self.places.remove_spares()
     }
 
     /// How ids outside are called inside.

@@ -406,6 +406,52 @@ fn every_run_is_told_what_it_used_itself() {
     }
 }
 
+/// Nor is it another command's of the same sandbox, whatever order they are waited for in.
+fn no_command_is_blamed_for_another() {
+    if !grouped_here() {
+        return;
+    }
+    let live = memory(sandbox()).start().expect("a sandbox");
+    for round in 0..3 {
+        let hungry = Command::new("sh").arg("-c").arg("read line; exec /w malloc 200").stdin(Stdio::piped());
+        let mut hungry = live.spawn(hungry).expect("it starts");
+        let mut brief = live.spawn(command(&["exit", "0"])).expect("it starts");
+        assert_eq!(brief.wait().expect("its end"), Exit::Code(0));
+        drop(hungry.stdin.take());
+        assert_eq!(hungry.wait().expect("its end"), MEMORY, "{round}");
+        drop((hungry, brief));
+        let next = live.run(command(&["exit", "0"])).expect("it runs");
+        assert!(next.success(), "{round}: {next}");
+    }
+}
+
+/// A live sandbox keeps one group for the next command, and not those of all before.
+fn groups_of_commands_do_not_pile_up() {
+    if place() != Place::V1Root {
+        return;
+    }
+    let live = memory(sandbox()).start().expect("a sandbox");
+    let mut home = None;
+    for _ in 0..10 {
+        let start = || live.spawn(Command::new("cat").stdin(Stdio::piped())).expect("it starts");
+        let pair = [start(), start()];
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", pair[0].id().expect("alive"))).expect("its groups");
+        home = groups.lines().find(|line| line.contains("cmd-")).and_then(|line| {
+            let (kind, path) = line.split_once(':')?.1.split_once(':')?;
+            Some(format!("/sys/fs/cgroup/{}{}", if kind.is_empty() { "unified" } else { kind }, path.rsplit_once('/')?.0))
+        });
+        for mut child in pair {
+            drop(child.stdin.take());
+            assert!(child.wait().expect("its end") == Exit::Code(0));
+        }
+        let limited = Command::new("true").cpu_time(Duration::from_secs(5));
+        assert!(live.run(limited).expect("it runs").success());
+    }
+    let home = home.expect("groups of commands");
+    let left = std::fs::read_dir(&home).expect(&home).flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("cmd-"));
+    assert!(left.count() <= 1, "{home}");
+}
+
 /// On v1 the group that limits memory is another run's afterwards, with all that's said above.
 fn groups_of_v1_serve_again() {
     if place() != Place::V1Root {
@@ -944,6 +990,8 @@ fn main() {
         test!(processes_are_counted_exactly_with_subordinate_ids, root, Need::Program("workload"), Need::Tool("newuidmap")),
         test!(cpu_time_is_what_was_used, Need::Program("workload"), Need::Clock),
         test!(every_run_is_told_what_it_used_itself, Need::Program("workload"), Need::Clock),
+        test!(no_command_is_blamed_for_another, Need::Program("workload")),
+        test!(groups_of_commands_do_not_pile_up, Need::Program("workload")),
         test!(groups_of_v1_serve_again, Need::Program("workload")),
         test!(peak_memory_is_what_was_touched, Need::Program("workload")),
         test!(peak_memory_is_without_our_own, Need::Program("workload")),

@@ -50,9 +50,9 @@ impl Ahead {
         }
     }
 
-    /// Removes them all.
-    pub(crate) fn clear(&self) {
+    /// Removes them all; whether there were any.
+    pub(crate) fn clear(&self) -> bool {
         let groups = std::mem::take(&mut *self.groups());
-        drop(groups);
+        !groups.is_empty()
     }
 }

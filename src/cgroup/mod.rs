@@ -1,6 +1,6 @@
 //! Control groups: limits for a whole tree of processes, and what it used.
 //!
-//! One group per sandbox, made fresh, in every hierarchy that has something to offer:
+//! One group per sandbox, made fresh or as good as new (`spare.rs`), in every hierarchy that has something to offer:
 //! a v2 tree with controllers has it all; v1 has one hierarchy per controller; on a
 //! hybrid machine the v2 tree beside them, although without controllers, can still count
 //! CPU time where v1 doesn't. `place.rs` finds where groups may be made, `remedy.rs` says what helps
@@ -12,7 +12,8 @@
 //! privileges. That is cheap on v1, where moving another process by pid waits for a grace
 //! period of milliseconds; it leaves no moment without limits; and init and PID 1 stay
 //! outside, where the out-of-memory killer of the group can't take them. init removes the
-//! group when its processes are gone, also when the host is.
+//! group when its processes are gone, also when the host is; those that serve again are the host's
+//! to remove.
 //!
 //! cgroups-rs doesn't serve for this: it hard-codes its mount point, looks at the
 //! root's controllers instead of the subtree's, and returns success for limits that it
@@ -32,6 +33,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -164,7 +166,10 @@ pub(crate) struct Group {
     ready: Option<Vec<OwnedFd>>,
     /// See `spare.rs`.
     by_turns: bool,
-    ended_well: bool,
+    /// A sandbox has been asked for that may join it.
+    told: bool,
+    /// See [`keep_counters_open`](Self::keep_counters_open).
+    open: Option<Open>,
     /// Its commands come one after the other.
     takes_turns: bool,
     /// And its peak of memory is each one's.
@@ -288,7 +293,8 @@ impl Group {
             limits,
             ready: None,
             by_turns: false,
-            ended_well: false,
+            told: false,
+            open: None,
             takes_turns: false,
             sets_peak_back: false,
         }
@@ -315,12 +321,14 @@ impl Group {
         for (hierarchy, uses) in self.chosen.clone() {
             let last = self.members.len();
             if let Some(member) = self.take_spare(hierarchy, uses) {
+                self.lend(&member);
                 self.members.push(member);
                 continue;
             }
             let (directory, number) = (self.make_in(hierarchy)?, self.number);
             // Known from here on, whatever fails.
             self.members.push(Member { hierarchy, directory, uses, inner: None, kept: Vec::new(), number, account: Default::default() });
+            self.lend(&self.members[last]);
             if self.needs_inner(hierarchy, uses) {
                 self.members[last].inner = Some(self.make_inner(hierarchy, &self.members[last].directory)?);
             }
@@ -445,15 +453,26 @@ impl Group {
     }
 
     /// Opens once what [`counters`](Self::counters) reads: to open and close a file of a group
-    /// takes three times as long as to read it, and a caller waits for that.
+    /// takes three times as long as to read it, and a caller waits for that. Not for many
+    /// groups: descriptors are dearer then.
     pub(crate) fn keep_counters_open(&mut self) {
-        self.keep_events_open();
-        self.keep_open(&v1::COUNTERS, &v2::COUNTERS);
+        if self.opens() {
+            self.keep_open(&v1::EVENTS, &v2::EVENTS);
+            self.keep_open(&v1::COUNTERS, &v2::COUNTERS);
+        }
     }
 
     /// The same for [`events`](Self::events).
     pub(crate) fn keep_events_open(&mut self) {
-        self.keep_open(&v1::EVENTS, &v2::EVENTS);
+        if self.opens() {
+            self.keep_open(&v1::EVENTS, &v2::EVENTS);
+        }
+    }
+
+    fn opens(&mut self) -> bool {
+        let first = self.open.is_none();
+        self.open = self.open.take().or_else(Open::new);
+        first && self.open.is_some()
     }
 
     fn keep_open(&mut self, of_v1: &[(u8, &'static str)], of_v2: &[(u8, &'static str)]) {
@@ -491,7 +510,7 @@ impl Group {
 
     /// From now on init removes it: when the sandbox is gone and we have let go of it.
     pub(crate) fn hand_over(&mut self) {
-        self.handed_over = true;
+        (self.handed_over, self.told) = (true, true);
     }
 
     /// init may have forgotten the sandbox before there was a group.
@@ -531,17 +550,39 @@ impl Drop for Group {
         if !self.places.is_ours() {
             return;
         }
-        for mut member in std::mem::take(&mut self.members) {
+        // One that was made to its end, and that nobody was ever told of.
+        let unused = self.ready.is_some() && !self.told;
+        for member in std::mem::take(&mut self.members) {
             if self.is_turn(member.hierarchy, member.uses) {
-                member.kept.clear();
-                self.part_with(member);
+                self.part_with(member, unused);
             } else if !self.handed_over {
                 if member.inner.is_some() {
                     let _ = unlinkat(&member.directory, INNER, UnlinkatFlags::RemoveDir);
                 }
-                self.places.remove(member.hierarchy, member.number);
+                self.places.remove(vec![(member.hierarchy, member.number)]);
             }
         }
+    }
+}
+
+/// A group that keeps files open, of which there may be so many.
+#[derive(Debug)]
+struct Open;
+
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+impl Open {
+    const MOST: usize = 16;
+
+    fn new() -> Option<Open> {
+        let one_more = |open| (open < Open::MOST).then_some(open + 1);
+        OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok().then_some(Open)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

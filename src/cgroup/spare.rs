@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard};
 use nix::errno::Errno;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Counters, Group, Member, Places, Source, controller, write};
+use super::{Counters, Group, Member, Places, Source, controller, field, write};
 
 /// Those of one process.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub(super) struct Spares(Mutex<State>);
 struct State {
     /// In the order in which they became free.
     free: Vec<Spare>,
+    /// How many are in use.
+    lent: usize,
     /// Hierarchy and number of those that nobody will use and that couldn't be removed yet.
     busy: Vec<(usize, u64)>,
 }
@@ -50,21 +52,33 @@ impl Spares {
 }
 
 impl Places {
-    /// Removes those that wait.
-    pub(crate) fn remove_spares(&self) {
-        if self.is_ours() {
-            let State { free, busy } = std::mem::take(&mut *self.spares.state());
-            let free = free.into_iter().map(|spare| (spare.member.hierarchy, spare.member.number));
-            free.chain(busy).for_each(|(hierarchy, number)| self.remove(hierarchy, number));
+    /// Removes those that wait; whether there were any.
+    pub(crate) fn remove_spares(&self) -> bool {
+        if !self.is_ours() {
+            return false;
         }
+        let free = std::mem::take(&mut self.spares.state().free);
+        let any = !free.is_empty();
+        self.remove(free.into_iter().map(|spare| (spare.member.hierarchy, spare.member.number)).collect());
+        any
     }
 
-    /// Removes a group that's ours to remove; one that's busy later.
-    pub(super) fn remove(&self, hierarchy: usize, number: u64) {
-        let home = &self.hierarchies[hierarchy].home;
-        if unlinkat(home, Group::name(number).as_str(), UnlinkatFlags::RemoveDir) == Err(Errno::EBUSY) {
-            self.spares.state().busy.push((hierarchy, number));
-        }
+    /// Whether none is left, whatever has become of it. Removes those that wait.
+    pub(crate) fn has_settled(&self) -> bool {
+        self.remove_spares();
+        let state = self.spares.state();
+        !self.is_ours() || state.lent == 0 && state.free.is_empty() && state.busy.is_empty()
+    }
+
+    /// Removes groups that are ours to remove, and those that were busy before; what is busy
+    /// now is tried again with the next.
+    pub(super) fn remove(&self, mut groups: Vec<(usize, u64)>) {
+        groups.append(&mut self.spares.state().busy);
+        groups.retain(|(hierarchy, number)| {
+            let home = &self.hierarchies[*hierarchy].home;
+            unlinkat(home, Group::name(*number).as_str(), UnlinkatFlags::RemoveDir) == Err(Errno::EBUSY)
+        });
+        self.spares.state().busy.append(&mut groups);
     }
 
     /// One whose use has ended well.
@@ -72,13 +86,14 @@ impl Places {
         let hierarchy = spare.member.hierarchy;
         let mut state = self.spares.state();
         state.free.push(spare);
-        let too_many = state.free.iter().filter(|spare| spare.member.hierarchy == hierarchy).count() > Spares::MOST;
-        let oldest = if too_many { state.free.iter().position(|spare| spare.member.hierarchy == hierarchy) } else { None };
+        let same = |spare: &Spare| spare.member.hierarchy == hierarchy;
+        let too_many = state.free.iter().filter(|spare| same(spare)).count() > Spares::MOST;
+        let oldest = if too_many { state.free.iter().position(same) } else { None };
         let surplus = oldest.map(|i| state.free.remove(i));
-        let busy = std::mem::take(&mut state.busy);
         drop(state);
-        let surplus = surplus.map(|spare| (spare.member.hierarchy, spare.member.number));
-        surplus.into_iter().chain(busy).for_each(|(hierarchy, number)| self.remove(hierarchy, number));
+        if let Some(Spare { member, .. }) = surplus {
+            self.remove(vec![(hierarchy, member.number)]);
+        }
     }
 }
 
@@ -99,11 +114,11 @@ impl Group {
         if !self.is_turn(hierarchy, uses) {
             return None;
         }
+        let suits = |spare: &Spare| (spare.member.hierarchy, spare.member.uses, spare.memory) == (hierarchy, uses, self.limits.memory);
         // What was left last may still be being taken apart, so the oldest comes first.
-        let tries = self.places.spares.state().free.len();
+        let tries = self.places.spares.state().free.iter().filter(|spare| suits(spare)).count();
         for _ in 0..tries {
             let mut state = self.places.spares.state();
-            let suits = |spare: &Spare| (spare.member.hierarchy, spare.member.uses, spare.memory) == (hierarchy, uses, self.limits.memory);
             let mut spare = state.free.iter().position(suits).map(|i| state.free.remove(i))?;
             drop(state);
             if spare.renew() {
@@ -112,25 +127,40 @@ impl Group {
             spare.refused += 1;
             match spare.refused < Spares::PATIENCE {
                 true => self.places.keep_spare(spare),
-                false => self.places.remove(hierarchy, spare.member.number),
+                false => self.places.remove(vec![(hierarchy, spare.member.number)]),
             }
         }
         None
     }
 
-    /// Its command has ended, and so have all whom that has started.
-    pub(crate) fn ended(&mut self, counters: &Counters) {
-        let none = |count: Option<u64>| count.unwrap_or(0) == 0;
-        self.ended_well = none(counters.oom_kills) && none(counters.limit_hits);
+    /// One more of its parts is in use, which [`part_with`](Self::part_with) ends.
+    pub(super) fn lend(&self, member: &Member) {
+        if self.is_turn(member.hierarchy, member.uses) {
+            self.places.spares.state().lent += 1;
+        }
     }
 
-    /// Whoever was in it is dead, or will be.
-    pub(super) fn part_with(&self, member: Member) {
-        let (hierarchy, number) = (member.hierarchy, member.number);
-        if self.ended_well || !self.handed_over {
+    /// Its command has ended, and so have all whom that has started; nothing more will be
+    /// asked of those parts that serve by turns.
+    pub(crate) fn ended(&mut self, counters: &Counters) {
+        let none = |count: Option<u64>| count.unwrap_or(0) == 0;
+        let well = none(counters.oom_kills) && none(counters.limit_hits);
+        for member in std::mem::take(&mut self.members) {
+            match self.is_turn(member.hierarchy, member.uses) {
+                true => self.part_with(member, well),
+                false => self.members.push(member),
+            }
+        }
+    }
+
+    /// Everybody who was in it is dead if it was used `well`; else they will be.
+    pub(super) fn part_with(&self, mut member: Member, well: bool) {
+        member.kept.clear();
+        self.places.spares.state().lent -= 1;
+        if well {
             self.places.keep_spare(Spare { member, memory: self.limits.memory, refused: 0 });
         } else {
-            self.places.remove(hierarchy, number);
+            self.places.remove(vec![(member.hierarchy, member.number)]);
         }
     }
 }
@@ -144,7 +174,9 @@ impl Spare {
         let from = Source::of(&self.member.directory);
         if self.member.uses & controller::MEMORY != 0 {
             let most = Spare::LEFT.min(self.memory.map_or(u64::MAX, |limit| limit / 128));
-            let clean = from.number("memory.usage_in_bytes").is_some_and(|bytes| bytes <= most);
+            // What couldn't be read at the end of a run may have been one.
+            let spared = from.read("memory.oom_control").is_ok_and(|text| field(&text, "oom_kill").unwrap_or(0) == 0);
+            let clean = spared && from.number("memory.usage_in_bytes").is_some_and(|bytes| bytes <= most);
             if !clean || write(&self.member.directory, "memory.max_usage_in_bytes", "0").is_err() {
                 return false;
             }

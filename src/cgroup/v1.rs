@@ -116,13 +116,18 @@ pub(crate) struct Account {
 impl Account {
     /// What uses less CPU time than this may not be sampled once.
     const TICK: Duration = Duration::from_millis(4);
+    /// Hundredths of a second.
+    const ENOUGH: u64 = 20;
 
     /// What was used since.
     pub(super) fn count(&self, from: Source<'_>, counters: &mut Counters) {
         counters.cpu = cpu_time(from).map(|used| used.saturating_sub(self.used));
         if let Some((user, system)) = counters.cpu.filter(|used| *used > Account::TICK).and_then(|_| samples(from)) {
             let since = (user.saturating_sub(self.samples.0), system.saturating_sub(self.samples.1));
-            (counters.user, counters.system) = divided(counters.cpu, since).unzip();
+            // What was before may be in the first ones.
+            if self.used.is_zero() || since.0 + since.1 >= Account::ENOUGH {
+                (counters.user, counters.system) = divided(counters.cpu, since).unzip();
+            }
         }
     }
 

@@ -70,6 +70,11 @@ impl Spent {
 /// How long it waits after a command's start or end, nanoseconds.
 const LEISURE: u64 = 2_000_000;
 
+/// How long what a command was started with may wait.
+fn leisure(context: &Context) -> u64 {
+    if context.plan.flags() & wire::GIVEN == 0 { LEISURE } else { 0 }
+}
+
 /// Room for all commands, of which only as much is touched as is used: each page of it
 /// costs a new sandbox a fault.
 static mut PLACES: [MaybeUninit<Command>; COMMANDS] = [const { MaybeUninit::uninit() }; COMMANDS];
@@ -201,7 +206,8 @@ pub fn go_on(mut context: Context) -> ! {
     let mut watched = |slot: u8| if slot == NO_SLOT { -1 } else { core::mem::replace(&mut context.slots[slot as usize], -1) };
     (inside.oom.event, inside.oom.count) = (watched(watch.oom_event), watched(watch.oom_count));
     let hurries = context.plan.flags() & wire::NO_COMMAND == 0;
-    inside.spent = Spent { context: Some(context), own: true, due: inside.commands[0].began + LEISURE, ..Spent::NONE };
+    let due = inside.commands[0].began + leisure(&context);
+    inside.spent = Spent { context: Some(context), own: true, due, ..Spent::NONE };
     if !hurries {
         inside.tidy_up();
     }
@@ -635,7 +641,8 @@ impl Inside {
             close(reply);
         }
         // The process has copies of all that is its own.
-        self.spent = Spent { context: Some(context), due: clock(1) + LEISURE, ..Spent::NONE };
+        let due = clock(1) + leisure(&context);
+        self.spent = Spent { context: Some(context), due, ..Spent::NONE };
         self.nudge_later();
     }
 

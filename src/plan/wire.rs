@@ -250,6 +250,11 @@ pub const SERVES_AGAIN: u64 = 16;
 /// that up, and its host won't.
 pub const ALONE: u64 = 64;
 
+/// Flag: the caller gave the command some of its descriptors. To close the last copy of a
+/// socket may take as long as the workload likes (SO_LINGER of socket(7)), so PID 1 doesn't
+/// keep one.
+pub const GIVEN: u64 = 128;
+
 /// Flag: and there's a new IPC namespace for each.
 pub const RENEWS_QUEUES: u64 = 32;
 

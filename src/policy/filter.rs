@@ -338,6 +338,17 @@ mod tests {
         assert_ne!(Some(&first), policy.allow("ptrace").filter(FREE).expect("compiles").as_ref());
     }
 
+    /// Each command waits for the installation, whose time is one of the length.
+    #[test]
+    fn presets_are_short() {
+        for policy in [Syscalls::Default, Syscalls::Strict] {
+            for circumstances in [FREE, WRITING] {
+                let filter = SyscallPolicy::from(policy.clone()).filter(circumstances).expect("it compiles").expect("a filter");
+                assert!(filter.program.len() <= 135, "{policy:?}, {circumstances:?}: {}", filter.program.len());
+            }
+        }
+    }
+
     #[test]
     fn preset_tables_name_real_calls_once() {
         for preset in [presets::default(), presets::strict()] {

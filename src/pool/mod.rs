@@ -32,9 +32,9 @@ use stock::{Stock, Ware};
 /// [`InstancePool`].
 ///
 /// Each one that waits takes the memory of a sandbox (below a mebibyte, the kernel's part
-/// included), a control group, and two or three descriptors. The recipe's files are read
-/// when a sandbox is prepared, not when the command comes. To run tests in copies of a
-/// state, make the pool from [`Checkpoint::sandbox`](crate::Checkpoint::sandbox).
+/// included), a control group, and two to nine descriptors, by kind and number of the
+/// machine's control groups. The recipe's files are read when a sandbox is prepared, not
+/// when the command comes. To run tests in copies of a state, make the pool from [`Checkpoint::sandbox`](crate::Checkpoint::sandbox).
 ///
 /// Dropping the pool ends those that wait; commands that run go on. In a forked child of
 /// the host program it makes fresh sandboxes only.

@@ -11,6 +11,7 @@ use super::capture::Capture;
 use crate::command::{Command, FdKind, Stdio, Stream};
 use crate::error::{Error, Result};
 use crate::launch::sealed;
+use crate::plan::wire;
 use crate::sandbox::Sandbox;
 
 /// Streams of a command that the caller holds.
@@ -29,6 +30,8 @@ pub(crate) struct Passed {
     pub(crate) pipes: Pipes,
     /// Some of them are files of the host's, which the workload could change.
     pub(crate) files: bool,
+    /// The caller gave some of them, or they are of a terminal.
+    pub(crate) given: bool,
     /// Numbers of those that are its terminal.
     pub(crate) terminal: Vec<u32>,
     /// Those that the caller gave, and gave for writing.
@@ -38,6 +41,11 @@ pub(crate) struct Passed {
 }
 
 impl Passed {
+    /// Flags of the command's plan.
+    pub(crate) fn flags(&self) -> u64 {
+        if self.given { wire::GIVEN } else { 0 }
+    }
+
     pub(crate) fn nothing() -> Passed {
         Passed {
             fds: Vec::new(),
@@ -45,6 +53,7 @@ impl Passed {
             streams: [None, None],
             pipes: Pipes::default(),
             files: false,
+            given: false,
             terminal: Vec::new(),
             writable: Vec::new(),
             null: None,
@@ -144,6 +153,7 @@ pub(crate) fn pass(command: &mut Command, sandbox: &Sandbox) -> Result<Passed> {
         passed.numbers.push(number);
     }
     passed.files = given.files;
+    passed.given = given.any || !passed.terminal.is_empty();
     passed.writable = passed.fds.iter().map(|fd| given.writable.contains(&fd.as_raw_fd())).collect();
     Ok(passed)
 }
@@ -157,6 +167,7 @@ fn inherited(fd: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
 /// What is known of descriptors that the caller gave.
 #[derive(Default)]
 struct Given {
+    any: bool,
     files: bool,
     /// Numbers, here, of those that can be written.
     writable: Vec<i32>,
@@ -166,6 +177,7 @@ impl Given {
     /// Takes note of a descriptor: whether it can be written, and whether it's of
     /// something that could be made set-user-ID: all but pipes, terminals and the like.
     fn note(&mut self, fd: OwnedFd) -> Result<OwnedFd> {
+        self.any = true;
         let look = |e: nix::errno::Errno| Error::io("look at", "a descriptor", e.into());
         let stat = fstat(&fd).map_err(look)?;
         let found = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;

@@ -145,7 +145,10 @@ impl Live {
     /// it to PID 1, which waits for it before the command.
     pub(super) fn give_group(&mut self) -> Result<()> {
         let Place::Own { group, .. } = &mut self.place else { return Ok(()) };
-        group.make()?;
+        if let Err(error) = group.make() {
+            // init removes the group of a sandbox that it can't start, and has said why.
+            return self.message().and(Err(error));
+        }
         send_group(&self.reply, &group.handles())
     }
 

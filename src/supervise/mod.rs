@@ -243,7 +243,7 @@ fn insist(mut attempt: impl FnMut() -> Result<Asked>) -> Result<Asked> {
     match attempt() {
         Err(error) if error.kind() == ErrorKind::Lost => attempt(),
         // Those that were made ahead may have had it.
-        Err(error) if error.kind() == ErrorKind::Exhausted && next::clear() => attempt(),
+        Err(error) if error.kind() == ErrorKind::Exhausted && (next::clear() | launch::release()) => attempt(),
         other => other,
     }
 }
@@ -342,7 +342,7 @@ fn question(sandbox: &Sandbox, what: For<'_>, flags: u64, passed: &Passed) -> Re
     };
     draft.change(&changes)?;
     let expected = expected(sandbox, &init, ids, grouped.processes);
-    draft.settings.flags |= flags;
+    draft.settings.flags |= flags | passed.flags();
     // Others may hold what they have of its network.
     draft.reuses_network = sandbox.reuse_network && draft.sockets && matches!(what, For::Command(_) | For::LaterCommand(_));
     let plan = encoded(&draft)?;

@@ -116,9 +116,11 @@ impl Share {
     }
 
     pub(super) fn counters(&mut self) -> Counters {
+        // Else something may come to pass before this is over.
+        let alone = self.session.running.load(Ordering::Relaxed) == 1;
         let own = self.joined.as_mut().and_then(|joined| joined.own.as_mut());
         let (counters, after) = self.session.group().command_counters(own, &self.before);
-        self.after = Some(after);
+        self.after = alone.then_some(after);
         counters
     }
 
@@ -227,7 +229,11 @@ impl Session {
         let volumes = held.map_or_else(|| sandbox.hold_volumes().map(Arc::new), Ok)?;
         let asked = start_empty(sandbox, keep)?;
         let mut group = asked.group;
-        group.make()?;
+        if let Err(error) = group.make() {
+            // init removes the group of a sandbox that it can't start, and has said why.
+            let told = launch::wait_readable(asked.reply.as_fd(), Duration::ZERO).unwrap_or(false);
+            return Err(if told { stands(&asked.reply, &asked.draft, sandbox, &mut group).err().unwrap_or(error) } else { error });
+        }
         group.prepare_for_commands();
         // The others are for commands.
         let oom = if group.needs().oom {
@@ -401,7 +407,7 @@ impl Session {
         };
         let mut draft = compile::beside(&sandbox, &self.init.facts, self.ids, &wanted)?;
         draft.change(&sandbox.changes)?;
-        draft.settings.flags |= flags;
+        draft.settings.flags |= flags | passed.flags();
         // A host that wants no notice looks at once. And what a bind leads to may hold up an
         // exec: a lease that somebody elsewhere has on the program (fcntl(2)), or a server.
         if flags & wire::NOTIFY_START == 0 && sandbox.has_own_files_only() {
@@ -418,6 +424,10 @@ impl Session {
         // First, so that whoever sees nobody running sees those with lower numbers at their end.
         self.running.fetch_add(1, Ordering::Relaxed);
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        if number == 2 {
+            // It's one that has many.
+            self.group().keep_events_open();
+        }
         let mut share = Share { session: self.clone(), number, running: true, joined: None, before: Counters::default(), after: None };
         let spare = lock(&self.spare).take_if(|spare| spare.cpu_limit == cpu_limit);
         share.joined = Some(spare.map_or_else(|| self.joined(cpu_limit), Ok)?);
@@ -446,9 +456,9 @@ impl Session {
             return false;
         }
         let empty = joined.own.as_mut().is_none_or(CommandGroup::serves_again);
-        if empty {
-            *lock(&self.spare) = Some(joined);
-        } else if let Some(own) = &joined.own
+        // There's one: another that isn't wanted any more goes too.
+        let unwanted = if empty { lock(&self.spare).replace(joined) } else { Some(joined) };
+        if let Some(own) = unwanted.as_ref().and_then(|joined| joined.own.as_ref())
             && !self.group().remove_command(own)
         {
             self.crowded.store(true, Ordering::Relaxed);
