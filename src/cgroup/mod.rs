@@ -1,7 +1,7 @@
 //! Control groups: limits for a whole tree of processes, and what it used.
 //!
-//! One group per sandbox, made fresh or as good as new (`spare.rs`), in every hierarchy that has something to offer:
-//! a v2 tree with controllers has it all; v1 has one hierarchy per controller; on a
+//! One group per sandbox, made fresh or as good as new (`spare.rs`), in every hierarchy that
+//! has something to offer: a v2 tree with controllers has it all; v1 has one hierarchy per controller; on a
 //! hybrid machine the v2 tree beside them, although without controllers, can still count
 //! CPU time where v1 doesn't. `place.rs` finds where groups may be made, `remedy.rs` says what helps
 //! where they may not, `v1.rs` and `v2.rs` know the names of files.
@@ -12,8 +12,8 @@
 //! privileges. That is cheap on v1, where moving another process by pid waits for a grace
 //! period of milliseconds; it leaves no moment without limits; and init and PID 1 stay
 //! outside, where the out-of-memory killer of the group can't take them. init removes the
-//! group when its processes are gone, also when the host is; those that serve again are the host's
-//! to remove.
+//! group when its processes are gone, also when the host is; those that
+//! serve again are the host's to remove.
 //!
 //! cgroups-rs doesn't serve for this: it hard-codes its mount point, looks at the
 //! root's controllers instead of the subtree's, and returns success for limits that it
@@ -194,6 +194,10 @@ struct Member {
 }
 
 impl Member {
+    fn new(hierarchy: usize, directory: OwnedFd, uses: u8, number: u64) -> Member {
+        Member { hierarchy, directory, uses, inner: None, kept: Vec::new(), number, account: v1::Account::default() }
+    }
+
     fn source(&self) -> Source<'_> {
         Source { directory: &self.directory, kept: &self.kept }
     }
@@ -320,15 +324,11 @@ impl Group {
         }
         for (hierarchy, uses) in self.chosen.clone() {
             let last = self.members.len();
-            if let Some(member) = self.take_spare(hierarchy, uses) {
-                self.lend(&member);
-                self.members.push(member);
-                continue;
-            }
-            let (directory, number) = (self.make_in(hierarchy)?, self.number);
+            let made = || Ok(Member::new(hierarchy, self.make_in(hierarchy)?, uses, self.number));
+            let member = self.take_spare(hierarchy, uses).map_or_else(made, Ok)?;
+            self.lend(&member);
             // Known from here on, whatever fails.
-            self.members.push(Member { hierarchy, directory, uses, inner: None, kept: Vec::new(), number, account: Default::default() });
-            self.lend(&self.members[last]);
+            self.members.push(member);
             if self.needs_inner(hierarchy, uses) {
                 self.members[last].inner = Some(self.make_inner(hierarchy, &self.members[last].directory)?);
             }

@@ -8,7 +8,7 @@
 //! are written and read back as in a new one, the peak is set back, and CPU time is told by
 //! difference. What limits processes is made anew: its peak can't be set back.
 //!
-//! On v2 there's one group for all, so the same holds for that.
+//! On v2 there's one group for all, so it's made anew too.
 
 use std::sync::{Mutex, MutexGuard};
 
