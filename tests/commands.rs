@@ -579,7 +579,8 @@ fn a_kill_that_comes_too_late_does_not_hide_the_end() {
 }
 
 fn signals_reach_the_main_process() {
-    let (mut child, mut output) = ready("trap 'echo usr1' USR1; trap 'exit 8' INT; echo ready; while :; do read x; done");
+    // No `read`: a shell that is told just before it blocks in one doesn't know until it's over.
+    let (mut child, mut output) = ready("trap 'echo usr1' USR1; trap 'exit 8' INT; echo ready; while :; do sleep 0.01; done");
     child.signal(libc::SIGUSR1).expect("told");
     let mut line = String::new();
     output.read_line(&mut line).expect("a line");

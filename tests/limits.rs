@@ -550,7 +550,8 @@ fn a_run_stays_on_its_cpus() {
 fn the_wall_limit_holds_without_pid_1() {
     use nix::sys::signal::{Signal, kill};
     use support::processes::{alive, eventually, find};
-    let limit = Duration::from_millis(700);
+    // Enough to find and stop PID 1 before it sees to the limit.
+    let limit = support::patience(Duration::from_millis(700));
     let stopped = || {
         let child = sandbox().wall_time(limit).spawn(command(&["spin"])).expect("it starts");
         let spins = find(child.id().expect("alive")).expect("alive");

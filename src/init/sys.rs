@@ -13,6 +13,7 @@ pub const EINTR: i32 = 4;
 pub const EIO: i32 = 5;
 pub const ENOENT: i32 = 2;
 pub const ECHILD: i32 = 10;
+pub const EAGAIN: i32 = 11;
 pub const EACCES: i32 = 13;
 pub const EEXIST: i32 = 17;
 pub const ENOTDIR: i32 = 20;

@@ -36,6 +36,8 @@ use crate::store::Imported;
 pub(crate) const LIFE: Duration = Duration::from_secs(2);
 /// How long after it was asked for it's taken: long before that.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long after it was asked for it has been told to go on, whatever the host was held up by.
+const IN_TIME: Duration = Duration::from_millis(1500);
 
 /// A command that takes longer isn't short.
 const SHORT: Duration = Duration::from_millis(1);
@@ -154,8 +156,10 @@ pub(super) fn take(sandbox: &Sandbox, command: &Command) -> Option<Live> {
     let suits = waiting.asked.elapsed() < FRESH && late::fits_prepared(sandbox, command) && waiting.view.is_as_it_was();
     let mut live = waiting.live;
     live.sandbox = sandbox.clone();
-    // What keeps it from standing the caller will hear of a sandbox that it waits for.
-    if !suits || live.is_lost() || live.stands_within(FRESH).is_err() || live.is_lost() || !live.still_stands() {
+    // What keeps it from standing the caller will hear of a sandbox that it waits for. One
+    // that was told to go on too late may have given up just before, and not said so yet.
+    let stands = suits && !live.is_lost() && live.stands_within(FRESH).is_ok() && waiting.asked.elapsed() < IN_TIME;
+    if !stands || live.is_lost() || !live.still_stands() {
         return None;
     }
     SERVED.fetch_add(1, Ordering::Relaxed);
@@ -259,4 +263,24 @@ fn suits(sandbox: &Sandbox) -> bool {
         && !sandbox.keep_changes
         && sandbox.changes.is_empty()
         && sandbox.root.checkpoint().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Exit;
+
+    /// The host may be stopped, or its command's arguments fill megabytes.
+    #[test]
+    fn one_that_was_taken_waits_for_its_command_as_long_as_it_takes() {
+        let recipe = Sandbox::new();
+        let command = || Command::new("echo").arg("here");
+        let live = (0..100).find_map(|_| {
+            recipe.run(command()).expect("it runs");
+            take(&recipe, &command())
+        });
+        thread::sleep(LIFE + Duration::from_millis(200));
+        let out = late::run_ahead(&Running::new(), live.expect("one was made ahead"), &recipe, command()).expect("it runs");
+        assert_eq!((out.status, out.text()), (Exit::Code(0), "here\n".into()));
+    }
 }

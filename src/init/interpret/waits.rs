@@ -69,9 +69,16 @@ impl Context {
         }
     }
 
-    /// See [`op::AWAIT_COMMAND`].
+    /// See [`op::AWAIT_COMMAND`]. The host has looked and will say something, however long it
+    /// takes: no limit on the wait before holds for this one.
     pub(super) fn await_command(&mut self, first: usize) -> Result<usize> {
-        match receive_with_plan(self.slots[slot::REPLY as usize], true)? {
+        let message = loop {
+            match receive_with_plan(self.slots[slot::REPLY as usize], true) {
+                Err(EAGAIN) => continue,
+                other => break other?,
+            }
+        };
+        match message {
             Some((request, received, plan)) if request.kind == Request::EXECUTE && !received.truncated => {
                 let (new, passed) = Context::sent(plan, received.fds())?;
                 self.stale = Some(self.mapping);
