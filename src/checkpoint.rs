@@ -16,7 +16,7 @@ use crate::image::Image;
 use crate::instance::Instance;
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
-use crate::supervise::share::Shown;
+use crate::supervise::session::Shown;
 
 /// The files of a live sandbox as they were at one moment, made by
 /// [`Instance::checkpoint`]: what any number of sandboxes start from, one after

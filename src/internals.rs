@@ -10,7 +10,7 @@ pub use crate::layer::internals as layers;
 /// From here on no tmpfs can be idmapped for this process's live sandboxes, as before
 /// Linux 6.3.
 pub fn without_idmapped_tmpfs() {
-    crate::supervise::share::WITHOUT_IDMAPPED_TMPFS.store(true, std::sync::atomic::Ordering::Relaxed);
+    crate::supervise::session::WITHOUT_IDMAPPED_TMPFS.store(true, std::sync::atomic::Ordering::Relaxed);
 }
 
 /// How many runs of this process had a sandbox that was made ahead.

@@ -12,7 +12,9 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Counters, Group, Limits, Source, controller, make_directory, open, read, v1, v2, write};
+use super::files::{Source, make_directory, open, read, write};
+use super::limits::controller;
+use super::{Counters, Group, Limits, v1, v2};
 use crate::error::{Error, Result};
 
 #[derive(Debug)]

@@ -21,6 +21,8 @@
 
 mod ahead;
 mod command;
+mod files;
+mod limits;
 pub(crate) mod place;
 mod remedy;
 mod spare;
@@ -29,124 +31,24 @@ mod v1;
 mod v2;
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, ErrorKind, Result, errno_text, exhaustion_hint, is_exhaustion};
 use crate::probe::Layer;
 pub(crate) use ahead::Ahead;
 pub(crate) use command::{CommandGroup, Handles};
+use files::{Open, Setting, Source, make_directory, open, read};
+use limits::controller;
+pub(crate) use limits::{CpuSet, Limits};
 pub(crate) use place::{Hierarchy, Places};
 pub(crate) use turns::Turns;
-
-/// What a hierarchy can do, as bits.
-pub(crate) mod controller {
-    pub(crate) const MEMORY: u8 = 1;
-    pub(crate) const PIDS: u8 = 2;
-    pub(crate) const CPU: u8 = 4;
-    /// Counts CPU time: every v2 group does, on v1 it's a controller.
-    pub(crate) const ACCOUNT: u8 = 8;
-    pub(crate) const CPUSET: u8 = 16;
-    pub(crate) const ALL: [u8; 5] = [MEMORY, PIDS, CPU, ACCOUNT, CPUSET];
-}
-
-/// Limits that a group enforces.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Limits {
-    pub(crate) memory: Option<u64>,
-    /// Only the process that the kernel picks dies when memory runs out.
-    pub(crate) spare_others: bool,
-    pub(crate) processes: Option<u32>,
-    pub(crate) cpus: Option<f64>,
-    pub(crate) cpuset: Option<CpuSet>,
-    /// A limit on CPU time needs the counter.
-    pub(crate) cpu_account: bool,
-    /// Only a group can limit processes: the workload may change its user.
-    pub(crate) strict_processes: bool,
-    /// The workload may mount what shows its group.
-    pub(crate) in_reach: bool,
-}
-
-/// A set of CPUs by number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct CpuSet([u64; CpuSet::WORDS]);
-
-impl CpuSet {
-    const WORDS: usize = 32;
-    /// One more than the highest CPU number that can be given.
-    pub(crate) const MOST: u32 = 64 * CpuSet::WORDS as u32;
-
-    /// Adds a CPU; false if no kernel has so many.
-    pub(crate) fn insert(&mut self, cpu: u32) -> bool {
-        let fits = cpu < CpuSet::MOST;
-        if fits {
-            self.0[(cpu / 64) as usize] |= 1 << (cpu % 64);
-        }
-        fits
-    }
-
-    pub(crate) fn len(&self) -> u32 {
-        self.0.iter().map(|word| word.count_ones()).sum()
-    }
-
-    /// As the kernel writes it (cpuset(7), "List format"): `0-3,8`.
-    pub(crate) fn list(&self) -> String {
-        let has = |cpu: u32| cpu < CpuSet::MOST && self.0[(cpu / 64) as usize] >> (cpu % 64) & 1 == 1;
-        let mut ranges = Vec::new();
-        let mut cpu = 0;
-        while cpu < CpuSet::MOST {
-            if has(cpu) {
-                let first = cpu;
-                while has(cpu + 1) {
-                    cpu += 1;
-                }
-                ranges.push(if first == cpu { first.to_string() } else { format!("{first}-{cpu}") });
-            }
-            cpu += 1;
-        }
-        ranges.join(",")
-    }
-}
-
-/// Quota and period, in microseconds, of a CPU bandwidth. The period is short, so that
-/// a run is slowed evenly instead of being stopped for most of the kernel's default of
-/// 100 ms; but a quota is at least 1 ms.
-pub(crate) fn bandwidth(cpus: f64) -> (u64, u64) {
-    let period = if cpus < 0.1 { 100_000 } else { 10_000 };
-    ((cpus * period as f64).round() as u64, period)
-}
-
-impl Limits {
-    /// Which controllers they need, each with the layer that is missing without it.
-    fn needs(&self) -> Vec<(u8, Layer)> {
-        let mut needs = Vec::new();
-        if self.memory.is_some() {
-            needs.push((controller::MEMORY, Layer::MemoryLimit));
-        }
-        if self.processes.is_some() && self.strict_processes {
-            needs.push((controller::PIDS, Layer::ProcessLimit));
-        }
-        if self.cpuset.is_some() {
-            needs.push((controller::CPUSET, Layer::CpuPinning));
-        }
-        if self.cpu_account {
-            needs.push((controller::ACCOUNT, Layer::CpuAccount));
-        }
-        if self.cpus.is_some() {
-            needs.push((controller::CPU, Layer::CpuBandwidth));
-        }
-        needs
-    }
-}
 
 /// The group of one sandbox.
 #[derive(Debug)]
@@ -200,30 +102,6 @@ impl Member {
 
     fn source(&self) -> Source<'_> {
         Source { directory: &self.directory, kept: &self.kept }
-    }
-}
-
-/// Where the counters of a group are read.
-#[derive(Clone, Copy)]
-pub(crate) struct Source<'a> {
-    directory: &'a OwnedFd,
-    kept: &'a [(&'static str, File)],
-}
-
-impl<'a> Source<'a> {
-    fn of(directory: &'a OwnedFd) -> Source<'a> {
-        Source { directory, kept: &[] }
-    }
-
-    fn read(self, file: &str) -> io::Result<String> {
-        match self.kept.iter().find(|(name, _)| *name == file) {
-            Some((_, opened)) => text(|buffer, at| opened.read_at(buffer, at)),
-            None => read(self.directory, file),
-        }
-    }
-
-    fn number(self, file: &str) -> Option<u64> {
-        self.read(file).ok()?.trim().parse().ok()
     }
 }
 
@@ -565,154 +443,8 @@ impl Drop for Group {
     }
 }
 
-/// A group that keeps files open, of which there may be so many.
-#[derive(Debug)]
-struct Open;
-
-static OPEN: AtomicUsize = AtomicUsize::new(0);
-
-impl Open {
-    const MOST: usize = 16;
-
-    fn new() -> Option<Open> {
-        let one_more = |open| (open < Open::MOST).then_some(open + 1);
-        OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok().then_some(Open)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A file of a group to be written, and what it must say afterwards.
-#[derive(Debug)]
-pub(crate) struct Setting {
-    pub(crate) file: &'static str,
-    pub(crate) value: String,
-    /// Whether what was read back is as good as what was written.
-    pub(crate) holds: fn(wrote: &str, read: &str) -> bool,
-    pub(crate) layer: Layer,
-    /// The kernel may lack it.
-    pub(crate) optional: bool,
-}
-
-impl Setting {
-    fn apply(&self, directory: &OwnedFd) -> io::Result<()> {
-        let mut file = match open(directory, self.file, OFlag::O_RDWR) {
-            Err(error) if self.optional && error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => File::from(other?),
-        };
-        file.write_all(self.value.as_bytes())?;
-        let mut buffer = [0; 4096];
-        let length = file.read_at(&mut buffer, 0).map_err(|e| io::Error::new(e.kind(), format!("can't be read back: {e}")))?;
-        let read = String::from_utf8_lossy(&buffer[..length]);
-        if (self.holds)(&self.value, read.trim()) {
-            Ok(())
-        } else {
-            Err(io::Error::other(format!("it says {:?} after {:?} was written", read.trim(), self.value)))
-        }
-    }
-}
-
-pub(crate) fn same(wrote: &str, read: &str) -> bool {
-    wrote == read
-}
-
-/// Limits of memory are rounded down to pages.
-pub(crate) fn same_pages(wrote: &str, read: &str) -> bool {
-    let (Ok(wrote), Ok(read)) = (wrote.parse::<u64>(), read.parse::<u64>()) else { return wrote == read };
-    read <= wrote && wrote - read < 65_536
-}
-
-/// A group below another: one that exists is never taken over.
-fn make_directory(parent: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
-    mkdirat(parent, name, Mode::from_bits_truncate(0o755))?;
-    let opened = openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-    let lasting = opened.and_then(|fd| crate::sys::not_standard(fd).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))));
-    if lasting.is_err() {
-        // Without a descriptor nobody would know of it.
-        let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
-    }
-    lasting
-}
-
-pub(crate) fn open(directory: &OwnedFd, file: &str, flags: OFlag) -> io::Result<OwnedFd> {
-    Ok(openat(directory.as_fd(), file, flags | OFlag::O_CLOEXEC, Mode::empty())?)
-}
-
-pub(crate) fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<()> {
-    File::from(open(directory, file, OFlag::O_WRONLY)?).write_all(value.as_bytes())
-}
-
-pub(crate) fn read(directory: &OwnedFd, file: &str) -> io::Result<String> {
-    let file = File::from(open(directory, file, OFlag::O_RDONLY)?);
-    text(|buffer, at| file.read_at(buffer, at))
-}
-
-/// What a file says. Most are a line, which one read gives; some are a page or two.
-fn text(read_at: impl Fn(&mut [u8], u64) -> io::Result<usize>) -> io::Result<String> {
-    const MOST: usize = 1 << 20;
-    let (mut buffer, mut bytes) = ([0; 4096], Vec::new());
-    loop {
-        let n = read_at(&mut buffer, bytes.len() as u64)?;
-        bytes.extend_from_slice(&buffer[..n]);
-        if n == 0 || bytes.len() <= buffer.len() / 2 || bytes.len() >= MOST {
-            return Ok(String::from_utf8_lossy(&bytes).into_owned());
-        }
-    }
-}
-
-/// The number after `key` in a file of lines like `key 123`.
-pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-/// Page cache by `memory.stat`: all of it without what lies in tmpfs. That file takes as
-/// long to read as all the others together, so it isn't where there can be little of it.
-pub(crate) fn page_cache(from: Source<'_>, peak: Option<u64>, all: &str, tmpfs: &str) -> Option<u64> {
-    const LITTLE: u64 = 4 << 20;
-    if peak.is_some_and(|peak| peak < LITTLE) {
-        return None;
-    }
-    let text = from.read("memory.stat").ok()?;
-    Some(field(&text, all)?.saturating_sub(field(&text, tmpfs)?))
-}
-
 impl Places {
     fn with(&self, wanted: u8) -> Option<usize> {
         self.hierarchies.iter().position(|h: &Hierarchy| h.controllers & wanted != 0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_found_by_their_whole_name() {
-        let text = "oom 3\noom_kill 2\noom_group_kill 1\n";
-        assert_eq!(field(text, "oom"), Some(3));
-        assert_eq!(field(text, "oom_kill"), Some(2));
-        assert_eq!(field(text, "oom_ki"), None);
-    }
-
-    #[test]
-    fn cpus_are_listed_as_the_kernel_lists_them() {
-        let mut set = CpuSet::default();
-        for cpu in [0, 1, 2, 8, 63, 64, 2047] {
-            assert!(set.insert(cpu));
-        }
-        assert_eq!((set.list().as_str(), set.len()), ("0-2,8,63-64,2047", 7));
-        assert!(!set.insert(CpuSet::MOST));
-    }
-
-    #[test]
-    fn a_limit_that_was_not_taken_is_noticed() {
-        assert!(same_pages("1000000", "999424"));
-        assert!(!same_pages("1000000", "max"));
-        assert!(!same_pages("1000000", "9223372036854771712"));
-        assert!(!same_pages("10000000", "4096"));
     }
 }

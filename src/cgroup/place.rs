@@ -26,8 +26,9 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::files::{read, write};
+use super::limits::controller;
 use super::spare::Spares;
-use super::{controller, read, write};
 
 /// A directory of ours in one hierarchy.
 #[derive(Debug)]

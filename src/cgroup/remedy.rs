@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::controller;
+use super::limits::controller;
 use super::place::{Cause, Obstacle, Places};
 use crate::error::errno_text;
 

@@ -15,7 +15,9 @@ use std::sync::{Mutex, MutexGuard};
 use nix::errno::Errno;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Counters, Group, Member, Places, Source, controller, field, write};
+use super::files::{Source, field, write};
+use super::limits::controller;
+use super::{Counters, Group, Member, Places};
 
 /// Those of one process.
 #[derive(Debug, Default)]

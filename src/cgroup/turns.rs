@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
-use super::{Counters, Group, Member, Setting, controller, open, v1, v2};
+use super::files::{Setting, open};
+use super::limits::controller;
+use super::{Counters, Group, Member, v1, v2};
 use crate::error::{Error, Result};
 
 /// What tells whether a group is as it was made.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Counters, Limits, Setting, Source, bandwidth, controller, field, open, page_cache, read, same, same_pages, write};
+use super::files::{Setting, Source, field, open, page_cache, read, same, same_pages, write};
+use super::limits::{bandwidth, controller};
+use super::{Counters, Limits};
 use crate::probe::Layer;
 
 /// Joined by writing `0`. Not `cgroup.procs`: that takes a lock for which the first

@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use super::{Counters, Limits, Setting, Source, bandwidth, controller, field, page_cache, read, same, same_pages, write};
+use super::files::{Setting, Source, field, page_cache, read, same, same_pages, write};
+use super::limits::{bandwidth, controller};
+use super::{Counters, Limits};
 use crate::probe::Layer;
 
 /// Joined by writing `0`.

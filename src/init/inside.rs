@@ -12,6 +12,8 @@
 //! A sandbox is made for one command and ends with it, or is a live one, which starts
 //! commands and helpers as it's asked to and ends with its host's end of the socket.
 
+mod poll;
+
 use core::mem::MaybeUninit;
 
 use crate::arch::nr;
@@ -23,6 +25,7 @@ use crate::reuse::Reuse;
 use crate::sockets::Traces;
 use crate::sys::*;
 use crate::wire::{self, NO_SLOT, Stage, slot};
+use poll::{POLLIN, POLLRDHUP, Poll};
 
 const COMMANDS: usize = 64;
 const HELPERS: usize = 32;
@@ -101,51 +104,6 @@ struct Oom {
 
 /// How often they're looked after, nanoseconds.
 const NUDGE: u64 = 5_000_000;
-
-const POLLIN: u64 = 1;
-const POLLRDHUP: u64 = 0x2000;
-
-/// What poll is asked about, and who that is.
-struct Poll {
-    entries: [u64; Poll::MOST],
-    tags: [usize; Poll::MOST],
-    count: usize,
-}
-
-impl Poll {
-    const MOST: usize = 3 + 3 * COMMANDS + HELPERS;
-    const REPLY: usize = 0;
-    const CHILDREN: usize = 1;
-    const OOM: usize = 2;
-    const STARTING: usize = 3;
-    const COMMAND: usize = Poll::STARTING + COMMANDS;
-    const LISTENER: usize = Poll::COMMAND + COMMANDS;
-    const HELPER: usize = Poll::LISTENER + COMMANDS;
-
-    fn add(&mut self, fd: i32, tag: usize) {
-        self.add_for(fd, tag, POLLIN | POLLRDHUP);
-    }
-
-    fn add_for(&mut self, fd: i32, tag: usize, events: u64) {
-        if fd >= 0 {
-            self.entries[self.count] = u64::from(fd as u32) | events << 32;
-            self.tags[self.count] = tag;
-            self.count += 1;
-        }
-    }
-
-    /// Events of that one.
-    fn says(&self, tag: usize) -> u64 {
-        let found = self.tags[..self.count].iter().position(|t| *t == tag);
-        found.map_or(0, |i| self.entries[i] >> 48)
-    }
-
-    /// Who of those from `first` on has something to say.
-    fn ready(&self, first: usize, count: usize) -> impl Iterator<Item = usize> {
-        let pairs = self.entries[..self.count].iter().zip(&self.tags);
-        pairs.filter(move |(entry, tag)| **entry >> 48 != 0 && (first..first + count).contains(*tag)).map(move |(_, tag)| tag - first)
-    }
-}
 
 /// Never returns: ends when the last command has, or with its host.
 pub fn main(mut context: Context) -> ! {
@@ -250,9 +208,7 @@ impl Inside {
         loop {
             let mut poll = self.poll();
             let time = if self.more { Some(0) } else { self.timeout() };
-            let time = time.map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
-            let time_at = time.as_ref().map_or(0, |t| t.as_ptr() as usize);
-            if call(nr::PPOLL, [poll.entries.as_mut_ptr() as usize, poll.count, time_at, 0, 0, 0]).is_err() {
+            if poll.wait(time).is_err() {
                 continue;
             }
             // The order matters: what has ended has ended, whatever was asked or
@@ -294,7 +250,7 @@ impl Inside {
     }
 
     fn poll(&self) -> Poll {
-        let mut poll = Poll { entries: [0; Poll::MOST], tags: [0; Poll::MOST], count: 0 };
+        let mut poll = Poll::NOBODY;
         poll.add(self.reply, Poll::REPLY);
         poll.add(self.children, Poll::CHILDREN);
         poll.add(self.oom.event, Poll::OOM);

@@ -10,7 +10,7 @@
 //! | `server.rs`, `server/` | the spawn server: polls, clones and reaps, nothing else |
 //! | `outer.rs` | the child per sandbox that opens what is the host's |
 //! | `interpret.rs`, `interpret/` | performs the steps of a plan |
-//! | `inside.rs` | PID 1 of a sandbox: polls, reaps, keeps time, reports |
+//! | `inside.rs`, `inside/` | PID 1 of a sandbox: polls, reaps, keeps time, reports |
 //! | `command.rs` | one command: its way to exec, its clocks, its end |
 //! | `tree.rs` | all processes that a command has started |
 //! | `reuse.rs` | whether a sandbox may serve again |

@@ -22,7 +22,7 @@ use crate::outcome::{Line, Output, Usage};
 use crate::plan::message::Request;
 use crate::plan::wire::NOTIFY_START;
 use crate::sandbox::Sandbox;
-use crate::supervise::share::Session;
+use crate::supervise::session::Session;
 use crate::supervise::{Live, Pipes, monotonic, refuse_piped};
 
 /// A live sandbox, started by [`Sandbox::start`]: commands run in it one after another,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::instance::Instance;
 use crate::sandbox::Sandbox;
-use crate::supervise::share::Session;
+use crate::supervise::session::Session;
 
 /// Where a party of an [`Interaction`](super::Interaction) runs: a recipe, of which it gets a
 /// sandbox of its own, or a live one ([`Instance`]).

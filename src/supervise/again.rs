@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::share::Session;
+use super::session::Session;
 use super::{Live, Pipes};
 use crate::cgroup::Counters;
 use crate::child::Child;

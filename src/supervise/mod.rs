@@ -16,7 +16,7 @@ pub(crate) mod next;
 mod place;
 mod proof;
 mod request;
-pub(crate) mod share;
+pub(crate) mod session;
 mod view;
 mod wait;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::share::Share;
+use super::session::Share;
 use crate::cgroup::{Counters, Group};
 use crate::ids::Claim;
 use crate::launch::Init;

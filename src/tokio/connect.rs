@@ -14,7 +14,7 @@ use super::Instance;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::instance::connect::{ATTEMPT, Address, PAUSE, not_yet};
-use crate::supervise::share::{FILES, no_answer, take_answer};
+use crate::supervise::session::{FILES, no_answer, take_answer};
 
 impl Instance {
     /// Connects to a TCP server inside: [`Instance::connect`](crate::Instance::connect). The stream
