@@ -651,6 +651,34 @@ fn rlimits_really_work() {
     assert_eq!(run(&sandbox().stack(u64::MAX), &["limit_of_stack"]).text(), "-1\n");
 }
 
+/// What set-up itself has open takes nothing of it, however the command comes to its sandbox.
+fn few_open_files_are_as_many_as_were_said() {
+    // A plan of two pages doesn't travel in a message.
+    let long = || command(&["open_files"]).env("LONG", "x".repeat(20_000));
+    for most in [8, 9, 13, 21, 32] {
+        let all = format!("{most}\n");
+        for sandbox in [sandbox(), sandbox().syscalls(cofferdam::Syscalls::Strict)] {
+            let sandbox = sandbox.open_files(most);
+            let of = |out: cofferdam::Result<Output>| out.unwrap_or_else(|error| panic!("{most}: {error}")).text().into_owned();
+            // From the second or third on in one that was made ahead.
+            for _ in 0..4 {
+                assert_eq!(of(sandbox.run(command(&["open_files"]))), all);
+                assert_eq!(of(sandbox.run(long())), all);
+            }
+            let live = sandbox.start().expect("it starts");
+            assert_eq!(of(live.run(long())), all);
+            let beside = live.spawn(command(&["spin"])).expect("it starts");
+            assert_eq!(of(live.run(long())), all);
+            assert_eq!(of(live.run(command(&["open_files"]))), all);
+            drop(beside);
+            let pool = cofferdam::Pool::new(sandbox, 1).expect("a pool");
+            assert_eq!(of(pool.run(long())), all);
+        }
+    }
+    let error = sandbox().rlimit(cofferdam::Resource::OpenFiles, 1, 1).run(command(&["open_files"])).expect_err("too few for anything");
+    assert!(error.to_string().contains("the recipe's own limit"), "{error}");
+}
+
 fn kills_by_the_caller_are_told_from_limits() {
     let child = memory_or_plain(sandbox()).cpu_time(Duration::from_secs(20)).spawn(command(&["spin"])).expect("it starts");
     child.kill().expect("killed");
@@ -1003,6 +1031,7 @@ fn main() {
         test!(input_of_any_size_goes_in, Need::Program("workload")),
         test!(piped_streams_are_pumped_together, Need::Program("workload")),
         test!(rlimits_really_work, Need::Program("workload")),
+        test!(few_open_files_are_as_many_as_were_said, Need::Program("workload")),
         test!(kills_by_the_caller_are_told_from_limits, Need::Program("workload")),
         test!(files_that_are_more_than_memory_are_noted),
         test!(a_preferred_limit_that_is_missing_is_told, Need::Program("workload")),

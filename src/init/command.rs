@@ -90,7 +90,7 @@ const LEFTOVERS: u64 = 1_000_000_000;
 /// What the command's process leaves behind for PID 1. It shares our memory
 /// until exec (CLONE_VM), and we're suspended meanwhile (CLONE_VFORK).
 pub struct Shared {
-    context: *mut Context,
+    pub context: *mut Context,
     failure: Failure,
     failed: bool,
     /// With a courier: the command's own process.
@@ -105,11 +105,11 @@ impl Shared {
         }
     }
 
-    /// The courier's end of its channel, and the listener that the command left.
-    pub fn handed(&self) -> (i32, i32) {
+    /// The courier's end of its channel, the command's pidfd, and the listener that it left.
+    pub fn handed(&self) -> (i32, [i32; 2]) {
         // SAFETY: `start`'s own context, whose frame is suspended.
         let context = unsafe { &*self.context };
-        (context.channel[1], context.slots[listener::SLOT])
+        (context.channel[1], [context.pidfd, context.slots[listener::SLOT]])
     }
 }
 
@@ -187,7 +187,7 @@ impl Command {
         // SAFETY: `shared` is alive; read after the child has let go of our memory.
         let Shared { mut failed, mut failure, main, .. } = unsafe { (&raw const shared).read_volatile() };
         // Its descriptors were its own, and it may have moved them.
-        (context.slots, context.channel) = (slots, [-1; 2]);
+        (context.slots, context.channel, context.pidfd) = (slots, [-1; 2], -1);
         close(channel[1]);
         if result < 0 {
             close(channel[0]);

@@ -50,6 +50,8 @@ pub struct Context {
     pub began: u64,
     /// Where the command's process tells PID 1 how far it got, or -1.
     pub announce: i32,
+    /// The pidfd of a command that a courier has cloned, in the table that they share.
+    pub pidfd: i32,
 }
 
 /// What a command's process tells PID 1, in a pipe that exec closes: right before exec,
@@ -155,6 +157,7 @@ impl Context {
             executed: 0,
             began: 0,
             announce: -1,
+            pidfd: -1,
         })
     }
 
@@ -252,6 +255,7 @@ impl Context {
             op::AWAIT_MAPS => plain(crate::server::await_maps()),
             // Without it the network namespace is used once.
             op::MAKE_SOCKET => Ok(crate::sockets::make_one().unwrap_or(0)),
+            op::MAKE_ROOM => Ok(self.make_room()),
             op::CENSUS => plain(crate::census::take(a[0] as i32, a[1] == 1)),
             number => plain(call(number as usize, a)),
         }

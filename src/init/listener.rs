@@ -33,11 +33,12 @@ pub extern "C" fn courier(address: usize) -> ! {
     // SAFETY: the address of a live local of PID 1's, whose frame is suspended; while
     // the command's process uses it we're suspended ourselves.
     let shared = unsafe { &mut *(address as *mut Shared) };
-    let mut pidfd = -1i32;
+    // SAFETY: as above.
+    let pidfd = unsafe { &raw mut (*shared.context).pidfd };
     // A child of PID 1's, as we are; with our exit signal, which clone3 wants to be 0 here.
     let flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PARENT | CLONE_PIDFD;
     let stack = &raw mut COMMAND_STACK as u64;
-    let args = [flags, &raw mut pidfd as u64, 0, 0, 0, stack, STACK as u64, 0];
+    let args = [flags, pidfd as u64, 0, 0, 0, stack, STACK as u64, 0];
     // SAFETY: `args` is a clone_args with a stack that only one command uses at a time,
     // because PID 1 waits for us; `command_main` never returns.
     let result = unsafe { clone_onto(args.as_ptr(), size_of_val(&args), command_main, address) };
@@ -46,9 +47,9 @@ pub extern "C" fn courier(address: usize) -> ! {
         exit(0);
     }
     shared.main = result as i32;
-    let (channel, listener) = shared.handed();
-    let count = if listener >= 0 { 2 } else { 1 };
-    if send(channel, &[0], &[pidfd, listener][..count]).is_err() {
+    let (channel, handed) = shared.handed();
+    let count = if handed[1] >= 0 { 2 } else { 1 };
+    if send(channel, &[0], &handed[..count]).is_err() {
         shared.fail(EIO);
     }
     exit(0);

@@ -196,6 +196,7 @@ pub(crate) const NAMES: &[(u32, &str)] = &[
     (op::STACK, "open_tree or copy"),
     (op::CENSUS, "take a census"),
     (op::MAKE_SOCKET, "make a socket"),
+    (op::MAKE_ROOM, "close what isn't needed"),
 ];
 
 fn name(op: u32) -> &'static str {

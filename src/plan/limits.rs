@@ -5,6 +5,7 @@
 //! more address space than they use.
 
 use super::namespaces::Ids;
+use super::wire::{self, op};
 use super::{Area, Draft};
 use crate::limits::Resource;
 use crate::probe::Facts;
@@ -53,6 +54,9 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, ids: Ids, grouped: bool)
 
 pub(crate) fn command(draft: &mut Draft, limits: &[Rlimit]) {
     draft.area(Area::Limit);
+    if limits.iter().any(|limit| limit.resource == Resource::OpenFiles && limit.soft < wire::SCANT) {
+        draft.step(op::MAKE_ROOM, &[], "close", "what isn't needed");
+    }
     for limit in limits {
         let value = draft.words(&[limit.soft, limit.hard]);
         let name = limit.resource.kernel_name();

@@ -187,9 +187,15 @@ pub mod op {
     pub const CENSUS: u32 = 0x1_001b;
     /// Command: make a socket, for those who count them, and close it.
     pub const MAKE_SOCKET: u32 = 0x1_001c;
+    /// Command: close what isn't needed any more, because what is open counts for the limit
+    /// on open files that comes next, and some more are to be opened.
+    pub const MAKE_ROOM: u32 = 0x1_001d;
     /// The last of them.
-    pub const LAST: u32 = 0x1_001c;
+    pub const LAST: u32 = 0x1_001d;
 }
+
+/// A limit on open files below this may leave none to set-up: see [`op::MAKE_ROOM`].
+pub const SCANT: u64 = 64;
 
 /// How an argument is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -135,7 +135,7 @@ impl Sandbox {
         self
     }
 
-    /// The highest number of open descriptors of a process (RLIMIT_NOFILE).
+    /// The highest number of open descriptors of a process (RLIMIT_NOFILE); at least 8.
     pub fn open_files(mut self, most: u32) -> Sandbox {
         self.check_that(most >= 8, || format!("with {most} open files no program starts; the smallest limit is 8"));
         self.rlimit(Resource::OpenFiles, most.into(), most.into())

@@ -3,7 +3,7 @@
 use super::{Context, push, text};
 use crate::arch::nr;
 use crate::sys::*;
-use crate::wire::{AT_FDCWD as WIRE_CWD, MAX_FDS, slot};
+use crate::wire::{AT_FDCWD as WIRE_CWD, MAX_FDS, SCANT, slot};
 
 impl Context {
     /// See [`op::FDS`]. Sources that stand below the highest wanted number are
@@ -35,6 +35,21 @@ impl Context {
             crate::sockets::make_one()?;
         }
         Ok(0)
+    }
+
+    /// See [`op::MAKE_ROOM`]. What has been arranged for the command stays: exec won't close
+    /// it.
+    pub(super) fn make_room(&self) -> usize {
+        const F_GETFD: usize = 1;
+        const FD_CLOEXEC: usize = 1;
+        let [reply, ruleset] = [slot::REPLY, slot::RULESET].map(|slot| self.slots[slot as usize]);
+        let needed = [reply, ruleset, self.announce, self.channel[1], self.pidfd];
+        for fd in (0..SCANT as i32).filter(|fd| !needed.contains(fd)) {
+            if call(nr::FCNTL, [fd as usize, F_GETFD, 0, 0, 0, 0]) == Ok(FD_CLOEXEC) {
+                close(fd);
+            }
+        }
+        0
     }
 }
 

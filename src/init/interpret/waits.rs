@@ -46,11 +46,17 @@ impl Context {
 
     /// See [`op::STAND`].
     pub(super) fn stand(&self) -> Result<usize> {
-        let own = call(nr::GETPID, [0; 6])?;
-        let pidfd = call(nr::PIDFD_OPEN, [own, 0, 0, 0, 0, 0])?;
         let standing = Report { kind: Report::STANDING, ..Report::default() };
-        send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd as i32])?;
-        Ok(0)
+        let stand = |pidfd| send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd]);
+        if self.pidfd >= 0 {
+            stand(self.pidfd)?;
+            return Ok(0);
+        }
+        let own = call(nr::GETPID, [0; 6])?;
+        let pidfd = call(nr::PIDFD_OPEN, [own, 0, 0, 0, 0, 0])? as i32;
+        let stood = stand(pidfd);
+        close(pidfd);
+        stood.map(|()| 0)
     }
 
     /// See [`op::AWAIT_LOOK`]. By read(2), because a filter may refuse what is for sockets.
