@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cofferdam::{Child, Command, ErrorKind, Exit, Instance, Limit, MIB, Sandbox, Stdio, Syscalls};
+use cofferdam::{Child, Command, ErrorKind, Exit, Instance, Layer, Limit, MIB, Sandbox, Stdio, Syscalls};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use support::processes::{eventually, find, marked, marker};
@@ -423,8 +423,42 @@ time.sleep(60)";
     drop(child);
 }
 
+/// Whatever can't be opened in the host: it's told at once, and not when nobody has answered
+/// for a minute.
+fn few_descriptors_are_an_error_at_once() {
+    host::alone("few_descriptors_are_an_error_at_once", || {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        let recipe = sandbox().memory(256 * MIB).processes(20).prefer(Layer::MemoryLimit).prefer(Layer::CpuAccount);
+        let works = || recipe.start().and_then(|instance| instance.run("true"));
+        works().expect("it runs");
+        let open = fs::read_dir("/proc/self/fd").expect("descriptors").flatten();
+        let highest = open.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max().expect("some");
+        let (mut worked, mut failed) = (0, 0);
+        for most in (0..2).flat_map(|_| 3..highest + 30) {
+            setrlimit(Resource::RLIMIT_NOFILE, most, hard).expect("a lower limit");
+            let began = Instant::now();
+            match works() {
+                Ok(out) => {
+                    assert_eq!(out.status, Exit::Code(0));
+                    worked += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Exhausted, "{most}: {error}");
+                    failed += 1;
+                }
+            }
+            assert!(began.elapsed() < support::patience(LONG), "{most}: after {:?}", began.elapsed());
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("as before");
+        works().expect("it runs");
+        assert!(worked > 0 && failed > 0, "{worked} and {failed}: the test means nothing");
+    });
+}
+
 fn main() {
     support::main(vec![
+        test!(few_descriptors_are_an_error_at_once),
         test!(commands_follow_each_other_in_the_same_files),
         test!(nobody_elsewhere_holds_up_the_others, Need::Tool("python3")),
         test!(each_command_has_its_own_outcome),

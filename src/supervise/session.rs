@@ -152,8 +152,7 @@ impl Session {
         let mut group = asked.group;
         if let Err(error) = group.make() {
             // init removes the group of a sandbox that it can't start, and has said why.
-            let told = launch::wait_readable(asked.reply.as_fd(), Duration::ZERO).unwrap_or(false);
-            return Err(if told { stands(&asked.reply, &asked.draft, sandbox, &mut group).err().unwrap_or(error) } else { error });
+            return Err(has_failed(&asked.reply, &asked.draft, sandbox, &mut group).unwrap_or(error));
         }
         group.prepare_for_commands();
         // The others are for commands.
@@ -430,15 +429,29 @@ fn stands(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) 
             again::can_be_told(report.detail)?;
             Ok((report.missing, mounts.zip(upper)))
         }
-        Some((report, _)) if report.kind == Report::FAILED => {
-            if draft.notes.get(report.status as usize).is_none() {
-                group.take_back();
-            }
-            Err(failure::error(draft, Some(sandbox), &report))
-        }
+        Some((report, _)) if report.kind == Report::FAILED => Err(failed(&report, draft, sandbox, group)),
         Some((report, _)) => Err(lost(Some(report.status))),
         None => Err(lost(None)),
     }
+}
+
+/// What has kept a sandbox from standing, if it has said so by now.
+fn has_failed(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) -> Option<Error> {
+    while let Ok(true) = launch::wait_readable(reply.as_fd(), Duration::ZERO) {
+        let (report, _) = take_answer(reply, "the sandbox").ok()??;
+        if report.kind == Report::FAILED {
+            return Some(failed(&report, draft, sandbox, group));
+        }
+    }
+    None
+}
+
+fn failed(report: &Report, draft: &Draft, sandbox: &Sandbox, group: &mut Group) -> Error {
+    // No step is to blame, so perhaps init itself refused, which hasn't got the group.
+    if draft.notes.get(report.status as usize).is_none() {
+        group.take_back();
+    }
+    failure::error(draft, Some(sandbox), report)
 }
 
 /// The next message on a reply socket, within `limit`; `None` at its end.

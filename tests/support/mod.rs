@@ -53,6 +53,8 @@ pub enum Need {
     X86,
     /// An overlay of whoever runs it: an ordinary user's needs Linux 6.6.
     Overlay,
+    /// An ordinary user's overlay, whoever runs the test.
+    UsersOverlay,
     /// Checkpoints: an ordinary user's need an overlay.
     Checkpoint,
     /// To be allowed this many descriptors.
@@ -85,6 +87,7 @@ impl Need {
                 std::env::var_os(EMULATED).is_none().then(|| "sets the clock, in the virtual machine of tests/vm only".into())
             }
             Need::Overlay => (!root && kernel() < (6, 6)).then(|| "an ordinary user's overlay needs Linux 6.6".into()),
+            Need::UsersOverlay => Need::Overlay.missing(false),
             Need::Checkpoint => Need::Overlay.missing(root),
             Need::Descriptors(least) => {
                 let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
