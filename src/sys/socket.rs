@@ -48,9 +48,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], wait: bool) -> i
         let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
         match Errno::result(length) {
             Ok(length) => break length as usize,
-            // A peer that closed before it read all of ours is told once, and before
-            // what it has sent: its last messages, then the end, come next.
-            Err(Errno::EINTR | Errno::ECONNRESET) => {}
+            Err(errno) if comes_next(errno) => {}
             Err(errno) => return Err(errno.into()),
         }
     };
@@ -67,7 +65,19 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], wait: bool) -> i
 /// Looks at the next message and leaves it there, as if it had no descriptors.
 /// `WouldBlock` if there's none.
 pub(crate) fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<usize> {
-    Ok(recv(socket.as_raw_fd(), bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?)
+    loop {
+        match recv(socket.as_raw_fd(), bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+            Err(errno) if comes_next(errno) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Whether that says nothing of what is to be received. A peer that closed before it read
+/// all of ours is told once, and before what it has sent: its last messages, then the end,
+/// come next.
+fn comes_next(errno: Errno) -> bool {
+    matches!(errno, Errno::EINTR | Errno::ECONNRESET)
 }
 
 /// The descriptors that came with a message, each once.
@@ -99,6 +109,22 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn a_peer_that_ended_in_haste_is_heard_to_its_end() {
+        for looks in [true, false] {
+            let (ours, theirs) = pair().expect("sockets");
+            send(ours.as_fd(), b"never read", &[]).expect("sent");
+            send(theirs.as_fd(), b"last words", &[]).expect("sent");
+            drop(theirs);
+            let mut bytes = [0; 16];
+            if looks {
+                assert_eq!(peek(ours.as_fd(), &mut bytes).expect("a message"), 10);
+            }
+            assert_eq!(receive(ours.as_fd(), &mut bytes, true).expect("a message").0, 10);
+            assert_eq!(receive(ours.as_fd(), &mut bytes, true).expect("the end").0, 0);
+        }
+    }
 
     #[test]
     fn descriptors_of_a_truncated_message_are_closed() {
