@@ -231,12 +231,14 @@ fn prepare(sandbox: &Sandbox) -> Option<(Question, View)> {
 
 fn ask(sandbox: &Sandbox, question: Question, view: View) {
     let Some(mut state) = state() else { return };
+    // Before it can begin to wait.
+    let asked = Instant::now();
     if state.waiting.len() < State::MOST
         && let Ok(live) = late::ask_ahead(sandbox, question)
     {
         let (recipe, mut live) = (Known::of(sandbox), live.without_patience());
         live.sandbox = recipe.recipe.clone();
-        state.waiting.push(Waiting { recipe, live, asked: Instant::now(), view });
+        state.waiting.push(Waiting { recipe, live, asked, view });
     }
 }
 

@@ -32,7 +32,7 @@ accel=${COFFERDAM_VM_ACCEL:-tcg,thread=multi}
 case $accel in kvm*) slower=1 cpu=max ;; *) slower=10 cpu=max,erms=off,fsrm=off ;; esac
 # Seconds for one kernel, from start to power off: several times what it takes when
 # nobody else uses the machine's cores.
-limit=${COFFERDAM_VM_SECONDS:-1500}
+limit=${COFFERDAM_VM_SECONDS:-3000}
 
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target/vm"
