@@ -388,8 +388,7 @@ impl Inside {
                 let _ = kill(-1, SIGKILL);
                 return;
             }
-            let pause = [0u64, 100_000];
-            let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
+            pause(100_000);
         }
         // Something was freed after all.
     }

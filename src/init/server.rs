@@ -630,8 +630,7 @@ impl Server {
             if left == 0 {
                 break;
             }
-            let pause = [0u64, 5_000_000];
-            let _ = call(nr::PPOLL, [0, 0, pause.as_ptr() as usize, 0, 0, 0]);
+            pause(5_000_000);
         }
         for [base, home] in self.homes {
             if home >= 0 {

@@ -404,9 +404,20 @@ pub fn decline(socket: i32) -> bool {
 /// What poll(2) tells of one descriptor, within so many nanoseconds.
 pub fn poll_one(fd: i32, events: u64, nanos: u64) -> Result<u64> {
     let mut polled = u64::from(fd as u32) | events << 32;
-    let limit = [nanos / 1_000_000_000, nanos % 1_000_000_000];
-    call(nr::PPOLL, [&raw mut polled as usize, 1, limit.as_ptr() as usize, 0, 0, 0])?;
+    poll(core::slice::from_mut(&mut polled), Some(nanos))?;
     Ok(polled >> 48)
+}
+
+/// ppoll(2) of entries as [`poll_one`] makes one, for so many nanoseconds.
+pub fn poll(entries: &mut [u64], nanos: Option<u64>) -> Result<usize> {
+    let limit = nanos.map(|nanos| [nanos / 1_000_000_000, nanos % 1_000_000_000]);
+    let limit_at = limit.as_ref().map_or(0, |limit| limit.as_ptr() as usize);
+    call(nr::PPOLL, [entries.as_mut_ptr() as usize, entries.len(), limit_at, 0, 0, 0])
+}
+
+/// Does nothing for so many nanoseconds.
+pub fn pause(nanos: u64) {
+    let _ = poll(&mut [], Some(nanos));
 }
 
 /// Does something with each name in a directory but `.` and `..`, from where it was read

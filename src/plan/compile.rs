@@ -326,7 +326,7 @@ fn terminal(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, (rows, columns): (u1
     slave
 }
 
-/// Has every wait for the host end in a failure then.
+/// Has every wait for the host end in a failure then, but that for the command.
 fn wait_no_longer_than(draft: &mut Draft, patience: Duration) {
     draft.area(Area::Setup);
     // struct timeval

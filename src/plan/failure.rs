@@ -2,11 +2,9 @@
 
 use super::limits::Rlimit;
 use super::message::Report;
-use super::wire;
 use super::{Area, Draft, Note};
 use crate::error::{Error, ErrorKind, exhaustion_hint, is_exhaustion};
 use crate::image::Root;
-use crate::limits::Resource;
 use crate::probe::Layer;
 use crate::remedy;
 use crate::sandbox::Sandbox;
@@ -55,9 +53,8 @@ fn layer(area: Area) -> Layer {
 fn judge(note: &Note, errno: i32, mode: u32, sandbox: Option<&Sandbox>) -> (ErrorKind, Option<&'static str>) {
     let exhausted = if is_exhaustion(errno) { ErrorKind::Exhausted } else { ErrorKind::Setup };
     let hint = exhaustion_hint(errno);
-    let own = |limit: &Rlimit| limit.resource == Resource::OpenFiles && limit.soft < wire::SCANT;
     let late = matches!(note.area, Area::ReadBack | Area::Filter | Area::Exec);
-    if errno == libc::EMFILE && late && sandbox.is_some_and(|sandbox| sandbox.rlimits.iter().any(own)) {
+    if errno == libc::EMFILE && late && sandbox.is_some_and(|sandbox| sandbox.rlimits.iter().any(Rlimit::is_scant)) {
         return (ErrorKind::Invalid, Some("the recipe's own limit on open files leaves none to set-up; see `Sandbox::open_files`"));
     }
     match note.area {

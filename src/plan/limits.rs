@@ -19,6 +19,13 @@ pub(crate) struct Rlimit {
     pub(crate) hard: u64,
 }
 
+impl Rlimit {
+    /// It may leave set-up no open files.
+    pub(crate) fn is_scant(&self) -> bool {
+        self.resource == Resource::OpenFiles && self.soft < wire::SCANT
+    }
+}
+
 /// Every limit that a command gets: the recipe's, else the default, the latter
 /// never above what the host itself may have. `grouped` says that a control group
 /// counts the processes.
@@ -54,7 +61,7 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, ids: Ids, grouped: bool)
 
 pub(crate) fn command(draft: &mut Draft, limits: &[Rlimit]) {
     draft.area(Area::Limit);
-    if limits.iter().any(|limit| limit.resource == Resource::OpenFiles && limit.soft < wire::SCANT) {
+    if limits.iter().any(Rlimit::is_scant) {
         draft.step(op::MAKE_ROOM, &[], "close", "what isn't needed");
     }
     for limit in limits {

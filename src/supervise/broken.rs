@@ -1,6 +1,19 @@
-//! Why a sandbox could not do its job, where its messages don't say.
+//! Why a sandbox could not do its job.
 
+use crate::cgroup::Group;
 use crate::error::{Error, ErrorKind};
+use crate::plan::message::Report;
+use crate::plan::{Draft, failure};
+use crate::sandbox::Sandbox;
+
+/// The error for a failure that was reported. Where no step is to blame perhaps init itself
+/// refused, and then its group, if it has one, is the host's to remove.
+pub(super) fn failed(report: &Report, draft: &Draft, sandbox: &Sandbox, group: Option<&mut Group>) -> Error {
+    if let (None, Some(group)) = (draft.notes.get(report.status as usize), group) {
+        group.take_back();
+    }
+    failure::error(draft, Some(sandbox), report)
+}
 
 /// The error for a sandbox that ended without a word, with the wait status of its PID 1.
 pub(crate) fn lost(status: Option<u32>) -> Error {

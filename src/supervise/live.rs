@@ -13,7 +13,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::again::Loan;
 use super::applied;
-use super::broken::{lost, out_of_memory, overslept};
+use super::broken::{failed, lost, out_of_memory, overslept};
 use super::capture::Capture;
 use super::place::Place;
 use super::proof::{self, Expected, Looks};
@@ -26,8 +26,8 @@ use crate::launch;
 use crate::layer::IdMap;
 use crate::net::Network;
 use crate::outcome::{Facts, Line, Output, Source};
+use crate::plan::Draft;
 use crate::plan::message::{Report, Request};
-use crate::plan::{Draft, failure};
 use crate::probe::Layer;
 use crate::sandbox::Sandbox;
 use crate::sys;
@@ -267,13 +267,8 @@ impl Live {
         };
         match report.kind {
             Report::FAILED => {
-                // No step is to blame, so perhaps init itself refused.
-                if self.draft.notes.get(report.status as usize).is_none()
-                    && let Place::Own { group, .. } = &mut self.place
-                {
-                    group.take_back();
-                }
-                Err(failure::error(&self.draft, Some(&self.sandbox), &report))
+                let group = if let Place::Own { group, .. } = &mut self.place { Some(&mut **group) } else { None };
+                Err(failed(&report, &self.draft, &self.sandbox, group))
             }
             Report::GONE => {
                 self.gone = true;

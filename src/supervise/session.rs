@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::AsRawFd;
 
-use super::broken::lost;
+use super::broken::{failed, lost};
 use super::place::Place;
 use super::request::send_group;
 use super::{Keep, Live, Pipes, SETUP_LIMIT, again, cpus, expected, monotonic, pass, send_with_plan, start_empty};
@@ -429,7 +429,7 @@ fn stands(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Group) 
             again::can_be_told(report.detail)?;
             Ok((report.missing, mounts.zip(upper)))
         }
-        Some((report, _)) if report.kind == Report::FAILED => Err(failed(&report, draft, sandbox, group)),
+        Some((report, _)) if report.kind == Report::FAILED => Err(failed(&report, draft, sandbox, Some(group))),
         Some((report, _)) => Err(lost(Some(report.status))),
         None => Err(lost(None)),
     }
@@ -440,18 +440,10 @@ fn has_failed(reply: &OwnedFd, draft: &Draft, sandbox: &Sandbox, group: &mut Gro
     while let Ok(true) = launch::wait_readable(reply.as_fd(), Duration::ZERO) {
         let (report, _) = take_answer(reply, "the sandbox").ok()??;
         if report.kind == Report::FAILED {
-            return Some(failed(&report, draft, sandbox, group));
+            return Some(failed(&report, draft, sandbox, Some(group)));
         }
     }
     None
-}
-
-fn failed(report: &Report, draft: &Draft, sandbox: &Sandbox, group: &mut Group) -> Error {
-    // No step is to blame, so perhaps init itself refused, which hasn't got the group.
-    if draft.notes.get(report.status as usize).is_none() {
-        group.take_back();
-    }
-    failure::error(draft, Some(sandbox), report)
 }
 
 /// The next message on a reply socket, within `limit`; `None` at its end.

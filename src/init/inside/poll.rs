@@ -1,7 +1,6 @@
 //! Whom PID 1 listens to.
 
 use super::{COMMANDS, HELPERS};
-use crate::arch::nr;
 use crate::sys::*;
 
 pub const POLLIN: u64 = 1;
@@ -39,9 +38,7 @@ impl Poll {
 
     /// Waits until somebody has something to say, or so many nanoseconds.
     pub fn wait(&mut self, limit: Option<u64>) -> Result<usize> {
-        let time = limit.map(|t| [t / 1_000_000_000, t % 1_000_000_000]);
-        let time_at = time.as_ref().map_or(0, |t| t.as_ptr() as usize);
-        call(nr::PPOLL, [self.entries.as_mut_ptr() as usize, self.count, time_at, 0, 0, 0])
+        poll(&mut self.entries[..self.count], limit)
     }
 
     /// Events of that one.

@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::broken::lost;
 use super::{Session, lock};
 use crate::cgroup::{CommandGroup, Counters, Handles};
 use crate::error::{Error, Result};
 use crate::launch::Init;
+use crate::supervise::broken::lost;
 
 /// A command's own group, if there's one, and what it joins by.
 #[derive(Debug)]
