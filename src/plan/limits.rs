@@ -20,6 +20,14 @@ pub(crate) struct Rlimit {
 }
 
 impl Rlimit {
+    /// The least [`Sandbox::open_files`]: with fewer a sandbox that waits for its command
+    /// can't take what comes with that.
+    pub(crate) const LEAST_FILES: u32 = 8;
+
+    pub(crate) fn is_too_low_to_wait(&self) -> bool {
+        self.resource == Resource::OpenFiles && self.soft < Self::LEAST_FILES.into()
+    }
+
     /// It may leave set-up no open files.
     pub(crate) fn is_scant(&self) -> bool {
         self.resource == Resource::OpenFiles && self.soft < wire::SCANT

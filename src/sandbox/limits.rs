@@ -137,7 +137,8 @@ impl Sandbox {
 
     /// The highest number of open descriptors of a process (RLIMIT_NOFILE); at least 8.
     pub fn open_files(mut self, most: u32) -> Sandbox {
-        self.check_that(most >= 8, || format!("with {most} open files no program starts; the smallest limit is 8"));
+        let least = Rlimit::LEAST_FILES;
+        self.check_that(most >= least, || format!("with {most} open files no program starts; the smallest limit is {least}"));
         self.rlimit(Resource::OpenFiles, most.into(), most.into())
     }
 

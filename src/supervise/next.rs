@@ -29,6 +29,7 @@ use super::{Question, late, monotonic};
 use crate::command::Command;
 use crate::error::Result;
 use crate::image::{Image, Root};
+use crate::plan::limits::Rlimit;
 use crate::sandbox::Sandbox;
 use crate::store::Imported;
 
@@ -265,6 +266,7 @@ fn suits(sandbox: &Sandbox) -> bool {
         && !sandbox.keep_changes
         && sandbox.changes.is_empty()
         && sandbox.root.checkpoint().is_none()
+        && !sandbox.rlimits.iter().any(Rlimit::is_too_low_to_wait)
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use crate::arch::nr;
 use crate::sys::*;
 use crate::wire::{AT_FDCWD as WIRE_CWD, MAX_FDS, SCANT, slot};
 
+const F_DUPFD_CLOEXEC: usize = 1030;
+
 impl Context {
     /// See [`op::FDS`]. Sources that stand below the highest wanted number are
     /// first moved above it, so that no `dup3` overwrites one still needed.
     pub(super) fn arrange(&mut self, pairs: *const u32, count: usize, counts_sockets: bool) -> Result<usize> {
-        const F_DUPFD_CLOEXEC: usize = 1030;
         const CLOSE_RANGE_CLOEXEC: usize = 4;
         // SAFETY: the decoder checked place, alignment and count.
         let pairs = unsafe { core::slice::from_raw_parts(pairs.cast::<[u32; 2]>(), count) };
@@ -37,14 +38,23 @@ impl Context {
         Ok(0)
     }
 
-    /// See [`op::MAKE_ROOM`]. What has been arranged for the command stays: exec won't close
-    /// it.
-    pub(super) fn make_room(&self) -> usize {
+    /// See [`op::MAKE_ROOM`]. What is needed yet moves out of the way. What has been arranged
+    /// for the command stays: exec won't close it.
+    pub(super) fn make_room(&mut self) -> usize {
         const F_GETFD: usize = 1;
         const FD_CLOEXEC: usize = 1;
-        let [reply, ruleset] = [slot::REPLY, slot::RULESET].map(|slot| self.slots[slot as usize]);
-        let needed = [reply, ruleset, self.announce, self.channel[1], self.pidfd];
-        for fd in (0..SCANT as i32).filter(|fd| !needed.contains(fd)) {
+        let low = 0..SCANT as i32;
+        let mut kept = [-1; 5];
+        let [_, channel] = &mut self.channel;
+        let [reply, .., ruleset] = &mut self.slots[slot::REPLY as usize..=slot::RULESET as usize] else { return 0 };
+        for (fd, kept) in [reply, ruleset, channel, &mut self.announce, &mut self.pidfd].into_iter().zip(&mut kept) {
+            if low.contains(fd) {
+                // If that fails it has to stay.
+                *fd = call(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, SCANT as usize, 0, 0, 0]).map_or(*fd, |moved| moved as i32);
+                *kept = *fd;
+            }
+        }
+        for fd in low.filter(|fd| !kept.contains(fd)) {
             if call(nr::FCNTL, [fd as usize, F_GETFD, 0, 0, 0, 0]) == Ok(FD_CLOEXEC) {
                 close(fd);
             }

@@ -46,12 +46,17 @@ impl Context {
 
     /// See [`op::STAND`].
     pub(super) fn stand(&self) -> Result<usize> {
-        let pidfd = match self.pidfd {
-            -1 => call(nr::PIDFD_OPEN, [call(nr::GETPID, [0; 6])?, 0, 0, 0, 0, 0])? as i32,
-            couriers => couriers,
-        };
         let standing = Report { kind: Report::STANDING, ..Report::default() };
-        send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd]).map(|()| 0)
+        let stand = |pidfd| send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd]).map(|()| 0);
+        if self.pidfd >= 0 {
+            return stand(self.pidfd);
+        }
+        let own = call(nr::GETPID, [0; 6])?;
+        let pidfd = call(nr::PIDFD_OPEN, [own, 0, 0, 0, 0, 0])? as i32;
+        let stood = stand(pidfd);
+        // It would count for a limit on open files.
+        close(pidfd);
+        stood
     }
 
     /// See [`op::AWAIT_LOOK`]. By read(2), because a filter may refuse what is for sockets.
