@@ -251,8 +251,7 @@ fn connections_reach_servers_inside() {
     let instance = start();
     let server = "import socket\ns = socket.create_server(('127.0.0.1', 8080))\nu = socket.socket(socket.AF_UNIX)\nu.bind('/tmp/sock')\nu.listen()\n\
                   for s in s, u:\n  c = s.accept()[0]\n  c.sendall(b'got ' + c.recv(100))\n  c.close()\n";
-    let refused =
-        instance.connect(([127, 0, 0, 1], 8080).into(), support::patience(Duration::from_millis(50))).expect_err("nobody listens");
+    let refused = instance.connect(([127, 0, 0, 1], 8080).into(), support::patience(Duration::from_secs(1))).expect_err("nobody listens");
     assert!(refused.to_string().starts_with("cannot connect to 127.0.0.1:8080: Connection refused"), "{refused}");
     let mut child = instance.spawn(["python3", "-c", server]).expect("it starts");
     let mut answer = String::new();

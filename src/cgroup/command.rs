@@ -62,8 +62,8 @@ impl CommandGroup {
     }
 
     /// Whether another command can have it: it counts CPU time and nothing else, what it has
-    /// counted so far is known, and nobody is left in it.
-    pub(crate) fn serves_again(&mut self) -> bool {
+    /// counted so far is known, and nobody is left in it, as where PID 1 is `alone`.
+    pub(crate) fn serves_again(&mut self, alone: bool) -> bool {
         if self.uses != controller::ACCOUNT {
             return false;
         }
@@ -80,7 +80,7 @@ impl CommandGroup {
             self.account.begin(Source { directory: &self.directory, kept: &self.kept })
         };
         // Not from a file that's kept open: what that says on v1 may be a second old.
-        known && read(&self.directory, v2::JOIN).is_ok_and(|processes| processes.is_empty())
+        known && (alone || read(&self.directory, v2::JOIN).is_ok_and(|processes| processes.is_empty()))
     }
 }
 

@@ -450,8 +450,9 @@ impl Command {
     }
 
     /// Reports the end. `all` is the usage of everybody, where that's
-    /// this command's, and `sandbox` what it has left of its sandbox: see [`Report::detail`].
-    pub fn finish(&mut self, all: Option<Rusage>, sandbox: u32) {
+    /// this command's, `sandbox` what it has left of its sandbox (see [`Report::detail`]), and
+    /// `alone` says that PID 1 has no children.
+    pub fn finish(&mut self, all: Option<Rusage>, sandbox: u32, alone: bool) {
         let usage = all.unwrap_or(self.usage);
         let Progress { began, executed, charged, missing, .. } = self.progress;
         let (scratch, scratch_files, full) = usage_of_root();
@@ -462,7 +463,7 @@ impl Command {
             status: self.status,
             errno: 0,
             detail: sandbox,
-            cause: self.cause,
+            cause: self.cause | if alone { Report::ALONE } else { 0 },
             missing,
             began,
             ended: self.over,

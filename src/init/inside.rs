@@ -189,18 +189,31 @@ impl Inside {
     }
 
     fn tidy_up(&mut self) {
-        let Spent { context, own, fds, .. } = core::mem::replace(&mut self.spent, Spent::NONE);
-        for fd in fds {
+        let spent = self.drop_plan();
+        self.close(spent);
+    }
+
+    /// There's room for one plan. What came with it can wait.
+    fn drop_plan(&mut self) -> Spent {
+        let mut spent = core::mem::replace(&mut self.spent, Spent::NONE);
+        if let Some(context) = &mut spent.context {
+            context.drop_plan();
+        }
+        spent
+    }
+
+    fn close(&self, spent: Spent) {
+        for fd in spent.fds {
             close(fd);
         }
-        let Some(mut context) = context else { return };
-        context.drop_plan();
-        if own {
-            crate::network::started(context.slots[slot::MAKER as usize]);
-            // Pipe ends and sources belong to the command.
-            self.close_foreign();
-        } else {
-            context.close();
+        match spent.context {
+            Some(context) if spent.own => {
+                crate::network::started(context.slots[slot::MAKER as usize]);
+                // Pipe ends and sources belong to the command.
+                self.close_foreign();
+            }
+            Some(mut context) => context.close(),
+            None => {}
         }
     }
 
@@ -446,7 +459,7 @@ impl Inside {
 
     fn finish(&mut self, i: usize) {
         let used = self.reuse.ends(self.childless && self.is_alone(i));
-        self.commands[i].finish(used, self.reuse.state);
+        self.commands[i].finish(used, self.reuse.state, self.childless);
         if !self.reuse.renew() {
             // It may serve again, as the host has been told, and can't.
             exit(1);
@@ -468,7 +481,7 @@ impl Inside {
         if self.traces.none_is_left() {
             crate::server::no_socket_is_left();
         }
-        self.commands[i].finish(Some(Rusage::of_children()), 0);
+        self.commands[i].finish(Some(Rusage::of_children()), 0, true);
         exit(0)
     }
 
@@ -499,8 +512,18 @@ impl Inside {
     }
 
     fn request(&mut self) {
-        // There's room for one plan.
-        self.tidy_up();
+        let mut spent = self.drop_plan();
+        if spent.own {
+            // It's all that isn't PID 1's, as what is received now won't be.
+            self.close(core::mem::replace(&mut spent, Spent::NONE));
+        }
+        self.obey();
+        // While a command is on its way. Before, with a request unread, it would have the
+        // kernel look for descriptors that nobody can receive any more.
+        self.close(spent);
+    }
+
+    fn obey(&mut self) {
         let (request, received, plan) = match receive_with_plan(self.reply, false) {
             Ok(Some(message)) => message,
             // The host let go; PID 1's end is the end of all.
@@ -567,7 +590,7 @@ impl Inside {
             }
         }
         for command in self.commands.iter_mut().filter(|c| c.pid != 0) {
-            command.finish(None, 0);
+            command.finish(None, 0, false);
         }
         exit(0)
     }

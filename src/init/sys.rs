@@ -67,8 +67,11 @@ pub fn exit(code: i32) -> ! {
     }
 }
 
+/// Negative is none.
 pub fn close(fd: i32) {
-    let _ = call(nr::CLOSE, [fd as usize, 0, 0, 0, 0, 0]);
+    if fd >= 0 {
+        let _ = call(nr::CLOSE, [fd as usize, 0, 0, 0, 0, 0]);
+    }
 }
 
 pub fn close_range(first: u32, last: u32) {

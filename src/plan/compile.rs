@@ -178,14 +178,27 @@ fn command(
     filter: Option<&Filter>,
 ) -> Result<()> {
     let Wanted { command, group, .. } = wanted;
-    enter(draft, sandbox, facts, group, ruleset)?;
-    descriptors(draft, sandbox, ids, wanted);
-    limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
+    enter(draft, sandbox, facts, group)?;
+    let limits = limits::rlimits(sandbox, facts, ids, group.processes);
+    // A terminal is a session's, and is made with privileges.
+    let early = !wanted.terminal.is_empty() || !limits::leave_room(&limits, wanted.numbers);
+    if early {
+        session(draft);
+        descriptors(draft, sandbox, ids, wanted);
+    }
+    limits::command(draft, &limits);
     privileges::credentials(draft, sandbox, ids.groups());
-    directory(draft, command);
     draft.area(Area::ReadBack);
     draft.step(op::STAND, &[], "let the host look at", "the command's process");
-    // Installed while the host looks: the two take about as long.
+    // While the host looks, which takes as long as all this: what it doesn't look at.
+    if let Some(ruleset) = ruleset {
+        ruleset.enforce(draft, sandbox);
+    }
+    if !early {
+        session(draft);
+        descriptors(draft, sandbox, ids, wanted);
+    }
+    directory(draft, command);
     privileges::fences(draft, sandbox, filter);
     draft.area(Area::ReadBack);
     draft.step(op::AWAIT_LOOK, &[], "wait for", "the host's look");
@@ -204,7 +217,12 @@ fn early(
     ruleset: Option<Ruleset>,
     filter: Option<&Filter>,
 ) -> Result<()> {
-    enter(draft, sandbox, facts, group, ruleset)?;
+    enter(draft, sandbox, facts, group)?;
+    session(draft);
+    if let Some(ruleset) = ruleset {
+        // Before descriptors are arranged, which may take the place of this one.
+        ruleset.enforce(draft, sandbox);
+    }
     limits::command(draft, &limits::rlimits(sandbox, facts, ids, group.processes));
     privileges::credentials(draft, sandbox, ids.groups());
     draft.area(Area::ReadBack);
@@ -255,25 +273,26 @@ fn watches(draft: &mut Draft, sandbox: &Sandbox, group: &Grouped) {
     }
 }
 
-/// A session of its own, in the groups and under the rules that hold for it.
-fn enter(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, group: &Grouped, ruleset: Option<Ruleset>) -> Result<()> {
+/// In the groups that hold for it, and on its processors.
+fn enter(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts, group: &Grouped) -> Result<()> {
     draft.stage(Stage::Command);
+    privileges::processor(draft, sandbox, facts)?;
+    draft.area(Area::Setup);
+    join(draft, facts, group);
+    if draft.counts_sockets {
+        draft.step(op::MAKE_SOCKET, &[], "make", "a socket to be counted");
+    }
+    Ok(())
+}
+
+/// A session of its own, with nothing of PID 1's.
+fn session(draft: &mut Draft) {
     draft.area(Area::Setup);
     draft.step(libc::SYS_umask, &[0o022.into()], "set", "the umask");
     draft.step(libc::SYS_setsid, &[], "make", "a session");
     // Dispositions are at their defaults since init's start.
     let none = draft.words(&[0]);
     draft.step(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK.into(), none, 0.into(), 8.into()], "unblock", "signals");
-    privileges::processor(draft, sandbox, facts)?;
-    join(draft, facts, group);
-    if draft.counts_sockets {
-        draft.step(op::MAKE_SOCKET, &[], "make", "a socket to be counted");
-    }
-    if let Some(ruleset) = ruleset {
-        // Before descriptors are arranged, which may take the place of this one.
-        ruleset.enforce(draft, sandbox);
-    }
-    Ok(())
 }
 
 fn descriptors(draft: &mut Draft, sandbox: &Sandbox, ids: Ids, wanted: &Wanted<'_>) {

@@ -67,6 +67,14 @@ pub(crate) fn rlimits(sandbox: &Sandbox, facts: &Facts, ids: Ids, grouped: bool)
     all
 }
 
+/// Whether a command's descriptors can be arranged under these limits.
+pub(crate) fn leave_room(limits: &[Rlimit], numbers: &[u32]) -> bool {
+    /// More than a process has open then.
+    const ROOM: u64 = 512;
+    let highest = numbers.iter().max().map_or(0, |number| u64::from(*number));
+    limits.iter().filter(|limit| limit.resource == Resource::OpenFiles).all(|limit| limit.soft >= highest + ROOM)
+}
+
 pub(crate) fn command(draft: &mut Draft, limits: &[Rlimit]) {
     draft.area(Area::Limit);
     if limits.iter().any(Rlimit::is_scant) {

@@ -200,6 +200,8 @@ impl Report {
     pub const MEMORY: u32 = 16;
     /// It made a system call that its filter doesn't forgive.
     pub const SYSCALL: u32 = 32;
+    /// No cause: at its end PID 1 had no children any more, so nobody was left.
+    pub const ALONE: u32 = 64;
 
     /// The sandbox is as it was when it stood.
     pub const UNTOUCHED: u32 = 1;

@@ -303,7 +303,7 @@ impl Live {
         self.counters = self.place.counters();
         self.volumes = None;
         if let Place::Shared(share) = &mut self.place {
-            share.ended();
+            share.ended(report.cause & Report::ALONE != 0);
         }
         if let Some(loan) = &mut self.loan {
             loan.ended(&report, &self.counters);

@@ -19,11 +19,7 @@
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-use nix::fcntl::{OFlag, open, openat, readlinkat};
-use nix::sys::stat::Mode;
 
 use crate::error::{Error, ErrorKind, Result, is_exhaustion};
 use crate::image::Root;
@@ -55,7 +51,7 @@ pub(crate) struct Looks {
 
 /// Compares a stopped process with what it should be.
 pub(crate) fn check(sandbox: &Sandbox, expected: &Expected, pid: u32, looks: Looks) -> Result<()> {
-    let process = Process::open(pid)?;
+    let process = Process { pid };
     process.status(sandbox, expected)?;
     if looks.maps {
         process.maps(expected)?;
@@ -74,7 +70,7 @@ pub(crate) fn out_of_sight() -> Error {
     Error::unsupported(text).about(Some(Layer::ReadBack))
 }
 
-/// What is gone of a process whose directory is open has ended with it.
+/// What is gone of a process that was there has ended with it.
 fn unread(pid: u32, what: &str, error: &io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => Error::new(ErrorKind::Lost, "the command's process ended while it was looked at"),
@@ -92,43 +88,45 @@ fn unreadable(pid: u32, what: &str, error: &io::Error) -> Error {
     Error::new(ErrorKind::Unsupported, format!("cannot read back {what} of process {pid}: {why} ({hint})")).about(Some(Layer::ReadBack))
 }
 
+/// A process that waits. If it ends, and another gets its number, it executes nothing.
 struct Process {
     pid: u32,
-    /// Its directory in /proc.
-    directory: OwnedFd,
 }
 
 impl Process {
-    fn open(pid: u32) -> Result<Process> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory =
-            open(format!("/proc/{pid}").as_str(), flags, Mode::empty()).map_err(|errno| unreadable(pid, "/proc", &errno.into()))?;
-        Ok(Process { pid, directory })
+    fn path(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.pid)
     }
 
-    fn read(&self, name: &str) -> Result<String> {
+    fn read(&self, name: &str) -> io::Result<String> {
         /// More than all but mountinfo have.
         const USUAL: usize = 4096;
-        let read = || -> io::Result<Vec<u8>> {
-            let mut file = File::from(openat(self.directory.as_fd(), name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?);
-            let mut bytes = vec![0; USUAL];
-            let first = file.read(&mut bytes)?;
-            bytes.truncate(first);
-            // The kernel gives whole lines, so it may stop short of a full buffer.
-            if first > USUAL / 2 {
-                file.read_to_end(&mut bytes)?;
-            }
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|error| unread(self.pid, name, &error))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        let (mut file, mut buffer) = (File::open(self.path(name))?, [0; USUAL]);
+        let first = file.read(&mut buffer)?;
+        let mut bytes = buffer[..first].to_vec();
+        // The kernel gives whole lines, so it may stop short of a full buffer.
+        if first > USUAL / 2 {
+            file.read_to_end(&mut bytes)?;
+        }
+        Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
+    fn read_on(&self, name: &str) -> Result<String> {
+        self.read(name).map_err(|error| unread(self.pid, name, &error))
     }
 
     fn status(&self, sandbox: &Sandbox, expected: &Expected) -> Result<()> {
-        let text = self.read("status")?;
-        let fields: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once(':')).collect();
-        let field = |wanted: &str| fields.iter().find(|(name, _)| *name == wanted).map_or("", |(_, value)| value.trim());
-        let numbers = |name: &str| field(name).split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
+        // The first of all: whether it shows at all isn't known before.
+        let text = self.read("status").map_err(|error| unreadable(self.pid, "/proc", &error))?;
+        const NAMES: [&str; 10] = ["Uid", "Gid", "Groups", "NSpid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"];
+        let mut values = [""; NAMES.len()];
+        for (name, value) in text.split('\n').filter_map(|line| line.split_once(':')) {
+            if let Some(i) = NAMES.iter().position(|wanted| *wanted == name) {
+                values[i] = value.trim_ascii();
+            }
+        }
+        let field = |wanted: &str| NAMES.iter().position(|name| *name == wanted).map_or("", |i| values[i]);
+        let numbers = |name: &str| field(name).split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
         let (uid, gid) = sandbox.account();
         for (name, outside) in [("Uid", expected.outside(uid, expected.own.0)), ("Gid", expected.outside(gid, expected.own.1))] {
             let found = numbers(name);
@@ -158,7 +156,7 @@ impl Process {
 
     fn maps(&self, expected: &Expected) -> Result<()> {
         for (name, own) in [("uid_map", expected.own.0), ("gid_map", expected.own.1)] {
-            let text = self.read(name)?;
+            let text = self.read_on(name)?;
             let found: Vec<Vec<u32>> = text.lines().map(|l| l.split_whitespace().filter_map(|n| n.parse().ok()).collect()).collect();
             let (right, wanted) = match expected.ids {
                 Ids::Range { first, .. } => (found == [vec![0, first, crate::plan::namespaces::RANGE]], format!("0 {first} 65536")),
@@ -195,8 +193,7 @@ impl Process {
         names.extend((sandbox.network == Network::None).then_some("net"));
         for name in names {
             let file = format!("ns/{name}");
-            let found = readlinkat(self.directory.as_fd(), file.as_str())
-                .map_err(|errno| unread(self.pid, &format!("the {name} namespace"), &errno.into()))?;
+            let found = fs::read_link(self.path(&file)).map_err(|error| unread(self.pid, &format!("the {name} namespace"), &error))?;
             let own = fs::read_link(format!("/proc/self/{file}")).map_err(|e| Error::io("look at", &format!("the {name} namespace"), e))?;
             same(&format!("the {name} namespace"), found != own, found.display(), "one of its own")?;
         }
@@ -206,7 +203,7 @@ impl Process {
     /// Every mount keeps set-user-ID programs powerless, and device nodes outside of
     /// /dev; what is to be read-only is.
     fn mounts(&self, sandbox: &Sandbox) -> Result<()> {
-        let text = self.read("mountinfo")?;
+        let text = self.read_on("mountinfo")?;
         let (mut wanted, binds) = read_only(sandbox);
         for line in text.lines() {
             let mut fields = line.split(' ').skip(4);

@@ -20,9 +20,10 @@ impl Context {
             let fd = self.slots[pair[0] as usize];
             *source = if (fd as usize) < above { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32 } else { fd };
         }
-        // Some more are needed after this: the way to the host, that to PID 1, and a
-        // courier's channel, which is in the same table (see listener.rs).
-        for fd in [&mut self.slots[slot::REPLY as usize], &mut self.channel[1], &mut self.announce] {
+        // Some more are needed after this: the way to the host, that to PID 1, a courier's
+        // channel, which is in the same table (see listener.rs), and the rules.
+        let [reply, .., ruleset] = &mut self.slots[slot::REPLY as usize..=slot::RULESET as usize] else { return Err(EINVAL) };
+        for fd in [reply, ruleset, &mut self.channel[1], &mut self.announce] {
             if (0..above as i32).contains(fd) {
                 *fd = call(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
             }

@@ -29,6 +29,8 @@ pub(crate) struct Share {
     before: Counters,
     /// What the sandbox's group said at its end.
     after: Option<Counters>,
+    /// See [`ended`](Self::ended).
+    alone: bool,
 }
 
 impl Share {
@@ -59,8 +61,9 @@ impl Share {
         self.session.mapped.store(true, Ordering::Relaxed);
     }
 
-    /// Its command has ended.
-    pub(crate) fn ended(&mut self) {
+    /// Its command has ended, and nobody is left in the sandbox if PID 1 was `alone`.
+    pub(crate) fn ended(&mut self, alone: bool) {
+        self.alone = alone;
         if std::mem::take(&mut self.running) {
             self.session.running.fetch_sub(1, Ordering::Relaxed);
         }
@@ -83,10 +86,10 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.ended();
+        self.ended(self.alone);
         if let Some(joined) = self.joined.take() {
             let counted = joined.own.is_some();
-            let empty = self.session.give_back(joined);
+            let empty = self.session.give_back(joined, self.alone);
             if counted && empty && self.session.running.load(Ordering::Relaxed) == 0 {
                 *lock(&self.session.events) = self.after.map(|after| (self.number + 1, after));
             }
@@ -103,7 +106,8 @@ impl Session {
             // It's one that has many.
             self.group().keep_events_open();
         }
-        let mut share = Share { session: self.clone(), number, running: true, joined: None, before: Counters::default(), after: None };
+        let mut share =
+            Share { session: self.clone(), number, running: true, joined: None, before: Counters::default(), after: None, alone: false };
         let spare = lock(&self.spare).take_if(|spare| spare.cpu_limit == cpu_limit);
         share.joined = Some(spare.map_or_else(|| self.joined(cpu_limit), Ok)?);
         let known = lock(&self.events).take().filter(|(next, _)| *next == number);
@@ -126,11 +130,11 @@ impl Session {
     /// A command that had this has ended. Its group serves the next one, if nobody can tell:
     /// to make and remove one takes as long as all else that the host does for a command.
     /// True if nobody is left in it.
-    fn give_back(&self, mut joined: Joined) -> bool {
+    fn give_back(&self, mut joined: Joined, alone: bool) -> bool {
         if !self.is_ours() {
             return false;
         }
-        let empty = joined.own.as_mut().is_none_or(CommandGroup::serves_again);
+        let empty = joined.own.as_mut().is_none_or(|own| own.serves_again(alone));
         // There's one: another that isn't wanted any more goes too.
         let unwanted = if empty { lock(&self.spare).replace(joined) } else { Some(joined) };
         if let Some(own) = unwanted.as_ref().and_then(|joined| joined.own.as_ref())
