@@ -373,7 +373,7 @@ fn cpu_time_is_what_was_used() {
 /// What one run used isn't another's, however its groups are come by: the limit on CPU time
 /// would be reached too early, a peak would be too high, an out-of-memory told twice.
 fn every_run_is_told_what_it_used_itself() {
-    let recipe = memory_or_plain(sandbox()).cpu_time(Duration::from_millis(800));
+    let recipe = memory_or_plain(sandbox()).cpu_time(Duration::from_millis(800)).processes(10);
     let pool = cofferdam::Pool::new(recipe.clone(), 2).expect("a pool");
     let live = recipe.start().expect("a sandbox");
     let by_pool = |command| {
@@ -393,6 +393,13 @@ fn every_run_is_told_what_it_used_itself() {
             assert!(cpu >= Duration::from_millis(480) && cpu < Duration::from_millis(700), "{way}, {round}: {cpu:?}");
             let idle = told(&["exit", "0"]);
             assert!(idle.success() && idle.usage.cpu() < Duration::from_millis(100), "{way}, {round}: {:?}", idle.usage);
+            if way != "live" {
+                for (words, processes, refused) in [("fork_until_eagain", 10, 1), ("exit", 1, 0), ("children_touch", 5, 0), ("exit", 1, 0)] {
+                    let usage = told(&[words, "0"]).usage;
+                    assert!(usage.peak_processes.is_none_or(|n| n == processes), "{way}, {round}, {words}: {usage:?}");
+                    assert!(usage.fork_failures.is_none_or(|n| n == refused), "{way}, {round}, {words}: {usage:?}");
+                }
+            }
             if !grouped_here() || way == "live" {
                 continue;
             }
@@ -402,6 +409,38 @@ fn every_run_is_told_what_it_used_itself() {
                 let peak = usage.peak_memory.expect("a figure") / MIB;
                 assert!((least..most).contains(&peak), "{way}, {round}, {words:?}: {usage:?}");
             }
+        }
+    }
+}
+
+/// Groups that serve again are read before, and not believed.
+fn limits_that_somebody_changed_are_set_again() {
+    let recipe = memory(sandbox()).processes(10);
+    for _ in 0..5 {
+        let child = recipe.spawn(command(&["sleep", "60"])).expect("it starts");
+        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id().expect("a pid"))).expect("its groups");
+        drop(child);
+        assert!(run(&recipe, &["exit", "0"]).success());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let points = mounts.lines().filter(|l| l.contains(" - cgroup ")).filter_map(|l| l.split(' ').nth(4));
+        for home in points
+            .flat_map(|point| text.lines().filter_map(move |l| Some(format!("{point}{}", l.rsplit_once("/box-")?.0.rsplit_once(':')?.1))))
+        {
+            let boxes =
+                std::fs::read_dir(home).into_iter().flatten().flatten().filter(|e| e.file_name().to_string_lossy().starts_with("box-"));
+            for group in boxes {
+                let _ = std::fs::write(group.path().join("pids.max"), "max");
+                let _ = std::fs::write(group.path().join("memory.memsw.limit_in_bytes"), "-1");
+                let _ = std::fs::write(group.path().join("memory.limit_in_bytes"), "-1");
+            }
+        }
+        // These may have theirs from before.
+        for _ in 0..3 {
+            assert!(run(&recipe, &["exit", "0"]).success());
+        }
+        for _ in 0..3 {
+            assert_eq!(run(&recipe, &["fork_until_eagain"]).text(), "9\n");
+            assert_eq!(run(&recipe, &["malloc", "200"]).status, MEMORY);
         }
     }
 }
@@ -1034,6 +1073,7 @@ fn main() {
         test!(input_of_any_size_goes_in, Need::Program("workload")),
         test!(piped_streams_are_pumped_together, Need::Program("workload")),
         test!(rlimits_really_work, Need::Program("workload")),
+        test!(limits_that_somebody_changed_are_set_again, root, Need::Program("workload")),
         test!(few_open_files_are_as_many_as_were_said, Need::Program("workload")),
         test!(kills_by_the_caller_are_told_from_limits, Need::Program("workload")),
         test!(files_that_are_more_than_memory_are_noted),

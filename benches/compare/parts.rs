@@ -139,30 +139,34 @@ pub(crate) fn idle(options: &Options, place: &Place, lines: &mut Vec<Line>) {
 }
 
 /// The host program has gigabytes of touched memory, which a launcher that forks would
-/// copy page tables of; or hundreds of threads.
+/// copy page tables of; or hundreds of threads. By turns, as a machine's speed changes.
 pub(crate) fn large_host(options: &Options, place: &Place, lines: &mut Vec<Line>) {
+    const TURNS: usize = 4;
     let sandbox = place.sandbox();
     let measure = || {
         let mut launchers = [Launcher::new("cofferdam", || ours(&sandbox))];
-        interleave(&mut launchers, options.rounds.div_ceil(2), options.chunk);
+        interleave(&mut launchers, options.rounds.div_ceil(4), options.chunk);
         std::mem::take(&mut launchers[0].times)
     };
-    let compare = |name: String, lines: &mut Vec<Line>, before: Vec<Duration>, during: Vec<Duration>, after: Vec<Duration>| {
-        let small: Vec<Duration> = before.into_iter().chain(after).collect();
-        lines.push(Line::ratio(&name, Figures::of(&during), Figures::of(&small), Goal::AtMost(1.1)));
+    let compare = |name: &str, lines: &mut Vec<Line>, with: &dyn Fn(&mut Vec<Duration>)| {
+        let (mut large, mut small) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            small.append(&mut measure());
+            with(&mut large);
+            small.append(&mut measure());
+        }
+        lines.push(Line::ratio(name, Figures::of(&large), Figures::of(&small), Goal::AtMost(1.1)));
     };
-    let before = measure();
-    let (stop, wait) = (std::sync::Arc::new(std::sync::Barrier::new(501)), 500);
-    let threads: Vec<_> = (0..wait)
-        .map(|_| {
-            let stop = stop.clone();
-            std::thread::spawn(move || stop.wait())
-        })
-        .collect();
-    let during = measure();
-    stop.wait();
-    threads.into_iter().for_each(|t| drop(t.join()));
-    compare(String::from("host with 500 threads / one"), lines, before, during, measure());
+    compare("host with 500 threads / one", lines, &|times| {
+        let stop = std::sync::Barrier::new(501);
+        std::thread::scope(|scope| {
+            for _ in 0..500 {
+                scope.spawn(|| stop.wait());
+            }
+            times.append(&mut measure());
+            stop.wait();
+        });
+    });
 
     let bytes = options.gib * GIB as usize;
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -170,16 +174,15 @@ pub(crate) fn large_host(options: &Options, place: &Place, lines: &mut Vec<Line>
         lines.push(Line::told("host with resident memory", format!("not measured: no {} GiB to spare", options.gib)));
         return;
     }
-    let before = measure();
-    // In small pages, of which there are most.
-    let _ = nix::sys::prctl::set_thp_disable(true);
-    let mut memory: Vec<u8> = Vec::with_capacity(bytes);
-    memory.resize(bytes, 1);
-    let _ = nix::sys::prctl::set_thp_disable(false);
-    let during = measure();
-    assert_eq!(std::hint::black_box(&memory)[bytes - 1], 1);
-    drop(memory);
-    compare(format!("host with {} GiB resident / small host", options.gib), lines, before, during, measure());
+    compare(&format!("host with {} GiB resident / small host", options.gib), lines, &|times| {
+        // In small pages, of which there are most.
+        let _ = nix::sys::prctl::set_thp_disable(true);
+        let mut memory: Vec<u8> = Vec::with_capacity(bytes);
+        memory.resize(bytes, 1);
+        let _ = nix::sys::prctl::set_thp_disable(false);
+        times.append(&mut measure());
+        assert_eq!(std::hint::black_box(&memory)[bytes - 1], 1);
+    });
 }
 
 fn memory_available(meminfo: &str) -> Option<u64> {
@@ -187,7 +190,7 @@ fn memory_available(meminfo: &str) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
-/// Runs per second of so many threads; the best of three passes.
+/// Runs per second of so many threads; the best of several passes.
 pub(crate) fn throughput(options: &Options, place: &Place, lines: &mut Vec<Line>) {
     let sandbox = place.sandbox();
     let reusing = sandbox.clone().reuse_network(true);
@@ -195,7 +198,7 @@ pub(crate) fn throughput(options: &Options, place: &Place, lines: &mut Vec<Line>
     for at_once in [1, 2, 8, 32] {
         let run_ours = || ours(&sandbox);
         let (mut mine, mut kept, mut again, mut theirs, mut bare) = (0.0f64, 0.0f64, 0.0f64, 0.0f64, 0.0f64);
-        for _ in 0..3 {
+        for _ in 0..if at_once == 8 { 5 } else { 3 } {
             mine = mine.max(rate(options.seconds, at_once, &run_ours));
             settle();
             if at_once == 8 {

@@ -35,6 +35,7 @@ impl Ahead {
     /// is harmless: who needs one makes it, and tells why it can't be had.
     pub(crate) fn prepare(&self, group: &Group, number: impl FnOnce() -> u64) {
         let waits = |groups: &[Group]| groups.iter().any(|other| other.is_like(group));
+        group.catch_up();
         if waits(&self.groups()) {
             return;
         }

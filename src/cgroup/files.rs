@@ -21,11 +21,7 @@ pub(super) struct Source<'a> {
     pub(super) kept: &'a [(&'static str, File)],
 }
 
-impl<'a> Source<'a> {
-    pub(super) fn of(directory: &'a OwnedFd) -> Source<'a> {
-        Source { directory, kept: &[] }
-    }
-
+impl Source<'_> {
     pub(super) fn read(self, file: &str) -> io::Result<String> {
         match self.kept.iter().find(|(name, _)| *name == file) {
             Some((_, opened)) => text(|buffer, at| opened.read_at(buffer, at)),
@@ -38,24 +34,33 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A group that keeps files open, of which there may be so many.
+/// One that keeps files open, of which there may be so many.
 #[derive(Debug)]
-pub(super) struct Open;
+pub(super) struct Open(&'static AtomicUsize);
 
-static OPEN: AtomicUsize = AtomicUsize::new(0);
+static GROUPS: AtomicUsize = AtomicUsize::new(0);
+static MEMBERS: AtomicUsize = AtomicUsize::new(0);
 
 impl Open {
-    const MOST: usize = 16;
+    /// A group.
+    pub(super) fn group() -> Option<Open> {
+        Open::one_of(&GROUPS, 16)
+    }
 
-    pub(super) fn new() -> Option<Open> {
-        let one_more = |open| (open < Open::MOST).then_some(open + 1);
-        OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok().then_some(Open)
+    /// A part of a group that serves again.
+    pub(super) fn member() -> Option<Open> {
+        Open::one_of(&MEMBERS, 24)
+    }
+
+    fn one_of(all: &'static AtomicUsize, most: usize) -> Option<Open> {
+        let one_more = |open| (open < most).then_some(open + 1);
+        all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok().then(|| Open(all))
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -163,6 +168,17 @@ mod tests {
         assert_eq!(field(text, "oom"), Some(3));
         assert_eq!(field(text, "oom_kill"), Some(2));
         assert_eq!(field(text, "oom_ki"), None);
+    }
+
+    #[test]
+    fn no_more_keep_files_open_than_may() {
+        static ALL: AtomicUsize = AtomicUsize::new(0);
+        let mut open: Vec<Open> = (0..10).filter_map(|_| Open::one_of(&ALL, 3)).collect();
+        assert_eq!(open.len(), 3);
+        open.pop();
+        assert!(Open::one_of(&ALL, 3).is_some());
+        drop(open);
+        assert_eq!(ALL.load(Ordering::Relaxed), 0);
     }
 
     #[test]

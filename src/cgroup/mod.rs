@@ -32,7 +32,7 @@ mod v2;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ pub(crate) struct Group {
     /// Set when init has been told of the group and will remove it.
     handed_over: bool,
     limits: Limits,
-    /// Once made: what the sandbox needs of it.
-    ready: Option<Vec<OwnedFd>>,
+    /// Made, with its limits.
+    ready: bool,
     /// See `spare.rs`.
     by_turns: bool,
     /// A sandbox has been asked for that may join it.
@@ -93,15 +93,52 @@ struct Member {
     number: u64,
     /// What v1 had counted there before.
     account: v1::Account,
+    /// What the sandbox needs of it, as long as it may be sent.
+    doors: Doors,
+    /// See `spare.rs`.
+    equipped: Option<Open>,
+    /// Its limits have been read already.
+    renewed: bool,
+}
+
+/// Descriptors that PID 1 gets.
+#[derive(Debug, Default)]
+struct Doors {
+    join: Option<OwnedFd>,
+    cpu: Option<OwnedFd>,
+    /// On v1: the event and the count.
+    oom: Option<[OwnedFd; 2]>,
 }
 
 impl Member {
     fn new(hierarchy: usize, directory: OwnedFd, uses: u8, number: u64) -> Member {
-        Member { hierarchy, directory, uses, inner: None, kept: Vec::new(), number, account: v1::Account::default() }
+        Member {
+            hierarchy,
+            directory,
+            uses,
+            inner: None,
+            kept: Vec::new(),
+            number,
+            account: v1::Account::default(),
+            doors: Doors::default(),
+            equipped: None,
+            renewed: false,
+        }
     }
 
     fn source(&self) -> Source<'_> {
         Source { directory: &self.directory, kept: &self.kept }
+    }
+
+    /// Those of the files that are for what it's used for.
+    fn keep_open(&mut self, files: &[(u8, &'static str)]) {
+        for (_, file) in files.iter().filter(|(controller, _)| self.uses & controller != 0) {
+            if self.kept.iter().all(|(name, _)| name != file)
+                && let Ok(opened) = open(&self.directory, file, OFlag::O_RDONLY)
+            {
+                self.kept.push((file, opened.into()));
+            }
+        }
     }
 }
 
@@ -173,7 +210,7 @@ impl Group {
             missing,
             handed_over: false,
             limits,
-            ready: None,
+            ready: false,
             by_turns: false,
             told: false,
             open: None,
@@ -197,7 +234,7 @@ impl Group {
 
     /// Makes it, if that hasn't been done ahead, and sets its limits.
     pub(crate) fn make(&mut self) -> Result<()> {
-        if self.ready.is_some() {
+        if self.ready {
             return Ok(());
         }
         for (hierarchy, uses) in self.chosen.clone() {
@@ -211,8 +248,10 @@ impl Group {
                 self.members[last].inner = Some(self.make_inner(hierarchy, &self.members[last].directory)?);
             }
         }
-        self.members.iter().try_for_each(|member| self.set(member))?;
-        self.ready = Some(self.open_handles()?);
+        self.members.iter().filter(|member| !member.renewed).try_for_each(|member| self.set(member))?;
+        self.open_doors()?;
+        self.equip();
+        self.ready = true;
         Ok(())
     }
 
@@ -222,6 +261,7 @@ impl Group {
 
     /// A fresh directory: one that exists is never taken over.
     fn make_in(&self, index: usize) -> Result<OwnedFd> {
+        self.catch_up();
         let (hierarchy, name) = (&self.places.hierarchies[index], Group::name(self.number));
         make_directory(&hierarchy.home, &name).map_err(|errno| {
             let kind = if matches!(errno, Errno::ENOSPC | Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE) {
@@ -305,29 +345,48 @@ impl Group {
         }
     }
 
-    /// The descriptors that [`needs`](Self::needs) promised, once.
-    pub(crate) fn handles(&mut self) -> Vec<OwnedFd> {
-        self.ready.as_mut().map(std::mem::take).unwrap_or_default()
+    /// The descriptors that [`needs`](Self::needs) promised, until they are [`sent`](Self::sent).
+    pub(crate) fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        let needs = self.needs();
+        let doors = || self.members.iter().map(|member| &member.doors);
+        let mut handles: Vec<BorrowedFd<'_>> = doors().filter_map(|doors| doors.join.as_ref()).map(AsFd::as_fd).collect();
+        handles.extend(doors().filter_map(|doors| doors.cpu.as_ref()).filter(|_| needs.cpu.is_some()).map(AsFd::as_fd));
+        handles.extend(self.oom_handles());
+        handles
     }
 
-    fn open_handles(&self) -> Result<Vec<OwnedFd>> {
+    /// Those of [`Needs::oom`].
+    pub(crate) fn oom_handles(&self) -> Vec<BorrowedFd<'_>> {
+        let all = self.members.iter().filter_map(|member| member.doors.oom.as_ref()).filter(|_| self.needs().oom);
+        all.flatten().map(AsFd::as_fd).collect()
+    }
+
+    /// Nobody will ask for them again.
+    pub(crate) fn sent(&mut self) {
+        for member in self.members.iter_mut().filter(|member| member.equipped.is_none()) {
+            member.doors = Doors::default();
+        }
+    }
+
+    fn open_doors(&mut self) -> Result<()> {
         let failed = |what: &'static str| move |e: io::Error| Error::io("open", what, e);
-        let (needs, mut fds, mut cpu, mut oom) = (self.needs(), Vec::new(), None, None);
-        for member in &self.members {
+        let needs = self.needs();
+        for member in &mut self.members {
             let v2 = self.places.hierarchies[member.hierarchy].v2;
             let join = if v2 { v2::JOIN } else { v1::JOIN };
             let joined = member.inner.as_ref().unwrap_or(&member.directory);
-            fds.push(open(joined, join, OFlag::O_WRONLY).map_err(failed(join))?);
-            if member.uses & controller::ACCOUNT != 0 && needs.cpu.is_some() {
-                let (file, _) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
-                cpu = Some(open(&member.directory, file, OFlag::O_RDONLY).map_err(failed(file))?);
+            if member.doors.join.is_none() {
+                member.doors.join = Some(open(joined, join, OFlag::O_WRONLY).map_err(failed(join))?);
             }
-            if member.uses & controller::MEMORY != 0 && needs.oom {
-                oom = Some(v1::watch_oom(&member.directory).map_err(failed("the out-of-memory notice"))?);
+            if member.uses & controller::ACCOUNT != 0 && needs.cpu.is_some() && member.doors.cpu.is_none() {
+                let (file, _) = if v2 { v2::CPU_COUNTER } else { v1::CPU_COUNTER };
+                member.doors.cpu = Some(open(&member.directory, file, OFlag::O_RDONLY).map_err(failed(file))?);
+            }
+            if member.uses & controller::MEMORY != 0 && needs.oom && member.doors.oom.is_none() {
+                member.doors.oom = Some(v1::watch_oom(&member.directory).map_err(failed("the out-of-memory notice"))?);
             }
         }
-        fds.extend(cpu.into_iter().chain(oom.into_iter().flat_map(|(event, count)| [event, count])));
-        Ok(fds)
+        Ok(())
     }
 
     /// Opens once what [`counters`](Self::counters) reads: to open and close a file of a group
@@ -349,18 +408,14 @@ impl Group {
 
     fn opens(&mut self) -> bool {
         let first = self.open.is_none();
-        self.open = self.open.take().or_else(Open::new);
+        self.open = self.open.take().or_else(Open::group);
         first && self.open.is_some()
     }
 
     fn keep_open(&mut self, of_v1: &[(u8, &'static str)], of_v2: &[(u8, &'static str)]) {
         for member in &mut self.members {
             let files = if self.places.hierarchies[member.hierarchy].v2 { of_v2 } else { of_v1 };
-            for (_, file) in files.iter().filter(|(controller, _)| member.uses & controller != 0) {
-                if let Ok(opened) = open(&member.directory, file, OFlag::O_RDONLY) {
-                    member.kept.push((file, opened.into()));
-                }
-            }
+            member.keep_open(files);
         }
     }
 
@@ -429,7 +484,7 @@ impl Drop for Group {
             return;
         }
         // One that was made to its end, and that nobody was ever told of.
-        let unused = self.ready.is_some() && !self.told;
+        let unused = self.ready && !self.told;
         for member in std::mem::take(&mut self.members) {
             if self.is_turn(member.hierarchy, member.uses) {
                 self.part_with(member, unused);

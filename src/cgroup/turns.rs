@@ -76,7 +76,7 @@ impl Group {
             if member.uses & controller::MEMORY != 0 {
                 turns.memory = Some(file(if v2 { "memory.current" } else { "memory.usage_in_bytes" }, OFlag::O_RDONLY)?);
                 if !v2 {
-                    turns.peak = Some(file("memory.max_usage_in_bytes", OFlag::O_RDWR)?);
+                    turns.peak = Some(file(v1::PEAK, OFlag::O_RDWR)?);
                 }
             }
         }

@@ -17,6 +17,8 @@ use crate::probe::Layer;
 pub(super) const JOIN: &str = "tasks";
 pub(super) const CPU_COUNTER: (&str, u64) = ("cpuacct.usage", 1);
 
+pub(super) const PEAK: &str = "memory.max_usage_in_bytes";
+
 pub(super) fn settings(limits: &Limits, uses: u8) -> Vec<Setting> {
     let mut settings = Vec::new();
     if uses & controller::MEMORY != 0
@@ -61,26 +63,35 @@ pub(super) fn inherit_cpuset(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
 
 /// An eventfd that the kernel signals when the group runs out of memory, and the
 /// file that counts what it killed. v1 has no `memory.oom.group`: PID 1 watches.
-pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<[OwnedFd; 2]> {
     let control = open(directory, "memory.oom_control", OFlag::O_RDONLY)?;
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let text = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
     write(directory, "cgroup.event_control", &text)?;
-    Ok((event.into(), control))
+    Ok([event.into(), control])
 }
 
 /// Files that [`events`] reads of most groups, and those that [`count`] reads of all beside
 /// them.
 pub(super) const EVENTS: [(u8, &str); 2] = [(controller::MEMORY, "memory.oom_control"), (controller::PIDS, "pids.events")];
 pub(super) const COUNTERS: [(u8, &str); 3] =
-    [(controller::ACCOUNT, CPU_COUNTER.0), (controller::MEMORY, "memory.max_usage_in_bytes"), (controller::PIDS, "pids.peak")];
+    [(controller::ACCOUNT, CPU_COUNTER.0), (controller::MEMORY, PEAK), (controller::PIDS, "pids.peak")];
+
+/// What else [`spare`](super::spare) looks at.
+pub(super) const STATE: [(u8, &str); 5] = [
+    (controller::MEMORY, "memory.usage_in_bytes"),
+    (controller::MEMORY, "memory.limit_in_bytes"),
+    (controller::MEMORY, "memory.memsw.limit_in_bytes"),
+    (controller::PIDS, "pids.current"),
+    (controller::PIDS, "pids.max"),
+];
 
 pub(super) fn count(from: Source<'_>, limits: &Limits, uses: u8, account: &Account, counters: &mut Counters) {
     if uses & controller::ACCOUNT != 0 {
         account.count(from, counters);
     }
     if uses & controller::MEMORY != 0 {
-        counters.peak_memory = from.number("memory.max_usage_in_bytes");
+        counters.peak_memory = from.number(PEAK);
     }
     if let (Some(limit), true) = (limits.memory, uses & controller::MEMORY != 0) {
         counters.page_cache = page_cache(from, counters.peak_memory, "total_cache", "total_shmem");

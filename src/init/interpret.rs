@@ -180,10 +180,10 @@ impl Context {
     /// Performs all steps of `stage`.
     pub fn run(&mut self, stage: Stage) -> core::result::Result<Ran, Failure> {
         for i in 0..self.plan.len() {
-            let Some(step) = self.plan.step(i) else { break };
-            if step.stage != stage {
+            if self.plan.stage(i) != Some(stage) {
                 continue;
             }
+            let Some(step) = self.plan.step(i) else { break };
             match self.perform(&step) {
                 Ok(0) if step.op == op::CLONE => return Ok(Ran::Cloned),
                 // From here on it's another plan.

@@ -149,7 +149,9 @@ impl Live {
             // init removes the group of a sandbox that it can't start, and has said why.
             return self.message().and(Err(error));
         }
-        send_group(&self.reply, &group.handles())
+        let sent = send_group(&self.reply, &group.handles());
+        group.sent();
+        sent
     }
 
     /// What the next sandbox of this recipe will need, while there's nothing to do.

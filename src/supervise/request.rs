@@ -8,13 +8,12 @@ use crate::plan::message::Request;
 use crate::sys;
 
 /// Passes the descriptors of a group to PID 1, which waits for them.
-pub(crate) fn send_group(reply: &OwnedFd, handles: &[OwnedFd]) -> Result<()> {
+pub(crate) fn send_group(reply: &OwnedFd, handles: &[BorrowedFd<'_>]) -> Result<()> {
     if handles.is_empty() {
         return Ok(());
     }
-    let fds: Vec<BorrowedFd<'_>> = handles.iter().map(AsFd::as_fd).collect();
     let request = Request { kind: Request::GROUP, command: 0, value: 0, time: 0 };
-    match sys::socket::send(reply.as_fd(), &request.encode(), &fds) {
+    match sys::socket::send(reply.as_fd(), &request.encode(), handles) {
         // It has failed; why is on the way.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(()),
         other => other.map_err(|e| Error::io("pass", "the control group", e)),

@@ -156,12 +156,8 @@ impl Session {
         }
         group.prepare_for_commands();
         // The others are for commands.
-        let oom = if group.needs().oom {
-            group.handles().split_off(group.needs().join + usize::from(group.needs().cpu.is_some()))
-        } else {
-            Vec::new()
-        };
-        send_group(&asked.reply, &oom)?;
+        send_group(&asked.reply, &group.oom_handles())?;
+        group.sent();
         let (missing, shown) = stands(&asked.reply, &asked.draft, sandbox, &mut group).inspect_err(|error| trace.failed(error))?;
         trace.started();
         if let Some(checkpoint) = sandbox.root.checkpoint() {
