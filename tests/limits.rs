@@ -394,7 +394,8 @@ fn every_run_is_told_what_it_used_itself() {
             let idle = told(&["exit", "0"]);
             assert!(idle.success() && idle.usage.cpu() < Duration::from_millis(100), "{way}, {round}: {:?}", idle.usage);
             if way != "live" {
-                for (words, processes, refused) in [("fork_until_eagain", 10, 1), ("exit", 1, 0), ("children_touch", 5, 0), ("exit", 1, 0)] {
+                for (words, processes, refused) in [("fork_until_eagain", 10, 1), ("exit", 1, 0), ("children_touch", 5, 0), ("exit", 1, 0)]
+                {
                     let usage = told(&[words, "0"]).usage;
                     assert!(usage.peak_processes.is_none_or(|n| n == processes), "{way}, {round}, {words}: {usage:?}");
                     assert!(usage.fork_failures.is_none_or(|n| n == refused), "{way}, {round}, {words}: {usage:?}");

@@ -238,6 +238,8 @@ pub(super) fn scratch_into(draft: &mut Draft, slot: u8, sandbox: &Sandbox, mode:
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Devices {
     dev: u8,
+    /// What will be `/proc`.
+    shown: u8,
     /// `/dev/mqueue`, if the kernel has message queues.
     queues: Option<u8>,
 }
@@ -247,8 +249,10 @@ pub(crate) struct Devices {
 ///
 /// Detaching a root waits for a grace period of the kernel (synchronize_rcu_expedited
 /// in namespace_unlock), some 50 us on an idle machine and milliseconds on a busy one.
-/// Here PID 1 would wait anyway. The final pivot then needs no umount: procfs, as the
-/// old root, is put where it belongs.
+/// Here PID 1 would wait anyway. To pivot looks at every thread of the machine, so the final
+/// root is only stacked on procfs and entered: for a path that leads upwards, or begins at the
+/// root of the mount namespace, there's no difference, and below it lies nothing but the
+/// sandbox's own procfs. `/proc` is another mount of that.
 pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devices {
     draft.area(Area::Proc);
     // While init's /proc is still in view: the kernel mounts procfs in a user
@@ -277,13 +281,18 @@ pub(crate) fn alone(draft: &mut Draft, sandbox: &Sandbox, facts: &Facts) -> Devi
     attach(draft, procfs, slash, "/proc");
     pivot(draft, procfs);
     draft.close(procfs);
+    let shown = Tree { path: slash, recursive: sandbox.borrowed_proc }.clone_into(draft, "/proc");
     if let Some((present, covers)) = closed {
         namespaces::limits(draft);
         namespaces::show_sockets(draft, sandbox, facts);
         again::numbers(draft, sandbox);
+        // Only what is attached can be covered. From here it's moved.
+        let place = draft.text("/fs");
+        attach(draft, shown, place, "/proc");
+        draft.step(libc::SYS_fchdir, &[Arg::Slot(shown)], "enter", "/proc");
         proc::close(draft, present, &covers);
     }
-    Devices { dev, queues }
+    Devices { dev, shown, queues }
 }
 
 /// Inner stage: from detached mounts to a root with everything in its place.
@@ -318,14 +327,17 @@ pub(crate) fn inner(
         directory(draft, name, mode);
     }
     let shm = outside.shm.unwrap_or_else(|| hidden_shm(draft));
-    // The old root, procfs, becomes /proc. pivot_root follows links, so an image's link
-    // of that name is refused before.
+    // An image's link of that name is refused.
     let (place, path) = (draft.temporary(), draft.text("proc"));
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "mount", "/proc").keep_in(place);
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    let args = [Arg::Slot(devices.shown), Draft::EMPTY, Arg::Slot(place), Draft::EMPTY, flags.into()];
+    draft.step(libc::SYS_move_mount, &args, "mount", "/proc");
     draft.close(place);
-    let (dot, proc) = (draft.text("."), draft.text("proc"));
-    draft.step(libc::SYS_pivot_root, &[dot, proc], "pivot to", "the new root");
+    draft.close(devices.shown);
+    let dot = draft.text(".");
+    draft.step(libc::SYS_chroot, &[dot], "enter", "the new root");
 
     // From here on "/" is the new root, and paths can't leave it.
     if let Root::Host(layout) = sandbox.root.base() {

@@ -70,22 +70,22 @@ pub(crate) fn covers(draft: &mut Draft, present: &Present, first_process: bool) 
         .collect()
 }
 
-/// Masks and closes, when procfs is PID 1's root.
+/// Masks and closes, when procfs is the working directory.
 pub(crate) fn close(draft: &mut Draft, present: &Present, covers: &[(&'static str, u8)]) {
     draft.area(Area::Proc);
     for (name, cover) in covers {
-        let path = draft.text(format!("/{name}"));
+        let path = draft.text(*name);
         attach(draft, *cover, path, format!("a mask over /proc/{name}"));
         tolerate_absence(draft);
         draft.close(*cover);
     }
     for name in READ_ONLY.iter().filter(|name| present.0.contains(name)) {
         let object = format!("/proc/{name}");
-        let path = draft.text(format!("/{name}"));
+        let path = draft.text(*name);
         let tree = Tree { path, recursive: false }.clone_into(draft, object.clone());
         tolerate_absence(draft);
         set_attributes(draft, tree, BASE | libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOEXEC, object.clone());
-        let path = draft.text(format!("/{name}"));
+        let path = draft.text(*name);
         attach(draft, tree, path, format!("{object} read-only"));
         draft.close(tree);
     }
