@@ -306,8 +306,10 @@ fn nothing_runs_without_its_namespaces() {
     }
     // The old root is no root to execute in, with and without what comes in between.
     for sandbox in [sandbox(), sandbox().nesting()] {
-        let error = refused(&unseen(sandbox, "pivot to the new root"));
-        assert!(error.contains("cannot"), "{error}");
+        for step in ["pivot to the new root", "enter the new root"] {
+            let error = refused(&unseen(sandbox.clone(), step));
+            assert!(error.contains("cannot"), "{step}: {error}");
+        }
     }
 }
 
@@ -325,9 +327,20 @@ fn the_hosts_sockets_and_queues_are_out_of_reach() {
     assert!(removed.success() && !with && outside.is_ok_and(|status| status.success()));
 }
 
-/// What pivot_root leaves behind is detached: it would lie on /proc.
+/// What pivot_root leaves behind is detached: it would lie below the root, where somebody who
+/// has kept his privileges, and may mount, finds nothing but a procfs.
 fn the_old_root_is_gone() {
-    fence(&sandbox(), &unseen(sandbox(), "detach the old root"), "test -d /proc/covers");
+    let mighty = ["drop the capability bounding set", "set the capabilities", "restrict with Landlock", FILTER];
+    let mighty = blind(mighty.into_iter().fold(sandbox(), Sandbox::without_step));
+    let below = |name: &str| {
+        format!(
+            "exec python3 -c 'import ctypes, os, sys; c = ctypes.CDLL(None); own = os.open(\"/proc/self/ns/mnt\", 0)
+assert c.umount2(b\"/\", 2) == 0 and c.setns(own, 0) == 0
+sys.exit(not os.path.isdir(\"/{name}\"))'"
+        )
+    };
+    fence(&mighty, &mighty.clone().without_step("detach the old root"), &below("covers"));
+    assert!(works(&mighty, &below("self/ns")), "its own procfs");
 }
 
 /// The capability sets and the bounding set, for a run as root of its sandbox; and
@@ -732,7 +745,7 @@ fn main() {
         test!(namespaces_are_missed),
         test!(nothing_runs_without_its_namespaces),
         test!(the_hosts_sockets_and_queues_are_out_of_reach, Need::Tool("bash"), Need::Tool("ipcmk")),
-        test!(the_old_root_is_gone),
+        test!(the_old_root_is_gone, Need::Tool("python3")),
         test!(capabilities_are_given_up_twice),
         test!(no_descriptor_leaks),
         test!(the_host_looks_before_it_leaps),
