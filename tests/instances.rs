@@ -247,6 +247,18 @@ fn a_hostile_command_holds_up_nobody_for_long() {
     assert!(instance.run("true").expect("it runs").success());
 }
 
+/// A failure that comes after the host's look is all that's said of a command: nobody waits for
+/// more, which took two seconds each.
+fn commands_that_come_to_nothing_are_over_at_once() {
+    let (instance, began) = (start(), Instant::now());
+    for _ in 0..20 {
+        let nowhere = instance.run(Command::new("true").current_dir("/nowhere")).expect_err("there's none");
+        assert_eq!(nowhere.kind(), ErrorKind::BadWorkingDirectory);
+        assert_eq!(instance.run("/nowhere/true").expect_err("there's none").kind(), ErrorKind::NotFound);
+    }
+    assert!(began.elapsed() < support::patience(Duration::from_secs(30)), "{:?}", began.elapsed());
+}
+
 fn connections_reach_servers_inside() {
     let instance = start();
     let server = "import socket\ns = socket.create_server(('127.0.0.1', 8080))\nu = socket.socket(socket.AF_UNIX)\nu.bind('/tmp/sock')\nu.listen()\n\
@@ -474,6 +486,7 @@ fn main() {
         test!(memory_is_one_limit_for_all, root),
         test!(limits_can_change_while_it_runs),
         test!(a_hostile_command_holds_up_nobody_for_long),
+        test!(commands_that_come_to_nothing_are_over_at_once),
         test!(connections_reach_servers_inside, Need::Tool("python3")),
         test!(a_connection_that_is_never_accepted_ends_with_its_limit, Need::Tool("python3")),
         test!(a_reset_leaves_nothing_of_what_was),

@@ -6,7 +6,7 @@
 //! CPU time where v1 doesn't. `place.rs` finds where groups may be made, `remedy.rs` says what helps
 //! where they may not, `v1.rs` and `v2.rs` know the names of files.
 //!
-//! The host makes the group, writes its limits and reads every one of them back, ahead of
+//! The host makes the group, sets its limits and reads every one of them, ahead of
 //! the run (`ahead.rs`) or while its sandbox is being set up, and passes descriptors on: the workload's process
 //! joins by writing `0` to its own membership file, last before it gives up its
 //! privileges. That is cheap on v1, where moving another process by pid waits for a grace

@@ -3,13 +3,12 @@
 //! To make and to remove a group that limits memory takes as long there as a process with
 //! all its namespaces: the kernel keeps counters for each processor, and takes a group apart
 //! in its work queues. Where a sandbox has one command and ends with it, its groups are
-//! taken over by a later one, if nobody can tell: everybody who was in them is dead, nothing ever met the limit, next to nothing is charged any more. Limits
-//! are written and read back as in a new one, the peak is set back, and CPU time is told by
+//! taken over by a later one, if nobody can tell: everybody who was in them is dead, nothing ever met the limit, next to nothing is charged any more. The peak is set back, and CPU time is told by
 //! difference. The peak of processes can't be set back, so what limits them serves again only
 //! after a command that never had more than its first one: that's the least that any has.
 //!
-//! Some keep open what the next one needs of them, and have their limits read and not
-//! written: to open and close a file of a group takes three times as long as to read it.
+//! Limits are written and read back as in a new one. But some keep open what the next one needs
+//! of them, and have their limits read, and written only if they are others: to open and close a file of a group takes three times as long as to read it.
 //!
 //! On v2 there's one group for all, so it's made anew too.
 
@@ -35,7 +34,7 @@ struct State {
     free: Vec<Spare>,
     /// How many are in use.
     lent: usize,
-    /// Hierarchy and number of those that nobody will use and that couldn't be removed yet.
+    /// Hierarchy and number of those that nobody will use and that aren't removed yet.
     busy: Vec<(usize, u64)>,
 }
 
@@ -67,9 +66,9 @@ impl Places {
             return false;
         }
         let free = std::mem::take(&mut self.spares.state().free);
-        let any = !free.is_empty();
+        let (any, busy) = (!free.is_empty(), self.spares.state().busy.len());
         self.remove(free.into_iter().map(|spare| (spare.member.hierarchy, spare.member.number)).collect());
-        any
+        any || self.spares.state().busy.len() < busy
     }
 
     /// Whether none is left, whatever has become of it. Removes those that wait.
@@ -159,7 +158,7 @@ impl Group {
     pub(crate) fn ended(&mut self, counters: &Counters) {
         let none = |count: Option<u64>| count.unwrap_or(0) == 0;
         let well = none(counters.oom_kills) && none(counters.limit_hits);
-        let alone = counters.peak_processes == Some(1) && none(counters.fork_failures);
+        let alone = counters.peak_processes == Some(1) && counters.fork_failures == Some(0);
         for member in std::mem::take(&mut self.members) {
             match self.is_turn(member.hierarchy, member.uses) {
                 true if member.uses & controller::PIDS != 0 && !alone => self.remove_later(member),
@@ -174,6 +173,11 @@ impl Group {
         let mut state = self.places.spares.state();
         state.lent -= 1;
         state.busy.push((member.hierarchy, member.number));
+        let many = state.busy.len() > Spares::MOST;
+        drop((state, member));
+        if many {
+            self.catch_up();
+        }
     }
 
     /// Removes what was to be removed later.
@@ -251,6 +255,10 @@ impl Spare {
             let clean = spared && from.number("memory.usage_in_bytes").is_some_and(|bytes| bytes <= most);
             if !clean || self.member.set_peak_back().is_err() {
                 return false;
+            }
+            if let Some([event, _]) = &self.member.doors.oom {
+                // Where the group around ours ran out of memory all below it are told.
+                let _ = nix::unistd::read(event, &mut [0; 8]);
             }
         }
         if self.member.uses & controller::PIDS != 0 && from.number("pids.current") != Some(0) {

@@ -468,7 +468,9 @@ impl Inside {
         for fd in core::mem::replace(&mut self.spent.fds, command.kept()) {
             close(fd);
         }
-        self.spent.due = command.over + LEISURE;
+        let due = command.over + LEISURE;
+        // What was given is closed at once.
+        self.spent.due = if self.spent.due == 0 { due } else { self.spent.due.min(due) };
     }
 
     fn finish_last(&mut self, i: usize) -> ! {
@@ -517,21 +519,24 @@ impl Inside {
             // It's all that isn't PID 1's, as what is received now won't be.
             self.close(core::mem::replace(&mut spent, Spent::NONE));
         }
-        self.obey();
-        // While a command is on its way. Before, with a request unread, it would have the
-        // kernel look for descriptors that nobody can receive any more.
-        self.close(spent);
+        self.obey(spent);
     }
 
-    fn obey(&mut self) {
+    fn obey(&mut self, spent: Spent) {
         let (request, received, plan) = match receive_with_plan(self.reply, false) {
             Ok(Some(message)) => message,
             // The host let go; PID 1's end is the end of all.
             Ok(None) => exit(0),
-            Err(_) => return,
+            Err(_) => return self.close(spent),
         };
+        if request.kind == Request::RUN && received.count >= 1 && !received.truncated {
+            return self.verb(&request, &received, plan, spent);
+        }
+        // Not before: with a request unread the kernel would look for descriptors that nobody
+        // can receive any more.
+        self.close(spent);
         match request.kind {
-            Request::RUN | Request::DO if received.count >= 1 && !received.truncated => return self.verb(&request, &received, plan),
+            Request::DO if received.count >= 1 && !received.truncated => return self.verb(&request, &received, plan, Spent::NONE),
             Request::RUN | Request::DO if received.count >= 1 => report_failure(received.fds[0], Failure::outside(EMFILE)),
             Request::SIGNAL | Request::KILL | Request::STOP => {
                 for i in 0..self.commands.len() {
@@ -596,12 +601,13 @@ impl Inside {
     }
 
     /// RUN and DO.
-    fn verb(&mut self, request: &Request, received: &Received, plan: Bytes) {
+    fn verb(&mut self, request: &Request, received: &Received, plan: Bytes, spent: Spent) {
         let reply = received.fds[0];
         let (mut context, passed) = match Context::sent(plan, &received.fds()[1..]) {
             Ok(context) => context,
             Err(errno) => {
                 report_failure(reply, Failure::outside(errno));
+                self.close(spent);
                 return received.close();
             }
         };
@@ -610,7 +616,7 @@ impl Inside {
         }
         context.slots[slot::REPLY as usize] = -1;
         let started = if request.kind == Request::RUN {
-            self.run(&mut context, reply)
+            self.run(&mut context, reply, spent)
         } else {
             self.perform(&mut context, reply).map_err(Failure::outside)
         };
@@ -624,32 +630,40 @@ impl Inside {
         self.nudge_later();
     }
 
-    fn run(&mut self, context: &mut Context, reply: i32) -> core::result::Result<(), Failure> {
+    fn run(&mut self, context: &mut Context, reply: i32, spent: Spent) -> core::result::Result<(), Failure> {
         let used = self.commands.len();
-        let place = match self.commands.iter().position(|c| c.pid == 0) {
-            Some(place) => place,
-            None if used < COMMANDS => used,
-            None => return Err(Failure::outside(EUSERS)),
-        };
+        let place = self.commands.iter().position(|c| c.pid == 0).unwrap_or(used);
         let alone = self.is_empty();
+        let waits = alone && context.plan.flags() & wire::ALONE != 0 && place < COMMANDS;
+        if !waits {
+            // A copy would hide the ends of the last command's pipes until exec, whenever
+            // that comes.
+            self.close(spent);
+            if place >= COMMANDS {
+                return Err(Failure::outside(EUSERS));
+            }
+            self.reuse.starts(alone);
+            let started = Command::start_beside(context, reply, self.ruleset);
+            return started.map(|command| self.take_in(place, command, false)).map_err(Failure::outside);
+        }
         self.reuse.starts(alone);
-        let waits = alone && context.plan.flags() & wire::ALONE != 0;
-        let mut command = if waits {
-            Command::start_alone(context, reply, self.ruleset)?
-        } else {
-            Command::start_beside(context, reply, self.ruleset).map_err(Failure::outside)?
-        };
+        let started = Command::start_alone(context, reply, self.ruleset);
+        // It's executed already, or never will be.
+        self.close(spent);
+        started.map(|command| self.take_in(place, command, true))
+    }
+
+    fn take_in(&mut self, place: usize, mut command: Command, waits: bool) {
         self.reuse.has_courier(if command.has_courier() { command.pid } else { 0 });
         command.tree.proc = self.proc;
-        if place == used {
-            self.commands = places(used + 1);
+        if place == self.commands.len() {
+            self.commands = places(place + 1);
         }
         self.commands[place] = command;
         if waits {
             self.promise();
             self.commands[place].say_started();
         }
-        Ok(())
     }
 
     /// There's no process but us.

@@ -628,16 +628,21 @@ impl Server {
                 }
             }
             if left == 0 {
+                for [base, home] in &mut self.homes {
+                    if *home >= 0 {
+                        // Groups that the host had made ahead, or would have removed itself.
+                        remove_below(*home, true);
+                        match remove_directory(*base, b"cofferdam-", self.nonce) {
+                            Err(EBUSY) => left |= 1,
+                            _ => *home = -1,
+                        }
+                    }
+                }
+            }
+            if left == 0 {
                 break;
             }
             pause(5_000_000);
-        }
-        for [base, home] in self.homes {
-            if home >= 0 {
-                // Groups that the host had made ahead.
-                remove_below(home, true);
-                let _ = remove_directory(base, b"cofferdam-", self.nonce);
-            }
         }
         exit(0)
     }

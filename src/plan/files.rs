@@ -3,7 +3,7 @@
 //! The outer child opens sources in the host's mount namespace and turns them
 //! into detached mounts; with an image it also builds the overlay there, because
 //! a lower layer that was opened outside is EPERM for an overlay mounted inside,
-//! while a finished mount from outside can be attached. PID 1 attaches, pivots,
+//! while a finished mount from outside can be attached. PID 1 attaches, enters,
 //! and completes the tree when nothing of the host is in reach any more.
 //!
 //! Everything writable of a sandbox lies in one tmpfs, the *scratch*: the

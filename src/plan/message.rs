@@ -179,8 +179,8 @@ impl Report {
     pub const DONE: u32 = 9;
     /// The master of a command's terminal comes along; before [`STARTED`](Self::STARTED).
     pub const TERMINAL: u32 = 10;
-    /// The command's process, whose pidfd comes along, has given up what it gives up and
-    /// waits.
+    /// The command's process, whose pidfd comes along, has given up what it gives up, and
+    /// executes nothing before it's told to.
     pub const STANDING: u32 = 11;
     /// The writable layer, for a host that wants to keep it; its directory comes along.
     pub const UPPER: u32 = 12;

@@ -269,6 +269,8 @@ impl Live {
         };
         match report.kind {
             Report::FAILED => {
+                // It never began after all, and this is all that's said of it.
+                self.proceeded = None;
                 let group = if let Place::Own { group, .. } = &mut self.place { Some(&mut **group) } else { None };
                 Err(failed(&report, &self.draft, &self.sandbox, group))
             }

@@ -1,7 +1,8 @@
 //! Proof that a sandbox is what its recipe says, from outside, before the command is
 //! executed.
 //!
-//! The command's process stops once it has given up what it gives up, and the host reads
+//! The command's process has given up then what it gives up (it goes on with what shows in no
+//! file, and stops before exec), and the host reads
 //! what the kernel shows of it: identity, capabilities, id maps and resource limits for
 //! every run (the maps of a live sandbox at its first command only: they are written once,
 //! and the ids that `status` shows are by those maps); namespaces and mounts once for every kind of sandbox that an init makes,

@@ -21,9 +21,9 @@ impl Context {
             *source = if (fd as usize) < above { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32 } else { fd };
         }
         // Some more are needed after this: the way to the host, that to PID 1, a courier's
-        // channel, which is in the same table (see listener.rs), and the rules.
+        // channel and pidfd, which are in the same table (see listener.rs), and the rules.
         let [reply, .., ruleset] = &mut self.slots[slot::REPLY as usize..=slot::RULESET as usize] else { return Err(EINVAL) };
-        for fd in [reply, ruleset, &mut self.channel[1], &mut self.announce] {
+        for fd in [reply, ruleset, &mut self.channel[1], &mut self.announce, &mut self.pidfd] {
             if (0..above as i32).contains(fd) {
                 *fd = call(nr::FCNTL, [*fd as usize, F_DUPFD_CLOEXEC, above, 0, 0, 0])? as i32;
             }
