@@ -117,7 +117,7 @@ pub(super) fn make_directory(parent: &OwnedFd, name: &str) -> nix::Result<OwnedF
 }
 
 pub(super) fn open(directory: &OwnedFd, file: &str, flags: OFlag) -> io::Result<OwnedFd> {
-    Ok(openat(directory.as_fd(), file, flags | OFlag::O_CLOEXEC, Mode::empty())?)
+    crate::sys::not_standard(openat(directory.as_fd(), file, flags | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 pub(super) fn write(directory: &OwnedFd, file: &str, value: &str) -> io::Result<()> {

@@ -68,7 +68,7 @@ pub(super) fn watch_oom(directory: &OwnedFd) -> io::Result<[OwnedFd; 2]> {
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let text = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
     write(directory, "cgroup.event_control", &text)?;
-    Ok([event.into(), control])
+    Ok([crate::sys::not_standard(event.into())?, control])
 }
 
 /// Files that [`events`] reads of most groups, and those that [`count`] reads of all beside
