@@ -47,7 +47,19 @@ impl Context {
     /// See [`op::STAND`].
     pub(super) fn stand(&self) -> Result<usize> {
         let standing = Report { kind: Report::STANDING, ..Report::default() };
-        let stand = |pidfd| send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd]).map(|()| 0);
+        let stand = |pidfd| {
+            // No more descriptors of one user may be on their way than the sender may have open
+            // (unix(7)), which is the recipe's own limit by now. Those of others arrive soon.
+            const ETOOMANYREFS: i32 = 109;
+            let attempt = || send(self.slots[slot::REPLY as usize], &standing.encode(), &[pidfd]);
+            for _ in 0..2000 {
+                match attempt() {
+                    Err(ETOOMANYREFS) => pause(1_000_000),
+                    other => return other.map(|()| 0),
+                }
+            }
+            attempt().map(|()| 0)
+        };
         if self.pidfd >= 0 {
             return stand(self.pidfd);
         }
