@@ -3,12 +3,15 @@
 //! To make and to remove a group that limits memory takes as long there as a process with
 //! all its namespaces: the kernel keeps counters for each processor, and takes a group apart
 //! in its work queues. Where a sandbox has one command and ends with it, its groups are
-//! taken over by a later one, if nobody can tell: everybody who was in them is dead, nothing ever met the limit, next to nothing is charged any more. The peak is set back, and CPU time is told by
-//! difference. The peak of processes can't be set back, so what limits them serves again only
-//! after a command that never had more than its first one: that's the least that any has.
+//! taken over by a later one, if nobody can tell: everybody who was in them is dead, nothing
+//! ever met the limit, next to nothing is charged any more. The peak is set back, and CPU time
+//! is told by difference. The peak of processes can't be set back, so what limits them serves
+//! again only after a command that never had more than its first one: that's the least that
+//! any has.
 //!
 //! Limits are written and read back as in a new one. But some keep open what the next one needs
-//! of them, and have their limits read, and written only if they are others: to open and close a file of a group takes three times as long as to read it.
+//! of them, and have their limits read, and written only if they are others: to open and close
+//! a file of a group takes three times as long as to read it.
 //!
 //! On v2 there's one group for all, so it's made anew too.
 

@@ -519,24 +519,21 @@ impl Inside {
             // It's all that isn't PID 1's, as what is received now won't be.
             self.close(core::mem::replace(&mut spent, Spent::NONE));
         }
-        self.obey(spent);
-    }
-
-    fn obey(&mut self, spent: Spent) {
         let (request, received, plan) = match receive_with_plan(self.reply, false) {
             Ok(Some(message)) => message,
             // The host let go; PID 1's end is the end of all.
             Ok(None) => exit(0),
             Err(_) => return self.close(spent),
         };
-        if request.kind == Request::RUN && received.count >= 1 && !received.truncated {
-            return self.verb(&request, &received, plan, spent);
+        if request.kind != Request::RUN {
+            // Not before: with a request unread the kernel would look for descriptors that
+            // nobody can receive any more.
+            self.close(core::mem::replace(&mut spent, Spent::NONE));
         }
-        // Not before: with a request unread the kernel would look for descriptors that nobody
-        // can receive any more.
-        self.close(spent);
         match request.kind {
-            Request::DO if received.count >= 1 && !received.truncated => return self.verb(&request, &received, plan, Spent::NONE),
+            Request::RUN | Request::DO if received.count >= 1 && !received.truncated => {
+                return self.verb(&request, &received, plan, spent);
+            }
             Request::RUN | Request::DO if received.count >= 1 => report_failure(received.fds[0], Failure::outside(EMFILE)),
             Request::SIGNAL | Request::KILL | Request::STOP => {
                 for i in 0..self.commands.len() {
@@ -549,6 +546,7 @@ impl Inside {
             Request::END => self.end_all(),
             _ => {}
         }
+        self.close(spent);
         received.close();
         unmap(plan);
     }
@@ -630,7 +628,7 @@ impl Inside {
         self.nudge_later();
     }
 
-    fn run(&mut self, context: &mut Context, reply: i32, spent: Spent) -> core::result::Result<(), Failure> {
+    fn run(&mut self, context: &mut Context, reply: i32, mut spent: Spent) -> core::result::Result<(), Failure> {
         let used = self.commands.len();
         let place = self.commands.iter().position(|c| c.pid == 0).unwrap_or(used);
         let alone = self.is_empty();
@@ -638,32 +636,31 @@ impl Inside {
         if !waits {
             // A copy would hide the ends of the last command's pipes until exec, whenever
             // that comes.
-            self.close(spent);
-            if place >= COMMANDS {
-                return Err(Failure::outside(EUSERS));
-            }
-            self.reuse.starts(alone);
-            let started = Command::start_beside(context, reply, self.ruleset);
-            return started.map(|command| self.take_in(place, command, false)).map_err(Failure::outside);
+            self.close(core::mem::replace(&mut spent, Spent::NONE));
+        }
+        if place >= COMMANDS {
+            return Err(Failure::outside(EUSERS));
         }
         self.reuse.starts(alone);
-        let started = Command::start_alone(context, reply, self.ruleset);
-        // It's executed already, or never will be.
+        let started = if waits {
+            Command::start_alone(context, reply, self.ruleset)
+        } else {
+            Command::start_beside(context, reply, self.ruleset).map_err(Failure::outside)
+        };
+        // One that's alone is executed already, or never will be.
         self.close(spent);
-        started.map(|command| self.take_in(place, command, true))
-    }
-
-    fn take_in(&mut self, place: usize, mut command: Command, waits: bool) {
+        let mut command = started?;
         self.reuse.has_courier(if command.has_courier() { command.pid } else { 0 });
         command.tree.proc = self.proc;
-        if place == self.commands.len() {
-            self.commands = places(place + 1);
+        if place == used {
+            self.commands = places(used + 1);
         }
         self.commands[place] = command;
         if waits {
             self.promise();
             self.commands[place].say_started();
         }
+        Ok(())
     }
 
     /// There's no process but us.

@@ -65,6 +65,13 @@ pub(crate) fn attach(draft: &mut Draft, mount: u8, path: Arg, object: impl Into<
     draft.step(libc::SYS_move_mount, &args, "mount", object);
 }
 
+/// Attaches one, or moves it, to the place in a slot.
+fn attach_to(draft: &mut Draft, mount: u8, place: u8, object: impl Into<Cow<'static, str>>) {
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    let args = [Arg::Slot(mount), Draft::EMPTY, Arg::Slot(place), Draft::EMPTY, flags.into()];
+    draft.step(libc::SYS_move_mount, &args, "mount", object);
+}
+
 /// mount_setattr(2) on a detached tree, submounts included. Propagation from the
 /// host ends here.
 pub(crate) fn set_attributes(draft: &mut Draft, mount: u8, set: u64, object: impl Into<Cow<'static, str>>) {
@@ -331,9 +338,7 @@ pub(crate) fn inner(
     let (place, path) = (draft.temporary(), draft.text("proc"));
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     draft.step(libc::SYS_openat, &[HERE, path, flags.into()], "mount", "/proc").keep_in(place);
-    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-    let args = [Arg::Slot(devices.shown), Draft::EMPTY, Arg::Slot(place), Draft::EMPTY, flags.into()];
-    draft.step(libc::SYS_move_mount, &args, "mount", "/proc");
+    attach_to(draft, devices.shown, place, "/proc");
     draft.close(place);
     draft.close(devices.shown);
     let dot = draft.text(".");
@@ -385,9 +390,7 @@ pub(crate) fn inner(
                 name.clone(),
             )
             .keep_in(target);
-        let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-        let args = [Arg::Slot(source), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()];
-        draft.step(libc::SYS_move_mount, &args, "mount", name.clone());
+        attach_to(draft, source, target, name.clone());
         draft.close(target);
         if let Some(ruleset) = ruleset.filter(|_| landlock::writable(&mount.kind)) {
             ruleset.allow(draft, source, right::WRITE, name);
@@ -447,13 +450,7 @@ fn host_tree(draft: &mut Draft, layout: &HostLayout, outside: &Outside<'_>, fres
         let path = draft.text(inside);
         let args = [Arg::Slot(slot::ROOT), path, Arg::Slot(*tree), 0o755.into(), 0.into(), 0.into()];
         draft.step(op::MAKE_PATH, &args, "make a place to mount", inside.to_string()).keep_in(target);
-        let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-        draft.step(
-            libc::SYS_move_mount,
-            &[Arg::Slot(*tree), Draft::EMPTY, Arg::Slot(target), Draft::EMPTY, flags.into()],
-            "mount",
-            inside.to_string(),
-        );
+        attach_to(draft, *tree, target, inside.to_string());
         draft.close(target);
     }
 }

@@ -187,8 +187,9 @@ pub mod op {
     pub const CENSUS: u32 = 0x1_001b;
     /// Command: make a socket, for those who count them, and close it.
     pub const MAKE_SOCKET: u32 = 0x1_001c;
-    /// Command: close what isn't needed any more, and move the rest out of the way, because what is open counts for the limit
-    /// on open files that comes next, and some more are to be opened.
+    /// Command: close what isn't needed any more, and move the rest out of the way, because
+    /// what is open counts for the limit on open files that comes next, and some more are to
+    /// be opened.
     pub const MAKE_ROOM: u32 = 0x1_001d;
     /// The last of them.
     pub const LAST: u32 = 0x1_001d;
